@@ -1,0 +1,141 @@
+"""The Scheduler's face: what it is told and what it answers. An outside simulator replays it through this file.
+
+All times are seconds; `deadline` is on the scheduler's own clock (the `now` of its `step`).
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+from msgspec import Struct
+
+from node.types import NodeId, NodeStatus, RequestId, Usage
+from router.errors import Refusal
+
+Outcome: TypeAlias = Literal["ok", "busy", "failed", "cancelled"]  # busy: refused for want of a slot, not a failure
+
+
+class Request(Struct, frozen=True, kw_only=True):
+    """What placing needs to know of a request; never its text.
+
+    `models` are names in order of preference: the one asked for, then its fallbacks. `blocks` are chained hashes of
+    the prompt's starts, `block_tokens` tokens each. `excluded` nodes have already failed this request.
+    """
+
+    id: RequestId
+    models: tuple[str, ...]
+    prompt_tokens: int = 0
+    blocks: tuple[int, ...] = ()
+    block_tokens: int = 0
+    max_tokens: int = 0  # 0 = the client set none
+    client: str = ""
+    priority: Literal["normal", "low"] = "normal"
+    deadline: float | None = None
+    excluded: tuple[NodeId, ...] = ()
+
+
+class Term(Struct, frozen=True):
+    """One part of a cost: what it is called, its seconds, and why it is that many."""
+
+    name: str
+    seconds: float
+    why: str
+
+
+class Candidate(Struct, frozen=True):
+    """One node and model that were looked at. `total_s` is the sum of `terms`; None when `excluded` says why not."""
+
+    node: NodeId
+    model: str
+    total_s: float | None = None
+    terms: tuple[Term, ...] = ()
+    excluded: str | None = None
+
+
+class Decision(Struct, frozen=True, kw_only=True):
+    """Why a request went where it went (`mesh routes --why`): ROUTE.decision of DESIGN section 4."""
+
+    request: dict[str, str | int | float | None | list[str]]
+    chosen: NodeId | None
+    waited_ms: float
+    candidates: tuple[Candidate, ...]
+
+
+class NodeUp(Struct, frozen=True, tag=True):
+    status: NodeStatus
+
+
+class NodeChanged(Struct, frozen=True, tag=True):
+    status: NodeStatus
+
+
+class NodeDown(Struct, frozen=True, tag=True):
+    node: NodeId
+
+
+class Submit(Struct, frozen=True, tag=True):
+    request: Request
+
+
+class Started(Struct, frozen=True, tag=True):
+    """The edge has taken the grant."""
+
+    id: RequestId
+
+
+class FirstToken(Struct, frozen=True, tag=True):
+    id: RequestId
+    cached_tokens: int = 0
+
+
+class Finished(Struct, frozen=True, tag=True):
+    id: RequestId
+    outcome: Outcome
+    usage: Usage = Usage()
+
+
+class Cancel(Struct, frozen=True, tag=True):
+    id: RequestId
+
+
+class Adopt(Struct, frozen=True, tag=True):
+    """A request that already runs, granted by an earlier coordinator."""
+
+    request: Request
+    node: NodeId
+    sent_s_ago: float
+    first_token: bool
+
+
+class Loaded(Struct, frozen=True, tag=True):
+    """`node` took `seconds` to bring `model` from absent to ready."""
+
+    node: NodeId
+    model: str
+    seconds: float
+
+
+class Tick(Struct, frozen=True, tag=True):
+    pass
+
+
+SchedulerEvent: TypeAlias = (
+    NodeUp | NodeChanged | NodeDown | Submit | Started | FirstToken | Finished | Cancel | Adopt | Loaded | Tick
+)
+
+
+class Grant(Struct, frozen=True, tag=True):
+    """Run `id` on `node` as `model` (MODEL.name there), now."""
+
+    id: RequestId
+    node: NodeId
+    model: str
+    decision: Decision
+
+
+class Refuse(Struct, frozen=True, tag=True):
+    id: RequestId
+    error: Refusal
+
+
+SchedulerEffect: TypeAlias = Grant | Refuse
