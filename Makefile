@@ -1,0 +1,40 @@
+# What a clean clone needs: Python 3.11, git, make, pip (and apt for the lab on Linux). `make run` is the first thing to try.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+SIM_MINUTES ?= 30
+PACKAGES := mesh node router election demo bench
+
+.PHONY: help setup run test lint sim clean
+
+help:  ## what can be made here
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+setup: $(READY)  ## .venv with everything, test dependencies included
+
+# A Debian python3 may come without venv: virtualenv from pip does the same.
+$(READY): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); $(PYTHON) -m pip install --quiet --user virtualenv && $(PYTHON) -m virtualenv --quiet $(VENV); }
+	@echo "installing into $(VENV) (about a minute the first time)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+run: $(READY)  ## three real nodes on this machine, one question, stays up (ARGS=--once: ends after the answer)
+	@$(BIN)/python -m demo.run $(ARGS)
+
+test: $(READY)  ## the whole suite, a share of the simulations included
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(READY)  ## ruff, mypy --strict, import contracts
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+sim: $(READY)  ## the long simulations, for $$SIM_MINUTES (default 30); writes bench/out/sim.json
+	@mkdir -p bench/out
+	@$(BIN)/python -m tests.sim --minutes $(SIM_MINUTES) --out bench/out/sim.json
+
+clean:  ## away with what is made here, the demo model's cache included
+	rm -rf $(VENV) .cache bench/out *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
