@@ -1,0 +1,137 @@
+"""`mesh status`: the contract's JSON, made from one View and one account. Pure.
+
+The counts are a partition: each open request of the mesh is either waiting at the coordinator (`mesh.queue_depth`), or
+granted to one node, where it counts as that node's `queue_depth` (reserved, or waiting inside it) or `in_flight`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from node.types import ModelReport, NodeId
+from router.view import NodeView, View
+
+Json = dict[str, Any]
+
+
+class NodeAccount(Struct, frozen=True):
+    """Requests bound to one node: granted and not yet taken up, and taken up."""
+
+    reserved: int = 0
+    in_flight: int = 0
+
+
+class MeshAccount(Struct, frozen=True):
+    """The coordinator's count of every open request: `queue_depth` waits unbound, the rest is bound to a node."""
+
+    queue_depth: int = 0
+    nodes: dict[str, NodeAccount] = {}
+
+    @property
+    def in_flight(self) -> int:
+        return sum(n.reserved + n.in_flight for n in self.nodes.values())
+
+
+_MODEL_FIELDS = (
+    "name",
+    "aliases",
+    "source",
+    "engine",
+    "fingerprint",
+    "state",
+    "size_bytes",
+    "slots",
+    "in_flight",
+    "queue_depth",
+    "prefill_tps",
+    "decode_tps",
+    "resume",
+    "error",
+)
+
+
+def model_json(model: ModelReport) -> Json:
+    """MODEL of DESIGN section 4."""
+    fields = msgspec.to_builtins(model)
+    return {name: fields[name] for name in _MODEL_FIELDS}
+
+
+def node_json(node: NodeView, view: View, name: str, account: NodeAccount | None) -> Json:
+    """NODE of DESIGN section 4. `account` None: nobody counts for this node now, so its own count stands."""
+    report = node.report
+    inside = sum(m.queue_depth for m in report.models)
+    running = sum(m.in_flight for m in report.models)
+    if account is None:
+        queue_depth, in_flight = inside, running
+    else:
+        inside = min(inside, account.in_flight)  # its report may be older than the account
+        queue_depth, in_flight = account.reserved + inside, account.in_flight - inside
+    return {
+        "name": name,
+        "id": report.id,
+        "state": node.state.value,
+        "reason": node.reason,
+        "coordinator": report.id == view.coordinator,
+        "far": node.far,
+        "priority": report.priority,
+        "uptime_s": round(report.uptime_s, 1),
+        "addresses": list(node.addresses or report.addresses),
+        "version": report.version,
+        "via": node.via,
+        "rtt_ms": None if node.rtt_s is None else round(node.rtt_s * 1e3, 2),
+        "hardware": {
+            "chip": report.hardware.chip,
+            "memory_bytes": report.hardware.memory_bytes,
+            "gpu_cores": report.hardware.gpu_cores,
+        },
+        "memory": {
+            "budget_bytes": report.memory.budget_bytes,
+            "used_bytes": report.memory.used_bytes,
+            "headroom_bytes": report.memory.headroom_bytes,
+            "pressure": report.memory.pressure.value,
+        },
+        "queue_depth": queue_depth,
+        "in_flight": in_flight,
+        "models": [model_json(m) for m in report.models],
+    }
+
+
+def mesh_json(view: View, names: Mapping[NodeId, str], account: MeshAccount, extra_notes: Sequence[str] = ()) -> Json:
+    """The whole of `mesh status --json`. `names` as people know the nodes; `notes` say what a person should know."""
+    return {
+        "mesh": {
+            "name": view.mesh_name,
+            "id": view.mesh_id,
+            "enabled": view.enabled,
+            "coordinator": names.get(view.coordinator) if view.coordinator else None,
+            "term": view.term,
+            "url": view.url,
+            "alone": view.alone,
+            "queue_depth": account.queue_depth,
+            "in_flight": account.in_flight,
+        },
+        "self": names[view.self_id],
+        "nodes": [
+            node_json(n, view, names[n.report.id], account.nodes.get(n.report.id, NodeAccount()))
+            for n in sorted(view.nodes, key=lambda n: (names[n.report.id], n.report.id))
+        ],
+        "notes": [*extra_notes, *differing_names(view)],
+    }
+
+
+def differing_names(view: View) -> list[str]:
+    """A note for each name under which nodes serve different weights (DESIGN section 5, Names)."""
+    weights: dict[str, set[str]] = {}
+    for node in view.serving():
+        for model in node.report.models:
+            for name in {model.name, *model.aliases}:
+                weights.setdefault(name, set()).add(model.fingerprint or model.name)
+    return [
+        f"'{name}' is not the same weights on every node: a conversation stays on those it began with"
+        for name, kinds in sorted(weights.items())
+        if len(kinds) > 1
+    ]
