@@ -1,0 +1,40 @@
+"""Every bound of this package, in one place. mesh/config.py fills some from config.yaml."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+
+class NodeSettings(Struct, frozen=True, kw_only=True):
+    """Bounds of one node: its memory, its queues, its patience. Times in seconds, sizes in bytes."""
+
+    memory_budget_bytes: int = 0  # 0: headroom.default_budget decides
+    kv_tokens: int = 32_768  # tokens of KV cache that are budgeted for a model, at most its context
+    cache_seqs: int = 10  # prompt caches mlx_lm.server keeps (its --prompt-cache-size default)
+    disk_bytes_per_s: float = 1.5e9  # assumed until a load is measured: an internal SSD, uncached
+    load_fixed_s: float = 4.0  # Python, MLX and the first token, whatever the size
+
+    start_limit_s: float = 900.0  # a worker that is not ready by then is ended
+    backoff_first_s: float = 1.0  # before the first restart; doubles with each failure without health between
+    backoff_cap_s: float = 60.0
+    health_s: float = 120.0  # ready for this long: earlier failures are forgotten
+    flapping_failures: int = 5  # so many within the window: no restart until `models load`
+    flapping_window_s: float = 600.0
+    stop_grace_s: float = 10.0  # SIGTERM, then SIGKILL
+    stats_every_s: float = 1.0
+    probe_every_s: float = 5.0
+
+    hold_factor: float = 1.5  # a request is held for a load at most this many times the expected load time,
+    hold_floor_s: float = 30.0  # but at least this long: an estimate from bytes knows nothing of a busy machine
+    alive_every_s: float = 1.0  # said to the edge while there is nothing else to say
+    silence_limit_s: float = 300.0  # a worker that says nothing at all for this long has lost the request
+    stream_blocks: int = 64  # blocks of one answer kept for a slow reader; then the worker is not read
+    close_limit_s: float = 5.0  # for a worker's stream to close behind a client that left
+    calls_remembered: int = 1024  # ended (request, attempt) pairs that are not run again
+    post_bytes: int = 32 * 2**20  # body of a request at the peer port
+
+    def __post_init__(self) -> None:
+        assert 0 < self.backoff_first_s <= self.backoff_cap_s
+        assert self.flapping_failures >= 1
+        assert self.stream_blocks >= 1
+        assert self.alive_every_s < self.silence_limit_s
