@@ -38,3 +38,35 @@ class NodeSettings(Struct, frozen=True, kw_only=True):
         assert self.flapping_failures >= 1
         assert self.stream_blocks >= 1
         assert self.alive_every_s < self.silence_limit_s
+
+
+class EngineSettings(Struct, frozen=True, kw_only=True):
+    """Bounds of the engines and their workers. Times in seconds, sizes in bytes."""
+
+    start_limit_s: float = 600.0  # from spawn to the first generated token
+    health_every_s: float = 0.5  # how often a starting worker is asked whether it still lives
+    connect_limit_s: float = 5.0
+    first_block_limit_s: float = 300.0  # until the first SSE block, comments included
+    silence_limit_s: float = 300.0  # between two blocks; one prefill step of a large model takes a minute
+    probe_limit_s: float = 300.0  # an external server's first token: it may load its model first
+    stats_limit_s: float = 2.0  # one question for counters
+    stats_misses: int = 15  # unanswered questions in a row after which a worker counts as dead
+    exit_notice_s: float = 2.0  # how long a broken stream waits to learn that its process has ended, and why
+    port_tries: int = 3  # somebody may take a free port between our look and the worker's bind
+
+    tail_bytes: int = 16_384  # of a worker's output, read for the diagnosis
+    error_bytes: int = 64 * 1024  # of an engine's error body
+    block_bytes: int = 16 * 2**20  # one SSE block; a longer one is a failure
+    post_bytes: int = 256 * 2**20  # answer of another endpoint (audio, images)
+
+    external_slots: int = 4
+    command_slots: int = 4
+    mlx_slots: int = 4  # --decode-concurrency: answers that one worker generates side by side
+    max_tokens: int = 32_768  # when the client sets none and the model's context is unknown
+    prompt_cache_seqs: int = 1000  # many, because bytes are the bound that matters: ten lose agents' prefixes
+    prompt_cache_bytes: int = 2 * 2**30
+
+    def __post_init__(self) -> None:
+        assert self.port_tries >= 1
+        assert min(self.external_slots, self.command_slots, self.mlx_slots) >= 1
+        assert self.stats_misses >= 1
