@@ -1,0 +1,78 @@
+"""Bounds and timers between nodes. Sources: docs/wire.md for sizes, docs/adr for the numbers of failure detection."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+
+class MembershipSettings(Struct, frozen=True, kw_only=True):
+    """When silence means something. Seconds.
+
+    Suspicion of a peer begins after clamp(gap_factor x its longest gap in gap_window_s + gap_extra_s, floor, cap).
+    """
+
+    gap_factor: float = 1.5
+    gap_extra_s: float = 0.1  # one heartbeat
+    gap_window_s: float = 600.0
+    patience_floor_s: float = 0.35
+    patience_cap_s: float = 1.5
+    far_patience_floor_s: float = 1.5  # other sites, and peers whose datagrams do not get through: slower signs of life
+    far_patience_cap_s: float = 5.0
+    datagrams_missing_s: float = 3.0  # no heartbeat for so long while the link talks: judged by the link alone
+    confirm_s: float = 0.15  # from suspect to dead
+    stalled_s: float = 0.25  # our own timer this late: we were stalled, and nobody else is to blame
+    link_grace_s: float = 5.0  # a peer that is heard but has no link keeps its place so long
+    waiting_s: float = 5.0  # a peer that was found but never reached is called dead after so long
+    nudge_s: float = 1.0  # at most one "dial now" so often because a peer without a link was heard
+    dead_kept_s: float = 7 * 86400.0
+    peers_max: int = 256  # further ones are refused: the oldest dead go first
+    addresses_max: int = 16  # of one peer
+
+
+class LinkSettings(Struct, frozen=True, kw_only=True):
+    """One WebSocket per pair of nodes."""
+
+    hello_s: float = 2.0  # from connection to the other side's Hello
+    connect_s: float = 2.0  # one address
+    head_start_s: float = 0.1  # between the starts of two addresses of one peer
+    larger_id_waits_s: float = 0.05  # so that most pairs dial once, not twice
+    backoff_first_s: float = 0.1
+    backoff_max_s: float = 5.0
+    ping_s: float = 1.0
+    silence_s: float = 5.0  # nothing at all came: closed, as a time-out
+    close_s: float = 0.5  # for the bye to leave and the close to be answered
+    outbox_frames: int = 1024
+    outbox_bytes: int = 8 << 20
+    garbled_max: int = 3  # in a row
+
+
+class HeartbeatSettings(Struct, frozen=True, kw_only=True):
+    """The UDP endpoint."""
+
+    answered_s: float = 2.0  # an address that spoke so recently is the only one used
+    buffer_bytes: int = 256 << 10  # waiting in the socket's transport; more is dropped: a late heartbeat is worthless
+    addresses_max: int = 16
+
+
+class DiscoverySettings(Struct, frozen=True, kw_only=True):
+    """mDNS, with research figures: an update is sent three times over 0.45 s, so two may not overlap."""
+
+    update_every_s: float = 10.0  # coarse facts
+    update_at_least_s: float = 1.0  # a change of role
+    interfaces_every_s: float = 2.0
+    retry_s: float = 10.0  # while there is no multicast
+    resolve_s: float = 3.0
+    found_max: int = 256  # services resolved at the same time or remembered
+    name_ttl_s: int = 120
+    name_question_s: float = 0.25  # how long the present owner of a name may take to answer
+    swap_at_s: tuple[float, ...] = (0.0, 0.225, 0.45, 1.0, 3.0)
+
+
+class PeersSettings(Struct, frozen=True, kw_only=True):
+    """Finding a peer by its address."""
+
+    port: int = 4000
+    connect_s: float = 3.0
+    answer_bytes: int = 64 << 10  # more is no /.well-known/mlx-stack
+    retry_first_s: float = 1.0
+    retry_max_s: float = 30.0

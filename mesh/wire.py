@@ -1,0 +1,207 @@
+"""The one list of all that crosses a socket between nodes: link frames, datagrams, and what tells who a node is.
+
+A link frame is msgpack of {"v": major protocol, "frame": {"type": ..., ...}}. Unknown fields are ignored and unknown
+types raise `WireError(unknown_kind)`, which a link counts and drops, so two versions can share a mesh. A datagram is
+four bytes (`MXM` and the major protocol) and msgpack of one election Message.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias, get_args
+
+import msgspec
+from msgspec import Raw, Struct
+
+from election.messages import Message
+from mesh.errors import MeshError
+from mesh.status import MeshAccount
+from node.types import NodeId, NodeReport
+from router.frames import CoordinatorFrame, EdgeFrame
+
+PROTOCOL = 1  # the major version: nodes of another one are shown as incompatible
+FRAME_BYTES_MAX = 4 << 20
+DATAGRAM_BYTES_MAX = 1200  # fits one packet everywhere (IPv6 minimum MTU 1280)
+_DATAGRAM_HEAD = b"MXM"
+
+Via: TypeAlias = Literal["mdns", "static", "tailscale", "gossip"]
+
+
+class WireError(MeshError):
+    """What came (or should go) over a socket cannot be used."""
+
+    def __init__(self, code: Literal["too_large", "garbled", "unknown_kind", "other_version"], message: str) -> None:
+        super().__init__(code, message)
+
+
+class PeerSeen(Struct, frozen=True, kw_only=True):
+    """Where a node may be found, from mDNS, an address the user gave, another node, or the cache on disk.
+
+    `addresses` without port, best first. `boot` "" and `protocol` as ours when the source cannot know them.
+    """
+
+    id: NodeId
+    name: str
+    mesh: str = "default"
+    addresses: tuple[str, ...] = ()
+    port: int = 4000
+    peer_port: int = 4001
+    boot: str = ""
+    priority: int = 100
+    version: str = ""
+    protocol: int = PROTOCOL
+    via: Via = "mdns"
+    far: bool = False
+
+
+class WellKnown(Struct, frozen=True, kw_only=True):
+    """`GET /.well-known/mlx-stack` on the edge port: who this is; nothing private."""
+
+    id: NodeId
+    name: str
+    mesh_id: str
+    version: str
+    protocol: int
+    peer_port: int
+    mesh: str = "default"
+
+
+class Hello(Struct, frozen=True, kw_only=True, tag="hello"):
+    """The first frame on a link, from both sides, the dialler first."""
+
+    id: NodeId
+    boot: str
+    name: str
+    mesh: str
+    mesh_id: str
+    version: str
+    protocol: int
+    peer_port: int
+    port: int
+
+
+class State(Struct, frozen=True, tag="state"):
+    """What a node says about itself: whole, on every change and each second."""
+
+    report: NodeReport
+
+
+class AccountFrame(Struct, frozen=True, tag="account"):
+    """The coordinator's count of every open request."""
+
+    account: MeshAccount
+
+
+class Gossip(Struct, frozen=True, tag="gossip"):
+    """Peers the sender has reached."""
+
+    peers: tuple[PeerSeen, ...]
+
+
+class Bye(Struct, frozen=True, tag="bye"):
+    """The last frame on a link. `duplicate`: this pair has another link. Else a sentence for people."""
+
+    reason: str
+
+
+class Ping(Struct, frozen=True, tag="ping"):
+    n: int
+
+
+class Pong(Struct, frozen=True, tag="pong"):
+    n: int
+
+
+LinkFrame: TypeAlias = Hello | State | AccountFrame | Gossip | Bye | Ping | Pong
+Frame: TypeAlias = LinkFrame | EdgeFrame | CoordinatorFrame
+
+KINDS = frozenset(str(kind.__struct_config__.tag) for kind in get_args(Frame))
+
+
+class Envelope(Struct, frozen=True):
+    v: int
+    frame: Frame
+
+
+class _Unopened(Struct, frozen=True):
+    v: int
+    frame: Raw
+
+
+class _Kind(Struct, frozen=True):
+    type: str
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode_envelope = msgspec.msgpack.Decoder(Envelope).decode
+_decode_unopened = msgspec.msgpack.Decoder(_Unopened).decode
+_decode_kind = msgspec.msgpack.Decoder(_Kind).decode
+_decode_message = msgspec.msgpack.Decoder(Message).decode
+_MALFORMED = (ValueError, RecursionError)  # msgspec's errors and bad UTF-8 are ValueErrors; deep nesting is not
+
+
+def encode(frame: Frame) -> bytes:
+    """Raises WireError(too_large)."""
+    data = _encode(Envelope(PROTOCOL, frame))
+    if len(data) > FRAME_BYTES_MAX:
+        raise WireError("too_large", f"a {kind_of(frame)} frame of {len(data)} bytes exceeds {FRAME_BYTES_MAX}")
+    return data
+
+
+def decode(data: bytes) -> Frame:
+    """Raises WireError and nothing else. Hello and Bye of another major protocol are returned, so that its sender can
+    be named; all else of it is refused (other_version)."""
+    if len(data) > FRAME_BYTES_MAX:
+        raise WireError("too_large", f"a frame of {len(data)} bytes exceeds {FRAME_BYTES_MAX}")
+    try:
+        envelope = _decode_envelope(data)
+    except _MALFORMED as error:
+        raise _diagnosed(data, error) from error
+    if envelope.v != PROTOCOL and not isinstance(envelope.frame, Hello | Bye):
+        raise _other_version(envelope.v)
+    return envelope.frame
+
+
+def _diagnosed(data: bytes, error: Exception) -> WireError:
+    """Why `data` is no frame of ours: another version, an unknown kind, or garbage."""
+    try:
+        unopened = _decode_unopened(data)
+        if unopened.v != PROTOCOL:
+            return _other_version(unopened.v)
+        kind = _decode_kind(unopened.frame).type
+    except _MALFORMED:
+        return WireError("garbled", f"not a frame: {error}")
+    if kind not in KINDS:
+        return WireError("unknown_kind", f"a frame of unknown kind {kind[:40]!r}")
+    return WireError("garbled", f"not a {kind} frame: {error}")
+
+
+def _other_version(version: int) -> WireError:
+    return WireError("other_version", f"speaks protocol {version}, this node speaks {PROTOCOL}")
+
+
+def kind_of(frame: Frame) -> str:
+    """The name of a frame's kind, for counters and messages."""
+    return str(type(frame).__struct_config__.tag)
+
+
+def encode_message(message: Message) -> bytes:
+    """A datagram. Raises WireError(too_large)."""
+    data = _DATAGRAM_HEAD + bytes((PROTOCOL,)) + _encode(message)
+    if len(data) > DATAGRAM_BYTES_MAX:
+        raise WireError("too_large", f"a datagram of {len(data)} bytes exceeds {DATAGRAM_BYTES_MAX}")
+    return data
+
+
+def decode_message(data: bytes) -> Message:
+    """Raises WireError and nothing else."""
+    if len(data) > DATAGRAM_BYTES_MAX:
+        raise WireError("too_large", f"a datagram of {len(data)} bytes exceeds {DATAGRAM_BYTES_MAX}")
+    head = len(_DATAGRAM_HEAD)
+    if len(data) <= head or not data.startswith(_DATAGRAM_HEAD):
+        raise WireError("garbled", "not a datagram of a mesh")
+    if data[head] != PROTOCOL:
+        raise _other_version(data[head])
+    try:
+        return _decode_message(data[head + 1 :])
+    except _MALFORMED as error:
+        raise WireError("garbled", f"not a heartbeat: {error}") from error
