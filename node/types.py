@@ -137,6 +137,8 @@ class ModelStatus(Struct, frozen=True, kw_only=True):
     load_s: float = 0.0
     cache_tokens: int = 0
     cache_seqs: int = 0
+    error: str = ""  # why it failed, in words for people
+    foreign_in_flight: int = 0  # the part of the node's own number that is known to run this model
 
 
 class NodeStatus(Struct, frozen=True, kw_only=True):
@@ -144,6 +146,7 @@ class NodeStatus(Struct, frozen=True, kw_only=True):
     `foreign_in_flight` requests it runs that this scheduler did not grant."""
 
     node: NodeId
+    name: str = ""  # what people call it; messages use it
     chip: str = "unknown"
     bandwidth: float = 0.0
     headroom_bytes: int = 0
@@ -168,11 +171,13 @@ def status_of(report: NodeReport, rtt_s: float = 0.0, foreign_in_flight: int = 0
             load_s=m.load_s,
             cache_tokens=m.cache_tokens,
             cache_seqs=m.cache_seqs,
+            error=m.error or "",
         )
         for m in report.models
     )
     return NodeStatus(
         node=report.id,
+        name=report.name,
         chip=report.hardware.chip,
         bandwidth=report.hardware.bandwidth,
         headroom_bytes=report.memory.headroom_bytes,

@@ -74,7 +74,10 @@ class NodeDown(Struct, frozen=True, tag=True):
 
 
 class Submit(Struct, frozen=True, tag=True):
+    """`age_s` since an edge accepted it: its place in the queue survives a change of coordinator."""
+
     request: Request
+    age_s: float = 0.0
 
 
 class Started(Struct, frozen=True, tag=True):
@@ -105,6 +108,7 @@ class Adopt(Struct, frozen=True, tag=True):
     node: NodeId
     sent_s_ago: float
     first_token: bool
+    model: str | None = None  # MODEL.name there; None: the first of `request.models` that the node holds
 
 
 class Loaded(Struct, frozen=True, tag=True):

@@ -90,3 +90,10 @@ class Refused(Struct, frozen=True, tag="refuse"):
 
 EdgeFrame: TypeAlias = Ask | Taken | First | Done | CancelAsk | Carrying
 CoordinatorFrame: TypeAlias = Queued | Granted | Refused
+
+
+class Say(Struct, frozen=True):
+    """What the two machines of this conversation (asker.py, desk.py) want sent, and to whom (maybe this node)."""
+
+    to: NodeId
+    frame: EdgeFrame | CoordinatorFrame
