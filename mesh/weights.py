@@ -1,0 +1,80 @@
+"""Where the weights of a model are on this disk, and whether they are all there."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import msgspec
+
+from mesh.config import Config
+from mesh.home import Home
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*\Z")
+
+
+def find(model: str, source: str, home: Home, config: Config, *, check: bool = True) -> str:
+    """The directory with the weights: `models/<model>`, `models/<last part of source>`, `source`, `model`, each a
+    directory or the id of a model in the local hub cache. Without `check` anything that exists there will do, a file
+    too: engines we cannot read have formats of their own. Raises ValueError: what is missing and what to do."""
+    candidates = [config.model_dir / model]
+    if source:
+        candidates.append(config.model_dir / Path(source).name)
+    for written in filter(None, (source, model)):
+        candidates.append(home.root / Path(written).expanduser())
+        if HUB_ID.match(written):
+            candidates.append(hub_snapshot(written) or Path(os.devnull))
+    incomplete = ""
+    for candidate in candidates:
+        if not check and candidate.exists() and not candidate.samefile(os.devnull):
+            return str(candidate)
+        if candidate.is_dir():
+            problem = directory_problem(candidate)
+            if not problem:
+                return str(candidate)
+            incomplete = incomplete or problem
+    if incomplete:
+        raise ValueError(incomplete)
+    hub_id = next((w for w in (source, model) if HUB_ID.match(w)), None)
+    if hub_id and not (source or model).startswith((".", "/", "~")):
+        raise ValueError(f"not downloaded: get it with `hf download {hub_id}`, then `mlx-stack models load {model}`")
+    raise ValueError(
+        f"no weights: neither {config.model_dir / model} nor {source or model} is a directory; put them there or "
+        "correct `source`"
+    )
+
+
+def directory_problem(path: Path) -> str:
+    """Why a directory holds no servable model, "" when it does: config.json and every shard must be there."""
+    if not path.is_dir():
+        return f"{path} is not a directory"
+    if not (path / "config.json").is_file():
+        return f"{path} holds no model: config.json is missing"
+    index = path / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            shards = set(msgspec.json.decode(index.read_bytes())["weight_map"].values())
+        except (ValueError, KeyError, AttributeError, TypeError, OSError):
+            return f"{index} is damaged; download the model again"
+        absent = sorted(shard for shard in shards if not (path / shard).is_file())
+        if absent:
+            return f"{path} is incomplete: {absent[0]} is missing ({len(absent)} of {len(shards)} shards)"
+    elif not any(file.is_file() for file in path.glob("*.safetensors")):
+        return f"{path} holds no weights: no .safetensors file"
+    return ""
+
+
+def hub_snapshot(hub_id: str) -> Path | None:
+    """Where the local Hugging Face cache holds this model, None if it does not. Read without huggingface_hub, which
+    takes longer to import than a command may run; the layout is documented ("Understand caching")."""
+    environment = os.environ
+    hub_home = environment.get("HF_HOME") or Path(environment.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
+    cache = Path(environment.get("HF_HUB_CACHE") or Path(hub_home) / "hub").expanduser()
+    folder = cache / f"models--{hub_id.replace('/', '--')}"
+    try:
+        commit = (folder / "refs" / "main").read_text(encoding="utf-8").strip()
+    except OSError:
+        return None
+    snapshot = folder / "snapshots" / commit
+    return snapshot if commit and snapshot.is_dir() else None
