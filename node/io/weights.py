@@ -1,0 +1,201 @@
+"""Reads a model directory: its bytes, its shape, its fingerprint. Headers and samples only, never whole weights.
+
+All functions block on the disk: call them in a thread. They raise NodeError(MODEL_FAILED) that names the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import lru_cache
+from pathlib import Path
+from typing import TypeAlias
+
+import msgspec
+
+from node.errors import NodeError, NodeErrorCode
+from node.headroom import Shape
+
+_JSON_LIMIT = 8 * 2**20  # config.json
+_HEADER_LIMIT = 100 * 2**20  # safetensors' own limit
+_HASHED_LIMIT = 64 * 2**20  # a tokenizer file
+_SAMPLES, _SAMPLE_BYTES = 64, 64 * 2**10  # DESIGN section 8
+_ALONGSIDE = (  # what shapes an answer besides the weights; files that are absent count as absent
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+
+Signature: TypeAlias = tuple[tuple[str, int, int, int], ...]  # of each file: path, inode, size, mtime in ns
+
+
+class _Tensor(msgspec.Struct):
+    data_offsets: tuple[int, int]
+
+
+class _Config(msgspec.Struct):
+    """What sizes need of config.json; absent or null means unknown."""
+
+    num_hidden_layers: int | None = None
+    num_attention_heads: int | None = None
+    num_key_value_heads: int | None = None
+    hidden_size: int | None = None
+    head_dim: int | None = None
+    max_position_embeddings: int | None = None
+    layer_types: list[str] | None = None
+    full_attention_interval: int | None = None
+    kv_lora_rank: int | None = None
+    qk_rope_head_dim: int | None = None
+    text_config: _Config | None = None
+
+
+def locate(source: str) -> Path:
+    """The directory of a model: a path, or a hub id whose files are in the hub's cache."""
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return path
+    if source.startswith(("/", ".", "~")) or source.count("/") != 1:
+        raise _failed(f"no such directory: {source}")
+    from huggingface_hub import try_to_load_from_cache  # noqa: PLC0415 - 0.3 s that only hub ids cost
+    from huggingface_hub.errors import HFValidationError  # noqa: PLC0415
+
+    try:
+        cached = try_to_load_from_cache(source, "config.json")
+    except HFValidationError:
+        cached = None
+    if not isinstance(cached, str):
+        raise _failed(f"{source} is neither a directory nor in the Hugging Face cache of this Mac")
+    return Path(cached).parent
+
+
+def shape(directory: Path) -> Shape:
+    """Bytes and cache shape of the model in `directory`."""
+    config = _config(directory / "config.json")
+    config = config.text_config or config
+    heads = config.num_attention_heads or 0
+    head_dim = config.head_dim or ((config.hidden_size or 0) // heads if heads else 0)
+    kv_heads = config.num_key_value_heads or heads
+    if config.kv_lora_rank:  # Latent attention keeps one compressed row instead of keys and values.
+        kv_heads, head_dim = 1, (config.kv_lora_rank + (config.qk_rope_head_dim or 0) + 1) // 2
+    return Shape(
+        weight_bytes=sum(_weight_bytes(f) for f in _shards(directory)),
+        kv_layers=_full_layers(config),
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        context=config.max_position_embeddings or 0,
+    )
+
+
+def fingerprint(directory: Path) -> str:
+    """32 hex digits: equal for models that answer alike. Computed again only when a file changed."""
+    return _fingerprint(_signature(directory))
+
+
+def _signature(directory: Path) -> Signature:
+    files = [f for f in (directory / name for name in _ALONGSIDE) if f.is_file()] + _shards(directory)
+    stats = [(f, f.stat()) for f in files]
+    return tuple((str(f), s.st_ino, s.st_size, s.st_mtime_ns) for f, s in stats)
+
+
+@lru_cache(maxsize=256)
+def _fingerprint(signature: Signature) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+
+    def feed(data: bytes) -> None:
+        digest.update(len(data).to_bytes(8, "big") + data)  # Framed, so that parts cannot run into each other.
+
+    for name, _, size, _ in signature:
+        file = Path(name)
+        feed(file.name.encode())
+        if file.suffix != ".safetensors":
+            feed(_read(file, _HASHED_LIMIT))
+            continue
+        header = _header(file)
+        feed(header)
+        with file.open("rb") as data:
+            for offset in _offsets(8 + len(header), size):
+                data.seek(offset)
+                feed(data.read(_SAMPLE_BYTES))
+    return digest.hexdigest()
+
+
+def _offsets(start: int, end: int) -> list[int]:
+    """Where the samples of a shard begin: evenly from its first data byte to its last block; all of it if small."""
+    if end - start <= _SAMPLES * _SAMPLE_BYTES:
+        return list(range(start, end, _SAMPLE_BYTES))
+    last = end - _SAMPLE_BYTES
+    return [start + (last - start) * i // (_SAMPLES - 1) for i in range(_SAMPLES)]
+
+
+def _shards(directory: Path) -> list[Path]:
+    """The weight files as mlx-lm picks them."""
+    shards = sorted(directory.glob("model*.safetensors"))
+    if not shards:
+        raise _failed(f"{directory} holds no model*.safetensors")
+    return shards
+
+
+def _weight_bytes(file: Path) -> int:
+    """Bytes of all tensors of one shard, checked against the file's length."""
+    header = _header(file)
+    try:
+        entries = msgspec.json.decode(header, type=dict[str, msgspec.Raw])
+        tensors = [msgspec.json.decode(raw, type=_Tensor) for name, raw in entries.items() if name != "__metadata__"]
+    except msgspec.DecodeError as error:
+        raise _failed(f"{file}: its header is not that of safetensors ({error})") from error
+    expected = 8 + len(header) + max((t.data_offsets[1] for t in tensors), default=0)
+    if file.stat().st_size < expected:
+        raise _failed(f"{file} is incomplete: {file.stat().st_size} of {expected} bytes (download it again)")
+    return sum(t.data_offsets[1] - t.data_offsets[0] for t in tensors)
+
+
+def _header(file: Path) -> bytes:
+    """The JSON header of a safetensors file: eight bytes of length, little endian, then that much."""
+    try:
+        with file.open("rb") as data:
+            length = int.from_bytes(data.read(8), "little")
+            if length > _HEADER_LIMIT:
+                raise _failed(f"{file} is not a safetensors file")
+            header = data.read(length)
+    except OSError as error:
+        raise _failed(f"cannot read {file}: {error.strerror}") from error
+    if length == 0 or len(header) < length:
+        raise _failed(f"{file} is incomplete: it ends inside its header (download it again)")
+    return header
+
+
+def _config(file: Path) -> _Config:
+    try:
+        return msgspec.json.decode(_read(file, _JSON_LIMIT), type=_Config, strict=False)
+    except msgspec.DecodeError as error:
+        raise _failed(f"{file}: {error}") from error
+
+
+def _full_layers(config: _Config) -> int:
+    """Layers whose cache grows with the text; sliding windows and state-space layers keep a fixed size."""
+    if config.layer_types:
+        return sum(kind in ("full_attention", "attention") for kind in config.layer_types)
+    layers = config.num_hidden_layers or 0
+    return layers // config.full_attention_interval if config.full_attention_interval else layers
+
+
+def _read(file: Path, limit: int) -> bytes:
+    try:
+        with file.open("rb") as data:
+            content = data.read(limit + 1)
+    except OSError as error:
+        raise _failed(f"cannot read {file}: {error.strerror}") from error
+    if len(content) > limit:
+        raise _failed(f"{file} is larger than {limit} bytes")
+    return content
+
+
+def _failed(message: str) -> NodeError:
+    return NodeError(NodeErrorCode.MODEL_FAILED, message)
