@@ -53,3 +53,13 @@ class View(Struct, frozen=True, kw_only=True):
     def serving(self) -> tuple[NodeView, ...]:
         """Nodes whose models count: alive, reachable and not draining."""
         return tuple(n for n in self.nodes if n.reachable and n.state in (NodeState.OK, NodeState.SUSPECT))
+
+    def names(self) -> dict[NodeId, str]:
+        """Each node as people know it: its name, or `name~id4` where another node has the same one."""
+        named: dict[str, int] = {}
+        for node in self.nodes:
+            named[node.report.name] = named.get(node.report.name, 0) + 1
+        return {
+            n.report.id: n.report.name if named[n.report.name] == 1 else f"{n.report.name}~{n.report.id[:4]}"
+            for n in self.nodes
+        }
