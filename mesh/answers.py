@@ -1,0 +1,160 @@
+"""What the admin API answers, as its readers see it (DESIGN section 4). Unknown fields are ignored, missing ones have
+defaults, so that a command and a daemon of two versions understand each other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec import Struct
+
+
+class Model(Struct, frozen=True, kw_only=True):
+    """MODEL. Speeds in tokens per second, None while unmeasured."""
+
+    name: str
+    aliases: tuple[str, ...] = ()
+    source: str = ""
+    engine: str = ""
+    fingerprint: str = ""
+    state: str = "absent"
+    size_bytes: int = 0
+    slots: int = 0
+    in_flight: int = 0
+    queue_depth: int = 0
+    prefill_tps: float | None = None
+    decode_tps: float | None = None
+    resume: str = "no"
+    error: str | None = None
+
+
+class Hardware(Struct, frozen=True, kw_only=True):
+    chip: str = "unknown"
+    memory_bytes: int = 0
+    gpu_cores: int = 0
+
+
+class Memory(Struct, frozen=True, kw_only=True):
+    budget_bytes: int = 0
+    used_bytes: int = 0
+    headroom_bytes: int = 0
+    pressure: str = "normal"
+
+
+class Node(Struct, frozen=True, kw_only=True):
+    """NODE."""
+
+    name: str
+    id: str
+    state: str = "ok"
+    reason: str = ""
+    coordinator: bool = False
+    far: bool = False
+    priority: int = 0
+    uptime_s: float = 0.0
+    addresses: tuple[str, ...] = ()
+    version: str = ""
+    via: str = ""
+    rtt_ms: float | None = None
+    hardware: Hardware = Hardware()
+    memory: Memory = Memory()
+    queue_depth: int = 0
+    in_flight: int = 0
+    models: tuple[Model, ...] = ()
+
+
+class Mesh(Struct, frozen=True, kw_only=True):
+    name: str = ""
+    id: str = ""
+    enabled: bool = False
+    coordinator: str | None = None
+    term: int = 0
+    url: str = ""
+    alone: bool = True
+    queue_depth: int = 0
+    in_flight: int = 0
+
+
+class MeshStatus(Struct, frozen=True, kw_only=True, rename={"self_name": "self"}):
+    """`mesh status --json`; `self_name` is `self` there. `notes` are sentences for people."""
+
+    mesh: Mesh = Mesh()
+    self_name: str = ""
+    nodes: tuple[Node, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+class Status(Struct, frozen=True, kw_only=True):
+    """GET /v1/status: this daemon. `started_at` RFC 3339 UTC."""
+
+    version: str = ""
+    pid: int = 0
+    home: str = ""
+    started_at: str = ""
+    uptime_s: float = 0.0
+    url: str = ""
+    port: int = 0
+    peer_port: int = 0
+    no_stack: bool = False
+    message: str = ""
+    warnings: tuple[str, ...] = ()
+    mesh: MeshStatus | None = None
+    node: Node | None = None
+
+
+class Attempt(Struct, frozen=True, kw_only=True):
+    node: str
+    outcome: str
+    error: str | None = None
+    ms: float = 0.0
+
+
+class Term(Struct, frozen=True, kw_only=True):
+    name: str
+    seconds: float
+    why: str = ""
+
+
+class Candidate(Struct, frozen=True, kw_only=True):
+    node: str
+    model: str = ""
+    total_s: float | None = None
+    terms: tuple[Term, ...] = ()
+    excluded: str | None = None
+
+
+class Decision(Struct, frozen=True, kw_only=True):
+    request: dict[str, Any] = {}
+    chosen: str | None = None
+    waited_ms: float = 0.0
+    candidates: tuple[Candidate, ...] = ()
+
+
+class Route(Struct, frozen=True, kw_only=True):
+    """ROUTE. Times in ms; `at` RFC 3339 UTC."""
+
+    id: str
+    client_request_id: str | None = None
+    at: str = ""
+    edge: str = ""
+    node: str | None = None
+    coordinator: str | None = None
+    model: str = ""
+    served_model: str | None = None
+    stream: bool = False
+    status: int = 0
+    outcome: str = ""
+    queue_ms: float = 0.0
+    ttft_ms: float | None = None
+    total_ms: float = 0.0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    attempts: tuple[Attempt, ...] = ()
+    decision: Decision | None = None
+
+
+class Routes(Struct, frozen=True, kw_only=True):
+    """`mesh routes --json`."""
+
+    routes: tuple[Route, ...] = ()
+    unreachable: tuple[str, ...] = ()
