@@ -41,11 +41,15 @@ class Role(StrEnum):
     ALONE = "S"  # hears nobody: decides for itself only
 
 
+Kind: TypeAlias = Literal["hb", "ask", "alive", "bye", "yield"]
+
+
 class Message(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One datagram. `kind`: hb heartbeat, ask "who hears the coordinator?", alive the answer, bye leaving,
-    yield "you take over". `age_s` seconds since the sender heard its coordinator, `seq` grows within one boot."""
+    yield "you take over". `age_s` seconds since the sender heard its coordinator, `seq` grows within one boot.
+    `far`: the sender reaches the receiver at another site that was added by hand, so the receiver ranks last."""
 
-    kind: Literal["hb", "ask", "alive", "bye", "yield"]
+    kind: Kind
     sender: Id
     boot: str
     seq: int
@@ -56,6 +60,7 @@ class Message(Struct, frozen=True, kw_only=True, omit_defaults=True):
     rank: Rank
     uptime_s: float
     age_s: float = 0.0
+    far: bool = False
     version: int = 1
 
 
@@ -84,7 +89,8 @@ class PeerForgotten(Struct, frozen=True):
 
 
 class Leave(Struct, frozen=True):
-    """This node leaves the mesh (disable, down) or stops coordinating (drain): says bye / hands over first."""
+    """This node leaves the mesh (disable, down): a coordinator hands over first, then it says bye.
+    Done once `Election.left` is True; keep delivering events until then."""
 
 
 class Retune(Struct, frozen=True):

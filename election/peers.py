@@ -1,0 +1,160 @@
+"""What is known of each peer, and how long a silence is normal. Bookkeeping only: machine.py decides."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from math import inf
+
+from msgspec.structs import replace
+
+from election.messages import Id, Message, Rank, Reign
+from election.settings import ElectionSettings
+
+
+class Peer:
+    """One peer. `heard` when its last message came (-inf: never, or it is gone)."""
+
+    __slots__ = ("_past_boots", "boot", "far", "heard", "id", "known", "message", "next_beat", "seq", "sticky_s")
+
+    def __init__(self, peer: Id, sticky_s: float) -> None:
+        self.id, self.sticky_s = peer, sticky_s
+        self.known = self.far = False
+        self.heard, self.next_beat = -inf, -inf
+        self.message: Message | None = None
+        self.boot, self.seq = "", 0
+        self._past_boots: tuple[str, ...] = ()
+
+    @property
+    def distant(self) -> bool:
+        """One of us regards the other as another site: slower heartbeats both ways."""
+        return self.far or (self.message is not None and self.message.far)
+
+    def rank(self, now: float, step_s: float) -> Rank:
+        """As it would say now, but behind the near ones if we added it. Only for a peer that was heard."""
+        assert self.message is not None
+        rank, steps = self.message.rank, int(self.uptime_s(now) // step_s)
+        near = rank.near and not self.far
+        return rank if (near, steps) == (rank.near, rank.uptime_steps) else replace(rank, near=near, uptime_steps=steps)
+
+    def uptime_s(self, now: float) -> float:
+        return self.message.uptime_s + now - self.heard if self.message else 0.0
+
+    def accepts(self, message: Message) -> bool:
+        """False for a datagram that was repeated, overtaken by a later one, or sent before a restart."""
+        if message.boot == self.boot:
+            return message.seq > self.seq
+        return message.boot not in self._past_boots
+
+    def take_in(self, message: Message, now: float) -> None:
+        if message.boot != self.boot:
+            self._past_boots = (self.boot, *self._past_boots)[:4]
+        self.message, self.heard, self.boot, self.seq = message, now, message.boot, message.seq
+
+
+class Patience:
+    """Adaptive suspicion: how long this coordinator may be silent, learned from its longest recent gap."""
+
+    def __init__(self, settings: ElectionSettings, *, far: bool) -> None:
+        self._factor, self._memory_s = settings.gap_factor, settings.gap_memory_s
+        self._beat_s = settings.far_heartbeat_s if far else settings.heartbeat_s
+        self._floor_s = settings.far_floor_s if far else settings.floor_s
+        self._cap_s = settings.far_cap_s if far else settings.cap_s
+        self._gaps: deque[tuple[float, float]] = deque()  # (when, gap), gaps falling: the first is the longest
+        self.silence_s = self._floor_s
+
+    def learn(self, gap_s: float, now: float) -> None:
+        """Two messages came `gap_s` apart, the second one now."""
+        gaps = self._gaps
+        while gaps and gaps[-1][1] <= gap_s:
+            gaps.pop()
+        gaps.append((now, gap_s))
+        while gaps[0][0] < now - self._memory_s:
+            gaps.popleft()
+        self.silence_s = min(self._cap_s, max(self._floor_s, self._factor * gaps[0][1] + self._beat_s))
+
+
+class Peers:
+    """All peers, at most `peers_max`. Iterates over those known or heard."""
+
+    def __init__(self, settings: ElectionSettings) -> None:
+        self._settings = settings
+        self._all: dict[Id, Peer] = {}
+        self._near, self._far = Patience(settings, far=False), Patience(settings, far=True)
+
+    def __iter__(self) -> Iterator[Peer]:
+        return iter(self._all.values())
+
+    def get(self, peer: Id | None) -> Peer | None:
+        return self._all.get(peer) if peer is not None else None
+
+    def know(self, peer: Id, far: bool) -> None:
+        entry = self._all.get(peer) or self._admit(peer, inf)
+        if entry is not None:
+            entry.known, entry.far = True, far
+
+    def forget(self, peer: Id) -> None:
+        self._all.pop(peer, None)
+
+    def hear(self, message: Message, now: float) -> Peer | None:
+        """Takes the message in; None if it is to be dropped (repeated, overtaken, or one stranger too many)."""
+        peer = self._all.get(message.sender) or self._admit(message.sender, now)
+        if peer is None or not peer.accepts(message):
+            return None
+        peer.take_in(message, now)
+        return peer
+
+    def gone(self, peer: Id) -> None:
+        """It is not live until it is heard again."""
+        if peer in self._all:
+            self._all[peer].heard = -inf
+
+    def excuse(self, since: float, now: float) -> None:
+        """This node was stalled since `since`: whoever was live then gets a moment to be heard again."""
+        for peer in self.live(since):
+            peer.heard = max(peer.heard, now - self._settings.listen_s / 2)
+
+    def live(self, now: float) -> list[Peer]:
+        """Heard within max(live_s, suspicion)."""
+        near = now - max(self._settings.live_s, self._near.silence_s)
+        far = now - max(self._settings.live_s, self._far.silence_s)
+        return [p for p in self._all.values() if p.heard > (far if p.distant else near)]
+
+    def followers(self, me: Id, reign: Reign, now: float) -> list[Peer]:
+        """Live peers that could succeed this coordinator: they hear it, follow it, and have a priority."""
+        return [
+            p
+            for p in self.live(now)
+            if (m := p.message) and m.coordinator == me and m.reign == reign and m.rank.priority > 0
+        ]
+
+    def rank(self, peer: Peer, now: float) -> Rank:
+        return peer.rank(now, self._settings.uptime_step_s)
+
+    def better(self, mine: Rank, but: Id | None, now: float) -> int:
+        """How many live peers go before `mine` in the succession of `but`."""
+        ranks = [self.rank(p, now) for p in self.live(now) if p.id != but]
+        return sum(rank > mine for rank in ranks if rank.priority > 0)
+
+    def patience(self, peer: Id | None) -> Patience:
+        """How silent `peer` may be; None: as a near node."""
+        entry = self.get(peer)
+        return self._far if entry is not None and entry.distant else self._near
+
+    @property
+    def distant(self) -> bool:
+        """Some peer is on another site."""
+        return any(p.distant for p in self._all.values())
+
+    @property
+    def call_me_far(self) -> bool:
+        """Some peer added this node: this side ranks last."""
+        return any(p.message is not None and p.message.far for p in self._all.values())
+
+    def _admit(self, peer: Id, now: float) -> Peer | None:
+        if len(self._all) >= self._settings.peers_max:
+            old = now - self._settings.forget_s
+            self._all = {p.id: p for p in self._all.values() if p.known or p.heard > old}
+            if len(self._all) >= self._settings.peers_max:
+                return None
+        return self._all.setdefault(peer, Peer(peer, self._settings.sticky_s))
