@@ -1,0 +1,91 @@
+"""One peer of the mesh: what is known of it, and what that makes it. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mesh.liveness import Liveness
+from mesh.settings import MembershipSettings
+from mesh.wire import PROTOCOL, PeerSeen
+from node.types import NodeReport
+from router.view import NodeState, NodeView
+
+
+@dataclass(slots=True)
+class Member:
+    """Membership writes it; the methods only read. `now` in seconds."""
+
+    seen: PeerSeen
+    since: float  # when it was found, or found again after a restart
+    life: Liveness
+    boot: str = ""
+    report: NodeReport | None = None
+    reached: bool = False  # a link was up at least once
+    linked: bool = False
+    unlinked_at: float = 0.0
+    ended: str = ""  # why it is dead
+    ended_at: float = 0.0
+    left: bool = False  # it said so: late datagrams of that process mean nothing
+    incompatible: str = ""
+    tried: str = ""  # the last failed dial, for people
+    nudged_at: float = float("-inf")
+    rtt_s: float | None = None
+    up: bool = False
+    state: NodeState = NodeState.WAITING
+    reason: str = ""
+    due: float | None = None  # when time alone may change its state
+
+    def verdict(self, now: float) -> tuple[NodeState, str]:
+        """Its state and the reason in words ("" when all is well)."""
+        if self.incompatible:
+            return NodeState.INCOMPATIBLE, self.incompatible
+        if self.ended:
+            return NodeState.DEAD, self.ended
+        heard = self.life.heard
+        if heard is None:
+            return NodeState.WAITING, f"found by {self.seen.via}, {self.tried or 'dialling'}"
+        if self.report and self.report.draining:
+            return NodeState.DRAINING, self.report.drain_reason
+        if now >= heard + self.life.patience_s():
+            return NodeState.SUSPECT, f"silent for more than {self.life.patience_s():.2f} s"
+        if not self.linked:
+            return NodeState.SUSPECT, f"heard, but no link: {self.tried or 'dialling'}"
+        if self.report is None:
+            return NodeState.WAITING, "linked, its first report is on the way"
+        if self.life.datagrams_missing:
+            return NodeState.OK, f"its heartbeats do not arrive (is UDP port {self.seen.peer_port} open?)"
+        return NodeState.OK, ""
+
+    def next_change(self, now: float, settings: MembershipSettings) -> float | None:
+        s, heard = settings, self.life.heard
+        if self.incompatible:
+            return None
+        if self.ended:
+            return self.ended_at + s.dead_kept_s
+        if heard is None:
+            return None if self.linked else self.since + s.waiting_s
+        suspect = heard + self.life.patience_s()
+        times = [suspect, suspect + s.confirm_s]
+        if not self.linked:
+            times.append(self.unlinked_at + s.link_grace_s)
+        return min((t for t in times if t > now), default=None)
+
+    def shown(self) -> NodeView:
+        """As the view has it; before its first report, from what was seen of it."""
+        seen = self.seen
+        report = self.report or NodeReport(
+            id=seen.id, boot=seen.boot, name=seen.name, version=seen.version, protocol=seen.protocol,
+            priority=seen.priority, uptime_s=0.0, addresses=seen.addresses, port=seen.port, peer_port=seen.peer_port,
+        )  # fmt: skip
+        return NodeView(
+            report=report, state=self.state, reason=self.reason, far=seen.far, via=seen.via, rtt_s=self.rtt_s,
+            addresses=seen.addresses, reachable=self.up,
+        )  # fmt: skip
+
+
+def incompatible(protocol: int, version: str) -> str:
+    """Why a node of this protocol cannot take part; "" when it can."""
+    if protocol == PROTOCOL:
+        return ""
+    older = "it" if protocol < PROTOCOL else "this node"
+    return f"speaks protocol {protocol} (version {version or 'unknown'}), this node speaks {PROTOCOL}: update {older}"

@@ -1,0 +1,386 @@
+"""Who is there: from mDNS, static addresses, gossip and links to one list of nodes, each alive, suspect or gone. Pure.
+
+Finding never says who lives: heartbeats and links do. The list is a View; what should happen is an Effect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, assert_never
+
+from msgspec import structs
+
+from mesh.events import (
+    Added,
+    Beat,
+    Changed,
+    Dial,
+    Down,
+    Effect,
+    Event,
+    Forgotten,
+    Framed,
+    Gone,
+    HangUp,
+    Known,
+    LinkClosed,
+    LinkUp,
+    Removed,
+    Reported,
+    Rtt,
+    Ruled,
+    SaidBye,
+    Save,
+    Seen,
+    SelfChanged,
+    Switch,
+    Tick,
+    Tried,
+    Unfit,
+    Up,
+)  # fmt: skip
+from mesh.liveness import Liveness
+from mesh.member import Member, incompatible
+from mesh.settings import MembershipSettings
+from mesh.wire import Hello, PeerSeen
+from node.types import NodeId, NodeReport
+from router.view import NodeState, NodeView, View
+
+
+@dataclass(slots=True)
+class _Out:
+    """The effects of one step."""
+
+    effects: list[Effect] = field(default_factory=list)
+    changed: bool = False
+
+    def add(self, *effects: Effect) -> None:
+        self.effects.extend(effects)
+
+
+class Membership:
+    """All peers of one mesh as this node sees them; wake it at `deadline` (seconds on the clock of `now`)."""
+
+    def __init__(self, report: NodeReport, *, mesh_name: str = "default", mesh_id: str = "", enabled: bool = False,
+                 removed: Sequence[NodeId] = (), settings: MembershipSettings | None = None) -> None:  # fmt: skip
+        self._settings = settings or MembershipSettings()
+        self._self, self._mesh_name, self._mesh_id, self._enabled = report, mesh_name, mesh_id, enabled
+        self._ruled = Ruled(None, 0, alone=True)
+        self._peers: dict[NodeId, Member] = {}
+        self._view: View | None = None
+        self._woken_for: float | None = None
+        self.removed: set[NodeId] = set(removed)
+
+    @property
+    def deadline(self) -> float | None:
+        return min((p.due for p in self._peers.values() if p.due is not None), default=None)
+
+    def step(self, event: Event, now: float) -> list[Effect]:
+        """`now` never goes back. Raises nothing."""
+        out = _Out()
+        if self._woken_for is not None and now > self._woken_for + self._settings.stalled_s:
+            for peer in self._peers.values():
+                peer.life.forgive(now)
+        if isinstance(event, Ruled | SelfChanged | Switch | Tick):
+            self._own(event, now, out)
+        else:
+            self._of_a_peer(event, now, out)
+        self._woken_for = self.deadline
+        if out.changed:
+            self._view = None
+            out.add(Changed())
+        return out.effects
+
+    def _own(self, event: Ruled | SelfChanged | Switch | Tick, now: float, out: _Out) -> None:
+        match event:
+            case Ruled():
+                out.changed = event != self._ruled
+                self._ruled = event
+            case SelfChanged(report):
+                out.changed = report != self._self
+                self._self = report
+            case Switch(enabled, mesh_name, mesh_id, why):
+                for id_ in list(self._peers):
+                    self._forget(id_, why, out)
+                self._enabled, self._mesh_name, self._mesh_id = enabled, mesh_name, mesh_id
+                self._ruled = Ruled(None, self._ruled.term, alone=True)
+                out.changed = True
+            case Tick():
+                for id_, peer in list(self._peers.items()):
+                    self._judge(peer, now, out)
+                    if peer.ended and now >= peer.ended_at + self._settings.dead_kept_s:
+                        self._forget(id_, "dead for 7 days", out)
+            case _:
+                assert_never(event)
+
+    def _of_a_peer(
+        self,
+        event: Seen | Added | Removed | Beat | LinkUp | Framed | Reported | Rtt | SaidBye | LinkClosed | Tried | Unfit,
+        now: float,
+        out: _Out,
+    ) -> None:
+        match event:
+            case Seen(seen):
+                self._seen(seen, now, out)
+                return
+            case Added(seen):
+                self.removed.discard(seen.id)
+                self._seen(seen, now, out)
+                out.add(Save())
+                return
+            case Removed(node):
+                self.removed.add(node)
+                self._forget(node, "removed from the mesh", out)
+                out.add(Save())
+                return
+            case Unfit(hello, code):
+                self._unfit(hello, code, now, out)
+                return
+            case LinkUp():
+                peer = self._linked(event, now, out)
+            case Reported(report):
+                peer = self._peers.get(report.id)
+                if peer:
+                    self._reported(peer, report, out)
+            case Beat(node, boot):
+                peer = self._peers.get(node)
+                if peer and not self._beat(peer, boot, now, out):
+                    return
+            case _:
+                peer = self._peers.get(event.node)
+                if peer:
+                    self._of_a_link(peer, event, now, out)
+        if peer:
+            self._judge(peer, now, out)
+
+    def _of_a_link(
+        self, peer: Member, event: Framed | Rtt | SaidBye | LinkClosed | Tried, now: float, out: _Out
+    ) -> None:
+        match event:
+            case Framed():
+                if not peer.left:
+                    peer.life.frame(now)
+                    peer.ended = ""
+            case Rtt(rtt_s=rtt_s):
+                peer.rtt_s, self._view = rtt_s, None
+            case SaidBye(reason=reason):
+                peer.left = True
+                self._end(peer, f"left: {reason}", now, out, certain=True)
+            case LinkClosed(why=why):
+                peer.linked, peer.unlinked_at, peer.tried = False, now, why
+                if not peer.left:
+                    out.add(Dial(peer.seen, at_once=True))
+            case Tried(address=address, kind=kind, why=why, last_good=last_good):
+                peer.tried = why
+                if kind == "refused" and last_good and not peer.linked and not peer.ended:
+                    self._end(peer, f"its process is gone: nothing listens at {address}", now, out, certain=True)
+            case _:
+                assert_never(event)
+
+    # Finding
+
+    def _seen(self, seen: PeerSeen, now: float, out: _Out) -> None:
+        peer = self._peers.get(seen.id)
+        if not self._enabled or seen.id == self._self.id or seen.id in self.removed:
+            return
+        if seen.mesh != self._mesh_name:
+            if peer and not peer.linked:
+                self._forget(seen.id, f"now in mesh '{seen.mesh}'", out)
+            return
+        if peer is None:
+            if (peer := self._new(seen, now, out)) is None:
+                return
+        else:
+            self._merge(peer, seen, now, out)
+        if not peer.linked:
+            was, peer.incompatible = peer.incompatible, incompatible(seen.protocol, seen.version)
+            if peer.incompatible and not was:
+                out.add(HangUp(seen.id, peer.incompatible))
+            elif was and not peer.incompatible:
+                out.add(Dial(peer.seen, at_once=True))
+        self._judge(peer, now, out)
+
+    def _new(self, seen: PeerSeen, now: float, out: _Out) -> Member | None:
+        if len(self._peers) >= self._settings.peers_max:
+            dead = min((p for p in self._peers.values() if p.ended), key=lambda p: p.ended_at, default=None)
+            if dead is None:
+                return None
+            self._forget(dead.seen.id, "too many nodes", out)
+        peer = Member(seen=seen, since=now, life=Liveness(self._settings, far=seen.far), boot=seen.boot)
+        peer.seen = structs.replace(seen, addresses=self._bounded(seen.addresses))
+        self._peers[seen.id] = peer
+        out.add(Known(seen.id, seen.far))
+        if not incompatible(seen.protocol, seen.version):
+            out.add(Dial(peer.seen, at_once=True))
+        out.changed = True
+        return peer
+
+    def _merge(self, peer: Member, seen: PeerSeen, now: float, out: _Out) -> None:
+        """Known already: take new addresses; after its death a new boot is a new chance."""
+        before = peer.seen
+        newcomer = bool(peer.ended and seen.boot and seen.boot != peer.boot)
+        if newcomer:
+            peer.boot, peer.ended, peer.left, peer.since, peer.report = seen.boot, "", False, now, None
+            peer.life = Liveness(self._settings, far=before.far and seen.far)
+        peer.life.far = before.far and seen.far
+        peer.seen = structs.replace(
+            before,
+            addresses=self._bounded((*before.addresses[:1], *seen.addresses, *before.addresses)),
+            via=seen.via if before.via == "gossip" else before.via,
+            far=before.far and seen.far,
+            protocol=seen.protocol,
+            version=seen.version or before.version,
+        )
+        if not peer.linked:  # a link's own word is better than what mDNS or others remember
+            peer.seen = structs.replace(peer.seen, name=seen.name, port=seen.port, peer_port=seen.peer_port)
+        if peer.seen != before or newcomer:
+            out.changed = True
+            if not peer.incompatible:
+                out.add(Dial(peer.seen, at_once=newcomer or not peer.linked))
+
+    def _bounded(self, addresses: Sequence[str]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(addresses))[: self._settings.addresses_max]
+
+    def _unfit(self, hello: Hello, code: Literal["other_version", "other_mesh"], now: float, out: _Out) -> None:
+        if code == "other_version":
+            seen = PeerSeen(
+                id=hello.id, name=hello.name, mesh=hello.mesh, port=hello.port, peer_port=hello.peer_port,
+                boot=hello.boot, version=hello.version, protocol=hello.protocol, via="gossip",
+            )  # fmt: skip
+            self._seen(seen, now, out)
+        elif (peer := self._peers.get(hello.id)) and not peer.linked:
+            self._forget(hello.id, f"now in mesh '{hello.mesh}'", out)
+
+    # Links and signs of life
+
+    def _linked(self, event: LinkUp, now: float, out: _Out) -> Member | None:
+        hello, address = event.hello, event.address
+        if not self._enabled or hello.id in self.removed or hello.id == self._self.id:
+            out.add(HangUp(hello.id, "removed from the mesh" if self._enabled else "mesh disabled"))
+            return None
+        peer = self._peers.get(hello.id)
+        if peer is None:
+            seen = PeerSeen(
+                id=hello.id, name=hello.name, mesh=self._mesh_name, addresses=(address,), port=hello.port,
+                peer_port=hello.peer_port, boot=hello.boot, version=hello.version, via="gossip", far=event.far,
+            )  # fmt: skip
+            if (peer := self._new(seen, now, out)) is None:
+                out.add(HangUp(hello.id, "too many nodes"))
+                return None
+        if hello.boot != peer.boot:
+            self._restarted(peer, hello.boot, out)
+        peer.seen = structs.replace(
+            peer.seen, name=hello.name, port=hello.port, peer_port=hello.peer_port, boot=hello.boot,
+            version=hello.version, protocol=hello.protocol,
+            addresses=self._bounded((address, *peer.seen.addresses)),
+        )  # fmt: skip
+        peer.linked, peer.ended, peer.left, peer.incompatible, peer.tried = True, "", False, "", ""
+        peer.life.frame(now)
+        if not peer.reached:
+            peer.reached = True
+            out.add(Save())
+        out.changed = True
+        return peer
+
+    def _restarted(self, peer: Member, boot: str, out: _Out) -> None:
+        """The process before is history, its gaps and its report too."""
+        if peer.up:
+            peer.up = False
+            out.add(Down(peer.seen.id, "restarted"))
+        peer.boot, peer.report, peer.linked, peer.left = boot, None, False, False
+        peer.life = Liveness(self._settings, far=peer.seen.far)
+
+    def _reported(self, peer: Member, report: NodeReport, out: _Out) -> None:
+        if report.boot != peer.boot or not peer.linked:
+            return
+        peer.report, out.changed = report, True
+        peer.seen = structs.replace(
+            peer.seen, name=report.name, priority=report.priority,
+            addresses=self._bounded((*peer.seen.addresses[:1], *report.addresses, *peer.seen.addresses)),
+        )  # fmt: skip
+
+    def _beat(self, peer: Member, boot: str, now: float, out: _Out) -> bool:
+        """False: a datagram that says nothing about the process we know."""
+        if boot != peer.boot:
+            heard = peer.life.heard
+            if peer.linked and not peer.ended and heard is not None and now - heard < self._settings.patience_cap_s:
+                return False  # the link knows better which process is the present one
+            self._restarted(peer, boot, out)
+        if peer.left or peer.incompatible:
+            return False
+        peer.life.beat(now)
+        peer.ended = ""
+        if not peer.linked and now - peer.nudged_at >= self._settings.nudge_s:
+            peer.nudged_at = now
+            out.add(Dial(peer.seen, at_once=True))
+        return True
+
+    # Judging
+
+    def _judge(self, peer: Member, now: float, out: _Out) -> None:
+        """Brings `state`, `reason`, `due` and `up` up to date."""
+        s, heard = self._settings, peer.life.heard
+        if not peer.ended and not peer.incompatible:
+            patience_s = peer.life.patience_s()
+            if heard is not None and now >= heard + patience_s + s.confirm_s:
+                self._end(peer, f"silent for more than {patience_s + s.confirm_s:.2f} s", now, out, certain=False)
+            elif heard is None and not peer.linked and now >= peer.since + s.waiting_s:
+                self._end(peer, f"never reached: {peer.tried or 'no answer'}", now, out, certain=False)
+        state, reason = peer.verdict(now)
+        usable = (
+            state in (NodeState.OK, NodeState.SUSPECT, NodeState.DRAINING)
+            and peer.report is not None
+            and (peer.linked or now < peer.unlinked_at + s.link_grace_s)
+        )
+        peer.due = peer.next_change(now, s)
+        if (state, reason) != (peer.state, peer.reason) or usable != peer.up:
+            peer.state, peer.reason, out.changed = state, reason, True
+        if usable != peer.up:
+            peer.up = usable
+            out.add(Up(peer.seen.id) if usable else Down(peer.seen.id, reason))
+
+    def _end(self, peer: Member, why: str, now: float, out: _Out, *, certain: bool) -> None:
+        if not peer.ended:
+            peer.ended_at = now
+            if peer.reached:
+                out.add(Save())
+        peer.ended = why
+        if certain:
+            out.add(Gone(peer.seen.id, why))
+
+    def _forget(self, node: NodeId, why: str, out: _Out) -> None:
+        peer = self._peers.pop(node, None)
+        if peer is None:
+            return
+        if peer.up:
+            out.add(Down(node, why))
+        out.add(HangUp(node, why), Forgotten(node))
+        out.changed = True
+
+    # Reading
+
+    def view(self) -> View:
+        """The picture now; the same object until something changed."""
+        if self._view is None:
+            me, ruled = self._self, self._ruled
+            state = NodeState.DRAINING if me.draining else NodeState.OK
+            own = NodeView(report=me, state=state, reason=me.drain_reason, addresses=me.addresses, rtt_s=0.0)
+            self._view = View(
+                self_id=me.id, mesh_name=self._mesh_name, mesh_id=self._mesh_id, enabled=self._enabled,
+                coordinator=ruled.coordinator, term=ruled.term, alone=ruled.alone, url=ruled.url,
+                nodes=(own, *(p.shown() for _, p in sorted(self._peers.items()))),
+            )  # fmt: skip
+        return self._view
+
+    def gossip(self) -> tuple[PeerSeen, ...]:
+        """Peers worth telling others about: reached, and alive."""
+        return tuple(p.seen for p in self._peers.values() if p.reached and not p.ended and not p.incompatible)
+
+    def to_keep(self) -> tuple[PeerSeen, ...]:
+        """Peers worth keeping on disk: once reached, dead ones too."""
+        return tuple(p.seen for p in self._peers.values() if p.reached)
+
+    def alive(self) -> frozenset[NodeId]:
+        """Peers that can be given work."""
+        return frozenset(id_ for id_, p in self._peers.items() if p.up)
