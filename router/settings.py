@@ -29,12 +29,12 @@ class EdgeSettings(Struct, frozen=True, kw_only=True):
     head_hold_s: float = 10.0  # a stream's head waits this long for the first byte
     comfort_every_s: float = 5.0  # after that: comments, so that the client sees a sign of life
 
+    farewell_s: float = 5.0  # for a client that does not read to take the error that ends its stream
+
     connect_floor_s: float = 0.25  # to one address of a peer: four round trips, but at least this,
     connect_cap_s: float = 1.0  # at most this
     silence_s: float = 5.0  # the serving node says `: alive` each second
-    upload_floor_bytes_per_s: float = 1e6  # a body still on its way to the node is no silence
-    pool_limit: int = 0  # connections to peers: as many as requests are open
-    refusal_limit_bytes: int = 64 * 2**10  # of a node's refusal, and of one block of its stream beside the answer
+    refusal_limit_bytes: int = 64 * 2**10  # of a node's refusal
 
     def __post_init__(self) -> None:
         assert self.failures_limit >= 1
@@ -43,3 +43,69 @@ class EdgeSettings(Struct, frozen=True, kw_only=True):
         assert 0 < self.busy_pause_s <= self.busy_pause_cap_s
         assert 0 < self.connect_floor_s <= self.connect_cap_s
         assert self.silence_s > 1.0
+
+
+class RouterSettings(Struct, frozen=True, kw_only=True):
+    """Weights and bounds of placing: the Scheduler, and the two machines that talk about it. Times in seconds."""
+
+    # The queue
+    queue_limit: int = 1024  # requests that wait; past it `mesh_saturated`
+    open_limit: int = 4096  # requests one desk or one asker keeps in mind, running ones included
+    look_ahead: int = 64  # requests of one kind that are planned in one walk
+    low_priority_s: float = 30.0  # `priority: low` queues as if it had come this much later: it never starves
+    idle_bound_s: float = 45.0  # no node that could start a waiting request now stands idle for longer
+    recheck_s: float = 1.0  # while a request is held for a better node, look again this often
+    busy_pause_s: float = 0.5  # a node that said `node_busy` gets nothing for this long
+    overdue_s: float = 60.0  # past its deadline a granted request nobody ended is forgotten,
+    granted_limit_s: float = 3600.0  # and one without a deadline this long after its grant
+    retry_after_s: float = 5.0  # told with a refusal, spread by a fifth so that clients do not come back at once
+    gone_memory_s: float = 600.0  # models of a node that went down are "not available", not unknown, for so long
+    names_limit: int = 1000  # names of such models
+    names_listed: int = 50  # in the message that says what exists
+
+    # The cost (docs/scoring.md)
+    begin_s: float = 0.03  # from a grant to the first prompt token read
+    decode_weight: float = 0.25  # of seconds of decoding against seconds to the first token
+    stream_slowdown: float = 0.15  # one more stream makes a decode step this much longer
+    headroom_s: float = 0.01  # the most that little memory left can cost: it only breaks ties
+    headroom_half_bytes: float = 16e9  # bytes left at which it costs half of that
+
+    # What is learned
+    prefill_prior: float = 7.6  # tokens/s per (GB/s of memory bandwidth / GB of weights)
+    decode_prior: float = 0.8
+    prior_weight: float = 0.2  # in samples; constant, so the prior never fades
+    forget: float = 0.97  # weight of what was known, per new sample
+    fade_s: float = 900.0  # and per second unused: e^-1 in this time
+    prior_distance: float = 50.0  # a sample further than this factor from the prior counts as that far
+    bandwidth_unknown: float = 50.0  # GB/s where the hardware does not say
+    size_unknown_bytes: int = 4_000_000_000
+    output_tokens: float = 256.0  # expected length of an answer before any was seen,
+    output_forget: float = 0.03  # and how fast that follows what is seen
+    read_least_tokens: int = 32  # shorter prompts say nothing about prefill speed
+    decode_least_tokens: int = 8
+    load_base_s: float = 1.0  # loading a model whose node does not say how long: this plus bytes / rate
+    load_bytes_per_s: float = 3e9
+    speeds_limit: int = 1024  # (node, model) pairs remembered
+
+    # Between edge and coordinator
+    answer_s: float = 0.5  # an ask without any answer for so long is sent again,
+    quiet_s: float = 5.0  # and one that was answered `queued` after so much silence
+    hold_s: float = 2.0  # without a coordinator an edge waits this long, then decides alone
+    untaken_s: float = 1.0  # a grant that its edge has not taken by then is withdrawn
+    edge_gone_s: float = 10.0  # requests of an edge whose link is gone are forgotten after this
+    lost_s: float = 30.0  # requests of a node that went down wait this long for their edge to ask again
+    unreported_s: float = 5.0  # what we think runs on a node, but it has not reported for so long, does not
+    zombie_s: float = 2.0  # a request that ended counts against its node again if it is reported for longer
+    housekeeping_s: float = 0.25  # how exactly the bounds above are kept
+    queued_every_s: float = 1.0  # news about a place in the queue at most this often,
+    queued_change: float = 0.25  # and only if the place changed, or the wait by this part
+    done_memory_s: float = 30.0  # ended requests are told again after a lost link for this long
+    done_limit: int = 4096
+
+    def __post_init__(self) -> None:
+        assert 0 < self.queue_limit <= self.open_limit
+        assert self.look_ahead >= 1
+        assert 0 < self.forget < 1
+        assert self.prior_weight > 0, "plain learning without a constant prior can leave a node idle for good"
+        assert self.answer_s < self.hold_s
+        assert self.untaken_s < self.edge_gone_s
