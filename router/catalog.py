@@ -91,14 +91,17 @@ def _absent(view: View, name: str, held: list[tuple[NodeView, ModelReport]], lis
         away = sorted({f"{view.names()[n.report.id]} ({_why_away(n)})" for n, _ in held})
         message = f"no node can serve '{shown(name)}' now; it is on {', '.join(away)}"
         return RouterError(ErrorCode.NO_NODE_AVAILABLE, message, param="model")
+    return RouterError(ErrorCode.MODEL_NOT_FOUND, not_found(view, name, listed), param="model")
+
+
+def not_found(view: View, name: str, listed: int) -> str:
+    """What to tell a client that asks for `name`: what exists, and what it may have meant."""
     exist = sorted({other for n in view.serving() for m in n.report.models for other in names_of(m)})
     if not exist:
-        message = f"model '{shown(name)}' not found: no node of this mesh has any model"
-        return RouterError(ErrorCode.MODEL_NOT_FOUND, message, param="model")
+        return f"model '{shown(name)}' not found: no node of this mesh has any model"
     near = difflib.get_close_matches(name[:200].lower(), exist, n=1)
     hint = f"did you mean '{near[0]}'? " if near else ""
-    message = f"model '{shown(name)}' not found; {hint}These exist: {_some(exist, listed)}"
-    return RouterError(ErrorCode.MODEL_NOT_FOUND, message, param="model")
+    return f"model '{shown(name)}' not found; {hint}These exist: {_some(exist, listed)}"
 
 
 def _why_away(node: NodeView) -> str:

@@ -1,0 +1,70 @@
+"""Where a RouterError becomes what OpenAI's clients read: the envelope, its status and its headers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import msgspec
+from aiohttp import web
+
+from router.errors import STATUS, ErrorCode, Refusal
+
+_JSON = "application/json"
+
+
+def body(refusal: Refusal) -> bytes:
+    """`{"error": {"message", "type", "param", "code"}}`."""
+    return _body(refusal.message, _kind(STATUS[refusal.code]), refusal.param, refusal.code.value)
+
+
+def refused(refusal: Refusal, headers: Mapping[str, str], *, retry_after_s: float) -> web.Response:
+    """The whole response. 429 and 503 say when to come back: `retry_after_s` when the refusal does not know."""
+    status = STATUS[refusal.code]
+    fields = dict(headers)
+    if status in (429, 503):
+        wait_s = refusal.retry_after_s if refusal.retry_after_s is not None else retry_after_s
+        fields["retry-after"] = str(max(1, math.ceil(wait_s)))
+        fields["retry-after-ms"] = str(max(1, math.ceil(wait_s * 1e3)))
+    return web.Response(status=status, body=body(refusal), content_type=_JSON, headers=fields)
+
+
+def event(refusal: Refusal) -> bytes:
+    """The last block of a stream that cannot be saved; no `[DONE]` follows."""
+    return b"event: error\ndata: " + body(refusal) + b"\n\n"
+
+
+def no_such_path(message: str) -> web.Response:
+    return refused(Refusal(ErrorCode.PATH_NOT_FOUND, message), {}, retry_after_s=0)
+
+
+def wrong_method(message: str, allowed: str) -> web.Response:
+    text = _body(message, _kind(405), None, "method_not_allowed")
+    return web.Response(status=405, body=text, content_type=_JSON, headers={"allow": allowed})
+
+
+def defect(headers: Mapping[str, str]) -> web.Response:
+    """Our own fault; the log has the rest."""
+    text = _body("the edge failed; its log says why", _kind(500), None, "internal_error")
+    return web.Response(status=500, body=text, content_type=_JSON, headers=headers)
+
+
+def engine_refusal(status: int, answer: bytes) -> bytes:
+    """An engine's own 4xx as it stands when it is an envelope already, else put into one."""
+    try:
+        error = msgspec.json.decode(answer, type=dict[str, msgspec.Raw]).get("error", msgspec.Raw(b"null"))
+        if bytes(error).lstrip().startswith(b"{"):
+            return answer
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        pass
+    return _body(f"the engine refused this request with status {status}", _kind(status), None, "invalid_request")
+
+
+def _kind(status: int) -> str:
+    if status == 429:
+        return "rate_limit_error"
+    return "server_error" if status >= 500 else "invalid_request_error"
+
+
+def _body(message: str, kind: str, param: str | None, code: str) -> bytes:
+    return msgspec.json.encode({"error": {"message": message, "type": kind, "param": param, "code": code}})

@@ -1,0 +1,55 @@
+"""What a client says about its request in headers."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from aiohttp import web
+
+from router.errors import ErrorCode, RouterError
+
+_SANE_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """`client` tells clients apart (an address, or a hash of the key: never the key); `deadline_s` None = not said."""
+
+    client: str
+    client_request_id: str | None
+    priority: Literal["normal", "low"]
+    deadline_s: float | None
+    content_type: str
+
+    @classmethod
+    def of(cls, request: web.Request) -> Said:
+        """Raises RouterError when x-mesh-deadline-ms is no positive whole number."""
+        headers = request.headers
+        name = headers.get("x-request-id", "")
+        return cls(
+            client=_client(headers.get("authorization", ""), request.remote or ""),
+            client_request_id=name if _SANE_ID.fullmatch(name) else None,
+            priority="low" if headers.get("x-priority", "").strip().lower() == "low" else "normal",
+            deadline_s=_deadline_s(headers.get("x-mesh-deadline-ms")),
+            content_type=headers.get("content-type", "application/json"),
+        )
+
+
+def _client(authorization: str, remote: str) -> str:
+    scheme, _, key = authorization.partition(" ")
+    if scheme.lower() == "bearer" and key.strip():
+        return "key:" + hashlib.blake2b(key.strip().encode(), digest_size=8).hexdigest()
+    return remote
+
+
+def _deadline_s(value: str | None) -> float | None:
+    if value is None:
+        return None
+    text = value.strip()
+    if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) == 0:
+        message = "x-mesh-deadline-ms must be a whole number of milliseconds above 0"
+        raise RouterError(ErrorCode.INVALID_REQUEST, message, param="x-mesh-deadline-ms")
+    return int(text) / 1e3
