@@ -193,23 +193,28 @@ def host_name() -> str:
     return socket.gethostname().split(".")[0] or "node"
 
 
-def find_key(name: str, where: str) -> Key:
-    """The key called `name`. Raises ConfigError naming `where` and the nearest one that exists."""
+def find_key(name: str, where: str = "") -> Key:
+    """The key called `name`. Raises ConfigError naming `where` (a file; "" is the command line)
+    and the nearest one that exists."""
     key = _BY_NAME.get(name) or _BY_NAME.get(name.strip().lower().replace("_", "-"))
     if key is not None:
         return key
     near = difflib.get_close_matches(name.lower().replace("_", "-"), _BY_NAME, n=1, cutoff=0.5)
     hint = f"did you mean '{near[0]}'?" if near else "`mlx-stack config list` shows all keys"
-    raise ConfigError(f"unknown key '{name}' in {where}: {hint}")
+    raise ConfigError(f"unknown key '{name}'{_in(where)}: {hint}")
 
 
-def read_value(key: Key, written: object, where: str) -> Any:
+def read_value(key: Key, written: object, where: str = "") -> Any:
     """The typed value of `key`. Raises ConfigError naming the key, `where` and what is wanted."""
     try:
         return key.read(written)
     except ValueError as error:
         got = "****" if key.secret else repr(written)
-        raise ConfigError(f"'{key.name}' in {where} must be {error}, not {got}") from None
+        raise ConfigError(f"'{key.name}'{_in(where)} must be {error}, not {got}") from None
+
+
+def _in(where: str) -> str:
+    return f" in {where}" if where else ""
 
 
 def read_file(path: Path) -> dict[str, Any]:
@@ -296,12 +301,12 @@ def set_values(home: Home, changes: Mapping[str, object]) -> dict[str, Any]:
     """
     after, typed, names = read_file(home.config), {}, set[str]()
     for name, written in changes.items():
-        key = find_key(name, "the command line")
+        key = find_key(name)
         for alias in (key.name, *key.also):
             after.pop(alias, None)
             names.add(alias)
         if written is not None:
-            typed[key.name] = read_value(key, written, "the command line")
+            typed[key.name] = read_value(key, written)
             after[key.name] = shown(key, typed[key.name]) if not key.secret else typed[key.name]
     content = home.config.read_text(encoding="utf-8") if home.config.exists() else ""
     edited = _edit(content, names, {key: value for key, value in after.items() if key in typed})

@@ -141,4 +141,6 @@ def shown(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, tuple | list):
         return ", ".join(str(v) for v in value) or "-"
+    if isinstance(value, float):
+        return f"{value:g}"
     return str(value) if value not in (None, "") else "-"

@@ -1,0 +1,200 @@
+"""`mlx-stack mesh`: many Macs as one. The group can be mounted in another Click root."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import click
+
+from mesh import config, render
+from mesh.cli_base import Commands, address, as_json, client, duration, home, warn
+from mesh.client import MeshClientError
+
+WATCH_EVERY_S = 1.0
+
+
+@click.group(cls=Commands)
+def mesh() -> None:
+    """Many Macs as one: who is there, who coordinates, where requests ran."""
+
+
+@mesh.command()
+@click.option("--priority", type=click.IntRange(0, 1_000_000), help="The highest coordinates; 0: never this node.")
+@click.option("--name", metavar="MESH", help="Which mesh; nodes of another name are not seen.")
+@as_json
+def enable(priority: int | None, name: str | None, as_json: bool) -> None:
+    """Join the other Macs here, or begin a mesh.
+
+    Now, and after each start of this node.
+    """
+    changes = {"mesh-enabled": True, "mesh-priority": priority, "mesh-name": name}
+    _switch({key: value for key, value in changes.items() if value is not None}, as_json)
+
+
+@mesh.command()
+@as_json
+def disable(as_json: bool) -> None:
+    """Leave the mesh and go on alone.
+
+    What others sent is finished first, and goodbye is said.
+    """
+    _switch({"mesh-enabled": False}, as_json)
+
+
+def _switch(changes: dict[str, object], as_json: bool) -> None:
+    place = home()
+    enabled = changes["mesh-enabled"] is True
+    if place.running() is None:
+        config.set_values(place, changes)
+        if as_json:
+            render.show_json({"mesh": {"enabled": enabled}, "running": False})
+        else:
+            click.echo(f"The mesh is {'on' if enabled else 'off'}; it takes effect at the next `mlx-stack up`")
+    else:
+        priority, name = changes.get("mesh-priority"), changes.get("mesh-name")
+        assert priority is None or isinstance(priority, int)
+        assert name is None or isinstance(name, str)
+        found = client().enable(priority=priority, name=name) if enabled else client().disable()
+        if as_json:
+            render.show_json(found)
+        else:
+            render.show(render.mesh_status(found))
+    now = config.load(place)
+    for key in config.KEYS:
+        if key.name in changes and now.source(key) not in ("config.yaml", "default"):
+            warn(f"{now.source(key)} is set in the environment and counts instead of config.yaml at the next start")
+
+
+@mesh.command()
+@click.option("--watch", is_flag=True, help="Look again each second.")
+@as_json
+def status(watch: bool, as_json: bool) -> None:
+    """Every node with its models, memory and queues."""
+    daemon = client()
+    with _until_interrupted():
+        while True:
+            found = daemon.mesh_status()
+            if watch and sys.stdout.isatty():
+                click.clear()
+            if as_json:
+                render.show_json(found, lines=watch)
+            else:
+                render.show(render.mesh_status(found))
+            if not watch:
+                return
+            sys.stdout.flush()
+            time.sleep(WATCH_EVERY_S)
+
+
+@contextmanager
+def _until_interrupted() -> Iterator[None]:
+    """Ctrl-C is how watching and following end: not a failure."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        return
+
+
+@mesh.command()
+@as_json
+def nodes(as_json: bool) -> None:
+    """The nodes alone, one row each."""
+    found = client().mesh_status()
+    if as_json:
+        render.show_json(found.nodes)
+    else:
+        render.show([render.nodes(found)])
+
+
+@mesh.command()
+@click.argument("peer", type=address, metavar="HOST[:PORT]")
+@as_json
+def add(peer: str, as_json: bool) -> None:
+    """Make a node known that mDNS cannot find.
+
+    One on another subnet or a tailnet: the address you know it by, mac-mini-3.tailnet:4000.
+    """
+    found = client().add(peer)
+    if as_json:
+        render.show_json(found)
+    else:
+        click.echo(f"{found.get('name') or peer}: {found.get('state', 'known')}")
+
+
+@mesh.command()
+@click.argument("name")
+@as_json
+def remove(name: str, as_json: bool) -> None:
+    """Forget a node, by its name or id."""
+    gone = client().remove(name)
+    if as_json:
+        render.show_json({"removed": gone})
+    else:
+        click.echo(f"{gone} is forgotten")
+
+
+@mesh.command()
+@click.option("--last", type=click.IntRange(1, 100_000), default=20, show_default=True, help="How many, newest first.")
+@click.option("--why", "why_id", metavar="ID", help="All about one request: candidates, costs, attempts.")
+@click.option("--follow", is_flag=True, help="Print each as it ends.")
+@as_json
+def routes(last: int, why_id: str | None, follow: bool, as_json: bool) -> None:
+    """Where requests ran. ID may be the client's own, or the beginning of one."""
+    if why_id is not None and follow:
+        raise click.UsageError("--why and --follow exclude each other")
+    if why_id is not None:
+        _why(why_id, as_json)
+    elif follow:
+        with _until_interrupted():
+            for route in client().follow():
+                if as_json:
+                    render.show_json(route, lines=True)
+                else:
+                    click.echo(render.route_line(route))
+                sys.stdout.flush()
+    else:
+        found = client().routes(last)
+        if as_json:
+            render.show_json(found)
+        else:
+            render.show(render.routes(found))
+
+
+def _why(route_id: str, as_json: bool) -> None:
+    daemon = client()
+    route = daemon.route(route_id)
+    if as_json:
+        render.show_json(route)
+        return
+    try:
+        names = {node.id: node.name for node in daemon.mesh_status().nodes}
+    except MeshClientError:
+        names = {}  # the route itself matters more than its nodes' names
+    render.show(render.why(route, names))
+
+
+@mesh.command()
+@click.argument("node")
+@click.option("--for", "for_s", type=duration, metavar="T", help='Until then, like "30m"; default: until undrain.')
+@as_json
+def drain(node: str, for_s: float | None, as_json: bool) -> None:
+    """Give NODE no new work; what it runs goes on to its end."""
+    _print_drain(client().drain(node, for_s), as_json)
+
+
+@mesh.command()
+@click.argument("node")
+@as_json
+def undrain(node: str, as_json: bool) -> None:
+    """Give NODE work again."""
+    _print_drain(client().undrain(node), as_json)
+
+
+def _print_drain(found: dict[str, object], as_json: bool) -> None:
+    if as_json:
+        render.show_json(found)
+    else:
+        click.echo(f"{found.get('node')} {'takes no new work' if found.get('draining') else 'takes work again'}")
