@@ -28,6 +28,10 @@ class Unwanted(Struct, frozen=True):
     why: str
 
 
+class Begun(Struct, frozen=True):
+    """After `Start`: its memory is reserved and it is its turn to load; the limit of a start counts from here."""
+
+
 class NoRoom(Struct, frozen=True):
     """Answer to `Start`: not started, because its memory could not be reserved."""
 
@@ -62,7 +66,7 @@ class Tick(Struct, frozen=True):
     pass
 
 
-LifecycleEvent: TypeAlias = Wanted | Unwanted | NoRoom | Started | StartFailed | Exited | Quiet | Gone | Tick
+LifecycleEvent: TypeAlias = Wanted | Unwanted | Begun | NoRoom | Started | StartFailed | Exited | Quiet | Gone | Tick
 
 # Effects
 
@@ -97,10 +101,15 @@ class Lifecycle:
         self.deadline: float | None = None  # of a start, of the next restart, or of the proof of health
         self.retry_at: float | None = None  # when a failed model is started again; None: not by itself
         self._wanted = False
-        self._worker = False  # between Start and Gone (or NoRoom): there is, or may be, a process
+        self._worker = False
         self._ending = False  # Stop was said, Gone is awaited
         self._row = 0  # failures since it was last healthy
         self._recent: list[float] = []  # their times, within the flapping window
+
+    @property
+    def has_worker(self) -> bool:
+        """There is, or may be, a process: between `Start` and `Gone`."""
+        return self._worker
 
     @property
     def _starting(self) -> bool:
@@ -112,22 +121,16 @@ class Lifecycle:
                 return self._want(afresh, now)
             case Unwanted(why):
                 return self._unwant(why)
-            case NoRoom(why) if self._starting:
-                return self._no_room(why)
-            case Started(load_s) if self._starting:
-                return self._become(ModelState.READY, deadline=now + self._settings.health_s, load_s=load_s)
-            case StartFailed(why) if self._starting:
-                return self._failed(why, now)
+            case Begun() | NoRoom() | Started() | StartFailed():
+                return self._of_start(event, now) if self._starting else []  # Else: of one given up already.
             case Exited(why) if self.state is ModelState.READY:
                 return self._failed(why, now)
-            case Exited(why) if self.state is ModelState.DRAINING:
-                return self._end()  # It was leaving anyhow.
-            case NoRoom() | Started() | StartFailed() | Exited():
-                return []  # Of a worker that was given up already.
+            case Exited():
+                return self._end() if self.state is ModelState.DRAINING else []  # It was leaving anyhow.
             case Quiet():
                 return self._end() if self.state is ModelState.DRAINING else []
             case Gone():
-                return self._gone(now)
+                return self._gone()
             case Tick():
                 return self._tick(now)
             case _:
@@ -139,9 +142,9 @@ class Lifecycle:
             self._forget()
         match self.state:
             case ModelState.ABSENT:
-                return self._start(now)
+                return self._start()
             case ModelState.FAILED if afresh:
-                return self._start(now)
+                return self._start()
             case ModelState.DRAINING if not self._ending:
                 return self._become(ModelState.READY, "wanted again", deadline=now + self._settings.health_s)
             case _:
@@ -159,17 +162,29 @@ class Lifecycle:
             case _:
                 return []
 
-    def _start(self, now: float) -> list[LifecycleEffect]:
+    def _start(self) -> list[LifecycleEffect]:
         """Loading begins; with a worker still ending, only `Gone` brings the Start."""
-        effects = self._become(ModelState.LOADING, deadline=now + self._settings.start_limit_s)
+        effects = self._become(ModelState.LOADING)
         if self._worker:
             return effects
         self._worker = True
         return [*effects, Start()]
 
-    def _no_room(self, why: str) -> list[LifecycleEffect]:
-        self._worker = self._wanted = False
-        return self._become(ModelState.ABSENT, why)
+    def _of_start(self, event: Begun | NoRoom | Started | StartFailed, now: float) -> list[LifecycleEffect]:
+        """How the start that is outstanding goes."""
+        match event:
+            case Begun():
+                self.deadline = now + self._settings.start_limit_s
+                return []
+            case NoRoom(why):
+                self._worker = self._wanted = False
+                return self._become(ModelState.ABSENT, why)
+            case Started(load_s):
+                return self._become(ModelState.READY, deadline=now + self._settings.health_s, load_s=load_s)
+            case StartFailed(why):
+                return self._failed(why, now)
+            case _:
+                assert_never(event)
 
     def _failed(self, why: str, now: float) -> list[LifecycleEffect]:
         s = self._settings
@@ -189,14 +204,14 @@ class Lifecycle:
         self._ending = True
         return [Stop()]
 
-    def _gone(self, now: float) -> list[LifecycleEffect]:
+    def _gone(self) -> list[LifecycleEffect]:
         self._worker = self._ending = False
         match self.state:
             case ModelState.LOADING:
                 self._worker = True  # Wanted again while the last one ended.
                 return [Start()]
             case ModelState.DRAINING if self._wanted:
-                return self._start(now)
+                return self._start()
             case ModelState.DRAINING:
                 return self._become(ModelState.ABSENT, self.why)
             case _:
@@ -211,16 +226,13 @@ class Lifecycle:
             return []  # An early wake-up is harmless.
         self.deadline = None
         match self.state:
-            case ModelState.LOADING if self._ending:
-                self.deadline = now + self._settings.start_limit_s  # The last worker takes long to end.
-                return []
             case ModelState.LOADING:
                 return self._failed(f"not ready within {self._settings.start_limit_s:.0f} s", now)
             case ModelState.READY:
                 self._forget()
                 return []
             case ModelState.FAILED:
-                return self._start(now)
+                return self._start()
             case _:
                 return []
 

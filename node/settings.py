@@ -27,17 +27,14 @@ class NodeSettings(Struct, frozen=True, kw_only=True):
     hold_factor: float = 1.5  # a request is held for a load at most this many times the expected load time,
     hold_floor_s: float = 30.0  # but at least this long: an estimate from bytes knows nothing of a busy machine
     alive_every_s: float = 1.0  # said to the edge while there is nothing else to say
-    silence_limit_s: float = 300.0  # a worker that says nothing at all for this long has lost the request
     stream_blocks: int = 64  # blocks of one answer kept for a slow reader; then the worker is not read
     close_limit_s: float = 5.0  # for a worker's stream to close behind a client that left
     calls_remembered: int = 1024  # ended (request, attempt) pairs that are not run again
-    post_bytes: int = 32 * 2**20  # body of a request at the peer port
 
     def __post_init__(self) -> None:
         assert 0 < self.backoff_first_s <= self.backoff_cap_s
         assert self.flapping_failures >= 1
         assert self.stream_blocks >= 1
-        assert self.alive_every_s < self.silence_limit_s
 
 
 class EngineSettings(Struct, frozen=True, kw_only=True):

@@ -1,0 +1,194 @@
+"""One call from its admission to its end: what the edge sent, and the blocks that travel back to it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Final
+
+import msgspec
+from msgspec import Struct
+
+from node.errors import NodeError, NodeErrorCode
+from node.io.engine import Worker
+from node.queue import Key
+from node.settings import NodeSettings
+from node.types import NodeId, RequestId, Usage
+
+ALIVE: Final = b": alive\n\n"
+DONE: Final = b"data: [DONE]\n\n"
+STREAMED: Final = ("chat/completions", "completions")  # always streamed; all other paths are posts
+
+
+class Call(Struct, frozen=True, kw_only=True):
+    """What an edge asks this node to run. `model` is MODEL.name here, `path` is below /v1, `body` the client's own.
+
+    `wants_usage` keeps the usage event in the stream; `deadline_s` seconds left of the client's patience.
+    """
+
+    id: RequestId
+    attempt: int
+    edge: NodeId
+    model: str
+    path: str
+    body: bytes
+    wants_usage: bool = False
+    content_type: str = "application/json"
+    deadline_s: float
+
+
+class _Details(Struct):
+    cached_tokens: int | None = None
+
+
+class _Usage(Struct):
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    prompt_tokens_details: _Details | None = None
+
+
+class _Chunk(Struct):
+    usage: _Usage | None = None
+    choices: list[msgspec.Raw] = []
+
+
+_chunks = msgspec.json.Decoder(_Chunk)
+
+
+def usage_of(block: bytes) -> tuple[Usage | None, bool]:
+    """The usage that a `data:` block tells, and whether it tells nothing else."""
+    if b'"usage"' not in block:
+        return None, False
+    try:
+        chunk = _chunks.decode(block.removeprefix(b"data:"))
+    except msgspec.DecodeError:
+        return None, False  # Not ours to judge: it is passed on as it came.
+    if chunk.usage is None:
+        return None, False
+    details = chunk.usage.prompt_tokens_details
+    cached = (details.cached_tokens or 0) if details else 0
+    return Usage(chunk.usage.prompt_tokens, cached, chunk.usage.completion_tokens), not chunk.choices
+
+
+class AdmittedCall:
+    """A call in a model's queue. Its pump fills `_out` from the worker; `next_block` empties it towards the edge.
+
+    Times are the event loop's. The queue between the two is bounded: a slow reader stops the pump, and with it the
+    reading of the worker.
+    """
+
+    def __init__(self, call: Call, model: str, settings: NodeSettings, hold_until: float | None) -> None:
+        self._clock = asyncio.get_running_loop().time
+        self._settings = settings
+        self._out: asyncio.Queue[bytes | None] = asyncio.Queue(settings.stream_blocks)
+        self._error: NodeError | None = None
+        self._pump: asyncio.Task[None] | None = None
+        self.call, self.model = call, model  # MODEL.name, which `call.model` may be an alias of
+        self.key: Key = (call.id, call.attempt)
+        self.hold_until = hold_until  # while its model is loading: how long it waits for that
+        self.admitted_at = self._clock()
+        self.started_at: float | None = None
+        self.first_at: float | None = None  # first `data:` block
+        self.last_at: float | None = None
+        self.usage = Usage()
+        self.answer: tuple[int, str, bytes] | None = None  # of a post
+
+    @property
+    def deadline(self) -> float:
+        return self.admitted_at + self.call.deadline_s
+
+    def start(self, worker: Worker, tasks: asyncio.TaskGroup) -> None:
+        """It has a slot: the worker begins."""
+        self.started_at, self.hold_until = self._clock(), None
+        run = self._stream if self.call.path in STREAMED else self._post
+        self._pump = tasks.create_task(self._guard(run, worker))
+
+    def fail(self, error: NodeError) -> None:
+        """Ends it: what has been generated still goes out, then `error` is raised. The first error stays."""
+        if self._error is None:
+            self._error = error
+        if self._pump is not None and self._pump is not asyncio.current_task():
+            self._pump.cancel()
+        if self._out.empty():
+            self._out.put_nowait(None)  # Wakes the reader.
+
+    async def next_block(self) -> bytes:
+        """The next block for the edge, ALIVE after a second without one; DONE is the last. Raises NodeError."""
+        while self._out.empty():
+            if self._error is not None:
+                raise self._error
+            self._check_patience()
+            try:
+                async with asyncio.timeout(self._settings.alive_every_s):
+                    block = await self._out.get()
+            except TimeoutError:
+                return ALIVE
+            if block is not None:
+                return block
+        block = self._out.get_nowait()
+        if block is None:
+            assert self._error is not None
+            raise self._error
+        return block
+
+    async def close(self) -> None:
+        """Closes the worker's stream, which cancels what it generates; waits a bounded time for that."""
+        if self._pump is not None and not self._pump.done():
+            self._pump.cancel()
+            await asyncio.wait({self._pump}, timeout=self._settings.close_limit_s)
+
+    def _check_patience(self) -> None:
+        """Raises NodeError(NODE_BUSY): not a failure of the model, the mesh plans again or gives up itself."""
+        now = self._clock()
+        if self.hold_until is not None and now >= self.hold_until:
+            waited_s = now - self.admitted_at
+            raise NodeError(NodeErrorCode.NODE_BUSY, f"{self.model} is still loading after {waited_s:.0f} s")
+        if now >= self.deadline:
+            doing = "waiting for a slot" if self.started_at is None else "running"
+            raise NodeError(NodeErrorCode.NODE_BUSY, f"the request's deadline passed while it was {doing}")
+
+    async def _guard(self, run: Callable[[Worker], Awaitable[None]], worker: Worker) -> None:
+        try:
+            await run(worker)
+        except NodeError as error:
+            self.fail(error)
+        except asyncio.CancelledError:
+            self.fail(NodeError(NodeErrorCode.DRAINING, "this node stopped"))  # Unless the reason is known already.
+            raise
+        except Exception as error:  # noqa: BLE001 - a fault in an engine ends this call, not the daemon
+            self.fail(NodeError(NodeErrorCode.INTERNAL, f"{type(error).__name__}: {error}"))
+
+    async def _stream(self, worker: Worker) -> None:
+        call = self.call
+        async with _closing(worker.stream(call.path, call.body, model_name=self.model)) as blocks:
+            async for block in blocks:
+                if not block.startswith(b"data:"):
+                    continue  # The worker's signs of life; ours take their place.
+                if block == DONE:
+                    break
+                self.last_at = self._clock()
+                self.first_at = self.first_at or self.last_at
+                usage, alone = usage_of(block)
+                self.usage = usage or self.usage
+                if not alone or call.wants_usage:
+                    await self._out.put(block)
+            else:
+                raise NodeError(NodeErrorCode.MODEL_FAILED, "the answer ended without [DONE]")
+        await self._out.put(b": usage " + msgspec.json.encode(self.usage) + b"\n\n")
+        await self._out.put(DONE)
+
+    async def _post(self, worker: Worker) -> None:
+        self.answer = await worker.post(self.call.path, self.call.body, self.call.content_type)
+        self.first_at = self._clock()
+        await self._out.put(DONE)
+
+
+@asynccontextmanager
+async def _closing(blocks: AsyncIterator[bytes]) -> AsyncGenerator[AsyncIterator[bytes], None]:
+    """Closes an iterator that can be closed (async generators can), also when it was left half-way."""
+    try:
+        yield blocks
+    finally:
+        if isinstance(blocks, AsyncGenerator):
+            await blocks.aclose()

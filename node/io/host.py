@@ -1,0 +1,346 @@
+"""This Mac's models and what each one runs: the face of the node for edge, peers and admin API.
+
+Every call is in exactly one model's queue from `_admit` to `_leave`, whatever happens between; nothing else counts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from typing import Literal, NoReturn, TypeAlias
+
+from node import headroom
+from node.errors import NodeError, NodeErrorCode
+from node.facts import CallFact, ModelFact, NodeFact
+from node.io.calls import ALIVE, DONE, STREAMED, AdmittedCall, Call
+from node.io.engine import Engine, ModelSpec, WorkerStats
+from node.io.hosted import Hosted, same_worker
+from node.io.keeper import Keeper
+from node.io.probe import Probe
+from node.lifecycle import Quiet, Unwanted
+from node.rail import Budget, load_order
+from node.settings import NodeSettings
+from node.types import Hardware, Memory, ModelReport, ModelState, Pressure, RunningReport
+
+__all__ = ["Call", "Host"]
+
+_Outcome: TypeAlias = Literal["ok", "busy", "failed", "cancelled"]
+_BUSY = (NodeErrorCode.NODE_BUSY, NodeErrorCode.DRAINING)
+
+
+class Host:
+    """All models of this node. `report` gets facts, `changed` is called whenever a new NodeReport would differ."""
+
+    def __init__(
+        self,
+        *,
+        settings: NodeSettings,
+        engines: Mapping[str, Engine],
+        report: Callable[[NodeFact], None],
+        changed: Callable[[], None],
+        probe: Probe,
+    ) -> None:
+        self._settings, self._engines, self._report, self._probe = settings, engines, report, probe
+        self._on_change = changed
+        self._keeper = Keeper(settings, report, self._changed, self._ended)
+        self._models: dict[str, Hosted] = {}
+        self._leaving: list[Hosted] = []  # removed or replaced, until their worker is gone
+        self._hardware, self._pressure = Hardware(), Pressure.NORMAL
+        self._up = asyncio.Event()
+        self._applying = asyncio.Lock()
+        self._news = asyncio.Event()  # replaced on every change
+        self.draining, self.drain_reason = False, ""
+
+    # What it says of itself
+
+    def models(self) -> tuple[ModelReport, ...]:
+        return tuple(m.report() for m in self._models.values())
+
+    def memory(self) -> Memory:
+        rail = self._keeper.rail
+        return Memory(
+            budget_bytes=rail.budget_bytes,
+            used_bytes=rail.used_bytes,
+            headroom_bytes=rail.headroom_bytes,
+            pressure=self._pressure,
+        )
+
+    def hardware(self) -> Hardware:
+        """Unknown until `run` has looked; `changed` is called then."""
+        return self._hardware
+
+    def running(self) -> tuple[RunningReport, ...]:
+        """Every call that is admitted here and not over."""
+        now = _clock()
+        return tuple(
+            RunningReport(c.call.id, c.call.attempt, m.name, c.started_at is not None, now - c.admitted_at)
+            for m in self._everyone()
+            for c in m.calls.values()
+        )
+
+    def worker_stats(self) -> dict[str, WorkerStats]:
+        """Counters of each model's workers since the daemon started."""
+        return {m.name: m.stats() for m in self._models.values()}
+
+    # Its life
+
+    async def run(self) -> None:
+        """Drives everything until cancelled; every worker is gone when it returns."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                self._keeper.tasks = tasks
+                try:
+                    await self._look()
+                finally:
+                    self._keeper.tasks = None
+        finally:
+            for model in self._everyone():
+                model.disarm()
+                model.fail_calls(in_flight=_stopped(), waiting=_stopped())
+            workers = [m.worker for m in self._everyone() if m.worker is not None]
+            await asyncio.gather(*(w.stop(0.0) for w in workers), return_exceptions=True)
+
+    async def _look(self) -> NoReturn:
+        """Looks what the machine is, then again and again how it is."""
+        self._hardware = await asyncio.to_thread(self._probe.hardware)
+        budget = self._settings.memory_budget_bytes
+        if not budget:
+            working_set = await asyncio.to_thread(self._probe.working_set_bytes)
+            budget = headroom.default_budget(self._hardware.memory_bytes, working_set)
+        self._keeper.rail_step(Budget(budget))
+        self._up.set()
+        self._changed()
+        while True:
+            pressure = await asyncio.to_thread(self._probe.pressure)
+            if pressure is not self._pressure:
+                self._pressure = pressure
+                self._changed()
+            await asyncio.sleep(self._settings.probe_every_s)
+
+    def drain(self, reason: str) -> None:
+        """Takes no new call; finishes what it has."""
+        self.draining, self.drain_reason = True, reason
+        self._changed()
+
+    def undrain(self) -> None:
+        self.draining, self.drain_reason = False, ""
+        self._changed()
+
+    async def stop(self, grace_s: float) -> None:
+        """Drains for at most `grace_s`, ends what still runs, then every worker; returns when their pids are gone."""
+        self.drain("stopping")
+        await self._until(lambda: not self.running(), grace_s)
+        for model in self._everyone():
+            model.fail_calls(in_flight=_stopped(), waiting=_stopped())
+            self._keeper.tell(model, Unwanted("stopping"))
+            self._keeper.tell(model, Quiet())  # Whoever still reads gets the error; the worker need not wait for that.
+        limit_s = self._settings.stop_grace_s + self._settings.close_limit_s
+        await self._until(lambda: not any(m.lifecycle.has_worker for m in self._everyone()), limit_s)
+
+    # Which models there are
+
+    async def apply(self, specs: Sequence[ModelSpec]) -> None:
+        """The stack file says `specs`: adds, removes, restarts what differs. New ones are loaded while they fit."""
+        await self._up.wait()
+        async with self._applying:
+            models = {spec.name: self._kept(spec) or self._hosted(spec) for spec in specs}
+            fresh = [m for m in models.values() if m is not self._models.get(m.name)]
+            await asyncio.gather(*(m.examine() for m in fresh))
+            before, self._models = self._models, models
+            for old in before.values():
+                if old is not models.get(old.name):
+                    self._retire(old, "changed" if old.name in models else "removed")
+            for model in fresh:
+                model.waits_for = next((m for m in self._leaving if m.name == model.name), None)
+                if model.problem:
+                    self._report(ModelFact(model=model.name, state=ModelState.FAILED, why=model.problem))
+            pinned = frozenset(m.name for m in fresh if m.spec.pinned)
+            for name in load_order({m.name: m.size_bytes for m in fresh}, pinned):
+                self._keeper.want(models[name])
+            self._changed()
+            for model in fresh:
+                if await model.take_fingerprint():
+                    self._changed()
+
+    async def load(self, name: str) -> None:
+        """Returns when the model is ready. Raises NodeError: unknown, no room, or its start failed."""
+        model = self._find(name)
+        await model.examine()
+        self._keeper.want(model, afresh=True)
+        states = (ModelState.LOADING, ModelState.DRAINING)
+        await self._until(lambda: model.problem != "" or (not model.waits_for and model.lifecycle.state not in states))
+        if failure := model.failure(_clock()):
+            raise failure
+        if model.lifecycle.state is not ModelState.READY:
+            raise NodeError(NodeErrorCode.NODE_BUSY, f"{model.name}: {model.error or 'was unloaded meanwhile'}")
+
+    async def unload(self, name: str) -> None:
+        """Returns when its process is gone; what it is answering finishes first. Raises NodeError when unknown."""
+        model = self._find(name)
+        self._keeper.tell(model, Unwanted("it is being unloaded"))
+        await self._until(lambda: model.lifecycle.state is not ModelState.DRAINING)
+
+    # Calls
+
+    async def serve(self, call: Call) -> AsyncGenerator[bytes, None]:
+        """Yields the answer as SSE blocks: `: alive` on admission and each silent second, `data: {...}`, then one
+        `: usage {...}`, last `data: [DONE]`. Raises NodeError before or after blocks. Closing it cancels the worker.
+        """
+        assert call.path in STREAMED
+        model, admitted = self._admit(call)
+        outcome: _Outcome = "cancelled"
+        error: NodeError | None = None
+        try:
+            yield ALIVE
+            block = b""
+            while block != DONE:
+                block = await admitted.next_block()
+                if block == DONE:
+                    outcome = "ok"
+                yield block
+        except NodeError as failure:
+            outcome, error = "busy" if failure.code in _BUSY else "failed", failure
+            raise
+        finally:
+            await self._close(model, admitted, outcome, error)
+
+    async def post(self, call: Call) -> tuple[int, str, bytes]:
+        """Another endpoint (embeddings, ...): the engine's status, content type and body. Raises NodeError."""
+        assert call.path not in STREAMED
+        model, admitted = self._admit(call)
+        outcome: _Outcome = "cancelled"
+        error: NodeError | None = None
+        try:
+            while await admitted.next_block() != DONE:
+                pass
+            assert admitted.answer is not None
+            outcome = "ok"
+            return admitted.answer
+        except NodeError as failure:
+            outcome, error = "busy" if failure.code in _BUSY else "failed", failure
+            raise
+        finally:
+            await self._close(model, admitted, outcome, error)
+
+    def _admit(self, call: Call) -> tuple[Hosted, AdmittedCall]:
+        """Puts the call in its model's line, starting a cold model that fits. Raises NodeError."""
+        if self.draining:
+            raise NodeError(NodeErrorCode.DRAINING, f"this node is draining: {self.drain_reason}")
+        model, now = self._find(call.model), _clock()
+        if model.lifecycle.state is ModelState.ABSENT:
+            self._keeper.want(model)
+        if failure := model.failure(now):
+            raise failure
+        state = model.lifecycle.state
+        if model.waits_for or state in (ModelState.ABSENT, ModelState.DRAINING):
+            why = model.error or ("it is being reloaded" if model.waits_for else "it is being unloaded")
+            raise NodeError(NodeErrorCode.NODE_BUSY, f"{model.name}: {why}", retry_after_s=model.queue.retry_after_s())
+        model.queue.admit((call.id, call.attempt), now)
+        hold_s = max(self._settings.hold_floor_s, self._settings.hold_factor * model.load_s)
+        hold_until = now + hold_s if state is ModelState.LOADING else None
+        admitted = AdmittedCall(call, model.name, self._settings, hold_until)
+        model.calls[admitted.key] = admitted
+        self._keeper.advance(model)
+        self._changed()
+        return model, admitted
+
+    async def _close(self, model: Hosted, admitted: AdmittedCall, outcome: _Outcome, error: NodeError | None) -> None:
+        try:
+            await admitted.close()
+        finally:
+            self._leave(model, admitted, outcome, error)
+
+    def _leave(self, model: Hosted, admitted: AdmittedCall, outcome: _Outcome, error: NodeError | None) -> None:
+        now = _clock()
+        model.queue.leave(admitted.key, now)
+        del model.calls[admitted.key]
+        if outcome == "ok" and admitted.started_at and admitted.first_at and admitted.last_at:
+            decode_s = admitted.last_at - admitted.first_at
+            model.speed.learn(admitted.usage, admitted.first_at - admitted.started_at, decode_s)
+        self._report(_call_fact(admitted, model.name, outcome, error, now))
+        self._keeper.advance(model)
+        if not model.queue.in_flight:
+            self._keeper.tell(model, Quiet())
+        self._changed()
+
+    # Small things
+
+    def _kept(self, spec: ModelSpec) -> Hosted | None:
+        """The model that serves `spec` already, given its new names and policy."""
+        model = self._models.get(spec.name)
+        if model is None or not same_worker(model.spec, spec):
+            return None
+        model.spec = spec
+        return model
+
+    def _hosted(self, spec: ModelSpec) -> Hosted:
+        return Hosted(spec, self._engines.get(spec.engine), self._settings)
+
+    def _retire(self, model: Hosted, what: str) -> None:
+        """`model` is in the stack file no more: it finishes what it answers and goes."""
+        self._leaving.append(model)
+        self._keeper.tell(model, Unwanted(f"it was {what} in the stack file"))
+        if not model.lifecycle.has_worker:
+            self._ended(model)
+
+    def _ended(self, model: Hosted) -> None:
+        """Its process is gone. If it was leaving, that is over, and who replaces it starts."""
+        if model not in self._leaving:
+            return
+        model.disarm()
+        self._leaving.remove(model)
+        for waiting in self._models.values():
+            if waiting.waits_for is model:
+                waiting.waits_for = None
+                self._keeper.want(waiting)
+        self._changed()
+
+    def _find(self, name: str) -> Hosted:
+        exact = self._models.get(name)
+        found = exact or next((m for m in self._models.values() if m.answers_to(name)), None)
+        if found is None:
+            raise NodeError(NodeErrorCode.MODEL_NOT_FOUND, f"this node holds no model {name!r}")
+        return found
+
+    def _everyone(self) -> list[Hosted]:
+        return [*self._models.values(), *self._leaving]
+
+    async def _until(self, holds: Callable[[], bool], limit_s: float | None = None) -> None:
+        """Waits for `holds`, looking after every change; gives up quietly after `limit_s`."""
+        try:
+            async with asyncio.timeout(limit_s):
+                while not holds():
+                    await self._news.wait()
+        except TimeoutError:
+            pass
+
+    def _changed(self) -> None:
+        self._news.set()
+        self._news = asyncio.Event()
+        self._on_change()
+
+
+def _stopped() -> NodeError:
+    return NodeError(NodeErrorCode.DRAINING, "this node stopped")
+
+
+def _clock() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def _call_fact(admitted: AdmittedCall, model: str, outcome: _Outcome, error: NodeError | None, now: float) -> CallFact:
+    def ms(at: float | None) -> float | None:
+        return None if at is None else 1000.0 * (at - admitted.admitted_at)
+
+    return CallFact(
+        id=admitted.call.id,
+        attempt=admitted.call.attempt,
+        edge=admitted.call.edge,
+        model=model,
+        outcome=outcome,
+        error=None if error is None else f"{error.code}: {error.message}",
+        wait_ms=ms(admitted.started_at),
+        ttft_ms=ms(admitted.first_at),
+        total_ms=1000.0 * (now - admitted.admitted_at),
+        usage=admitted.usage,
+    )

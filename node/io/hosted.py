@@ -1,0 +1,178 @@
+"""One model as the host keeps it: definition, machine, line, worker, and what was learned of it."""
+
+from __future__ import annotations
+
+import asyncio
+
+from msgspec import structs
+
+from node import headroom
+from node.errors import NodeError, NodeErrorCode
+from node.headroom import Shape
+from node.io import weights
+from node.io.calls import AdmittedCall
+from node.io.engine import Engine, ModelSpec, Worker, WorkerStats
+from node.lifecycle import Lifecycle
+from node.queue import Key, ModelQueue
+from node.settings import NodeSettings
+from node.speed import Speed
+from node.types import ModelReport, ModelState, Resume
+
+_EXTERNAL_LOAD_S = 1.0  # one question to a server that runs already
+
+
+class Hosted:
+    """Changed by the host only, and only on its event loop."""
+
+    def __init__(self, spec: ModelSpec, engine: Engine | None, settings: NodeSettings) -> None:
+        self.spec, self.engine, self._settings = spec, engine, settings
+        self.lifecycle = Lifecycle(settings)
+        self.queue = ModelQueue(spec.slots or (engine.default_slots if engine else 1), settings.calls_remembered)
+        self.calls: dict[Key, AdmittedCall] = {}
+        self.worker: Worker | None = None
+        self.life: asyncio.Task[None] | None = None  # starts and watches the worker
+        self.timer: asyncio.TimerHandle | None = None
+        self.state = ModelState.ABSENT  # the one last reported
+        self.error: str | None = None  # why it failed, or why it had no room
+        self.problem = spec.problem or ("" if engine else f"unknown engine {spec.engine!r}")
+        self.waits_for: Hosted | None = None  # its predecessor of the same name, until that is gone
+        self.size_bytes = 0
+        self.context = spec.context
+        self.load_s = _EXTERNAL_LOAD_S if spec.engine == "external" else settings.load_fixed_s
+        self.fingerprint = f"asserted:{spec.weights}" if spec.weights else ""
+        self.speed = Speed()
+        self._stats = WorkerStats()
+        self._ended_stats = WorkerStats()  # of its earlier workers
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    def answers_to(self, name: str) -> bool:
+        return name == self.spec.name or name in self.spec.aliases
+
+    async def examine(self) -> None:
+        """Reads sizes from its files; what is wrong with them becomes its problem, until the next look."""
+        if self.spec.problem or self.engine is None or self.spec.engine == "external" or self.lifecycle.has_worker:
+            return
+        try:
+            shape = await asyncio.to_thread(_look, self.spec.path)
+        except NodeError as error:
+            # An engine that is a command of the user's may keep its weights where we cannot look.
+            self.problem = error.message if self.spec.engine == "mlx-lm" else ""
+            return
+        self.problem = ""
+        self.context = self.spec.context or shape.context
+        sized = structs.replace(shape, context=self.context)
+        self.size_bytes = headroom.model_bytes(sized, self._settings.kv_tokens)
+        self.load_s = headroom.load_s(shape.weight_bytes, self._settings.disk_bytes_per_s, self._settings.load_fixed_s)
+
+    async def take_fingerprint(self) -> bool:
+        """True when it has one now and had none."""
+        if self.fingerprint or self.problem or self.spec.engine != "mlx-lm":
+            return False
+        try:
+            self.fingerprint = await asyncio.to_thread(_fingerprint, self.spec.path)
+        except NodeError:
+            return False  # The files changed under us; the start will say what is wrong.
+        return True
+
+    def failure(self, now: float) -> NodeError | None:
+        """Why it cannot answer soon, whatever is asked; None when it can, or can be started."""
+        if self.problem:
+            return NodeError(NodeErrorCode.MODEL_FAILED, f"{self.name}: {self.problem}")
+        if self.lifecycle.state is not ModelState.FAILED:
+            return None
+        retry_at = self.lifecycle.retry_at
+        retry_s = None if retry_at is None else max(0.0, retry_at - now)
+        return NodeError(
+            NodeErrorCode.MODEL_FAILED, f"{self.name}: {self.lifecycle.why or 'failed'}", retry_after_s=retry_s
+        )
+
+    def release_held(self) -> None:
+        """It is ready: its calls wait for a slot only."""
+        for call in self.calls.values():
+            call.hold_until = None
+
+    def fail_calls(self, *, in_flight: NodeError | None, waiting: NodeError) -> None:
+        """Ends its calls; None leaves those in flight alone. Each leaves the line when its reader has heard."""
+        for call in self.calls.values():
+            error = waiting if call.started_at is None else in_flight
+            if error is not None:
+                call.fail(error)
+
+    def disarm(self) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+
+    def noted(self, stats: WorkerStats) -> None:
+        self._stats = stats
+
+    def worker_ended(self) -> None:
+        self.worker = self.life = None
+        self._ended_stats, self._stats = self.stats(), WorkerStats()
+
+    def stats(self) -> WorkerStats:
+        """Counters of all its workers since the daemon started; they never go back."""
+        then, now = self._ended_stats, self._stats
+        return WorkerStats(
+            generated_tokens=then.generated_tokens + now.generated_tokens,
+            prompt_tokens=then.prompt_tokens + now.prompt_tokens,
+            active=now.active if self.worker else 0,
+            alive=now.alive and self.worker is not None,
+            why=now.why,
+        )
+
+    def report(self) -> ModelReport:
+        """MODEL of `mesh status`, and what peers need of it."""
+        spec, state = self.spec, ModelState.FAILED if self.problem else self.lifecycle.state
+        if state is ModelState.READY and self.queue.in_flight:
+            state = ModelState.BUSY
+        cached = spec.engine == "mlx-lm"
+        return ModelReport(
+            name=spec.name,
+            aliases=spec.aliases,
+            source=spec.source,
+            engine=spec.engine,
+            fingerprint=self.fingerprint,
+            state=state,
+            size_bytes=self.size_bytes,
+            slots=self.queue.slots,
+            in_flight=self.queue.in_flight,
+            queue_depth=self.queue.queue_depth,
+            prefill_tps=self.speed.prefill_tps,
+            decode_tps=self.speed.decode_tps,
+            resume=self.engine.resume if self.engine else Resume.NO,
+            error=self.problem or self.error,
+            load_s=self.load_s,
+            cache_tokens=self._settings.kv_tokens if cached else 0,
+            cache_seqs=self._settings.cache_seqs if cached else 0,
+            context=self.context,
+            paths=spec.paths,
+            fallback=spec.fallback,
+        )
+
+
+def same_worker(old: ModelSpec, new: ModelSpec) -> bool:
+    """Whether a worker made for `old` serves `new` too: they differ in names and policy only."""
+    return (
+        structs.replace(
+            old,
+            aliases=new.aliases,
+            source=new.source,
+            paths=new.paths,
+            fallback=new.fallback,
+            pinned=new.pinned,
+            keep_alive=new.keep_alive,
+        )
+        == new
+    )
+
+
+def _look(source: str) -> Shape:
+    return weights.shape(weights.locate(source))
+
+
+def _fingerprint(source: str) -> str:
+    return weights.fingerprint(weights.locate(source))
