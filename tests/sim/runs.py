@@ -1,0 +1,113 @@
+"""Whole runs: chaos, one fault, quiet hours. Each is a pure function of its arguments and raises ViolationError."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+
+from tests.sim import faults
+from tests.sim.checkers import ViolationError, all_checkers
+from tests.sim.world import BAD_WIFI, WIFI, WIRED, Net, Node, World
+
+NETS: dict[str, Net] = {"wired": WIRED, "wifi": WIFI, "bad": BAD_WIFI}
+NET_WORDS = {"wired": "wired", "wifi": "15 ms jitter, 1 % loss", "bad": "100 ms jitter, 5 % loss"}
+FAULTS: dict[str, Callable[[World, Node], None]] = {
+    "bye": faults.bye,
+    "kill": faults.kill,
+    "cut": faults.cut,
+    "stall": faults.stall,
+}
+FAULT_WORDS = {"bye": "bye", "kill": "kill", "cut": "cut", "stall": "2 s stall"}
+AGREE_S, FAR_AGREE_S = 2.0, 10.0  # after the last fault; with a second site its own, slower timers
+CHAOS_S, AFTER_S = 60.0, 100.0
+
+
+@dataclass(frozen=True)
+class Result:
+    agreed_s: float  # from the (last) fault to agreement
+    takeovers: int  # caused by the fault
+    simulated_s: float
+    steps: int
+    digest: int
+
+
+def chaos(seed: int, nodes: int | None = None, *, on_world: Callable[[World], None] | None = None) -> Result:
+    """A minute of random faults, then none: agreed in time, and after that nothing but handovers upwards."""
+    rng = Random(seed)
+    count = nodes or 2 + seed % 5
+    priorities = [rng.choice((0, 100, 100, 200)) for _ in range(count)]
+    net = Net(rng.choice((0.0003, 0.002)), rng.choice((0.001, 0.03)), loss=0.02, dup=0.02, reorder=rng.choice((0, 0.02)))
+    far = _two_sites(count, rng) if seed % 10 == 9 and count > 2 else frozenset()
+    world = World(seed, priorities, net=net, checkers=all_checkers(), far=far, narrate=on_world is not None)
+    if on_world is not None:
+        on_world(world)
+    faults.unleash(world, CHAOS_S)
+    faults.mend(world)
+    begin, limit_s = world.now, FAR_AGREE_S if far else AGREE_S
+    electable = any(n.priority > 0 for n in world.nodes.values())
+    agreed_s = world.run_until(lambda: world.agreed() is not None, limit_s) if electable else 0.0
+    world.run(begin + limit_s)
+    _demand(world, electable, f"{limit_s:.0f} s after the last fault")
+    settled = len(world.takeovers)
+    world.run(begin + AFTER_S)
+    _demand(world, electable, f"{AFTER_S:.0f} s after the last fault")
+    _only_handovers(world, settled)
+    return Result(agreed_s or 0.0, settled, world.now, world.steps, world.digest)
+
+
+def one_fault(seed: int, net: str, fault: str, *, on_world: Callable[[World], None] | None = None) -> Result:
+    """Five settled nodes, one fault of the coordinator: the survivors agree, with one takeover."""
+    rng = Random(seed)
+    priorities = [100 * rng.randint(1, 3) for _ in range(5)]
+    world = World(seed, priorities, net=NETS[net], checkers=all_checkers(), narrate=on_world is not None)
+    if on_world is not None:
+        on_world(world)
+    world.run(90 + 3 * rng.random())
+    old = world.agreed()
+    if old is None:
+        raise ViolationError("five undisturbed nodes have not agreed in 90 s")
+    begin, before = world.now, len(world.takeovers)
+    rest = [n for n in world.up() if n.id != old]
+    FAULTS[fault](world, world.nodes[old])
+    agreed_s = world.run_until(lambda: world.agreed(rest) is not None, 6.0)
+    if agreed_s is None:
+        raise ViolationError(f"no agreement 6 s after {fault}")
+    world.run(begin + 8.0)
+    terms = {t.term for t in world.takeovers[before:]}
+    if len(terms) > 1 or world.agreed(rest) is None:
+        raise ViolationError(f"{fault} cost the terms {sorted(terms)}: {world.takeovers[before:]}")
+    return Result(agreed_s, len(terms), world.now, world.steps, world.digest)
+
+
+def quiet(seed: int, net: str, nodes: int, hours: float) -> Result:
+    """Nothing happens, and nobody takes over. The first minutes teach the nodes how silent this network can be."""
+    world = World(seed, [100] * nodes, net=NETS[net], checkers=all_checkers())
+    world.run(670)
+    before = len(world.takeovers)
+    world.run(670 + 3600 * hours)
+    if len(world.takeovers) > before or world.agreed() is None:
+        raise ViolationError(f"takeovers in quiet hours: {world.takeovers[before:]}")
+    return Result(0.0, 0, world.now, world.steps, world.digest)
+
+
+def _two_sites(count: int, rng: Random) -> frozenset[tuple[str, str]]:
+    """The first k nodes have added the others."""
+    k = rng.randint(1, count - 1)
+    return frozenset((f"n{i}", f"n{j}") for i in range(k) for j in range(k, count))
+
+
+def _demand(world: World, electable: bool, when: str) -> None:
+    """One coordinator for all; or none at all, where every node has priority 0."""
+    follow = {n.id: (n.machine.coordinator, str(n.machine.role)) for n in world.nodes.values()}
+    if electable and world.agreed() is None:
+        raise ViolationError(f"not agreed {when}: {follow}")
+    if not electable and any(coordinator is not None for coordinator, _ in follow.values()):
+        raise ViolationError(f"a node of priority 0 is followed {when}: {follow}")
+
+
+def _only_handovers(world: World, settled: int) -> None:
+    """Every takeover since then went to a node that ranks better by more than its uptime, and each took once."""
+    takeovers = world.takeovers[settled:]
+    if len({t.node for t in takeovers}) < len(takeovers) or any("handed over" not in t.why for t in takeovers):
+        raise ViolationError(f"takeovers without a fault: {takeovers}")
