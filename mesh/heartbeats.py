@@ -1,0 +1,174 @@
+"""The UDP endpoint of a node: election messages out to peers' best addresses, and in. It decides nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, cast
+
+from election.messages import Message
+from mesh.settings import HeartbeatSettings
+from mesh.wire import WireError, decode_message, encode_message
+from node.types import NodeId
+
+
+@dataclass(slots=True)
+class Counts:
+    """Datagrams since the start. `dropped_in` is by WireError code; `dropped_out`: no socket or a full buffer."""
+
+    received: int = 0
+    sent: int = 0
+    dropped_in: dict[str, int] = field(default_factory=dict)
+    dropped_out: int = 0
+    errors: int = 0  # the system's: unreachable, refused (ICMP); a silent peer is membership's business
+
+
+class _Udp(Protocol):
+    """What both event loops' datagram transports can do; asyncio's type leaves the buffer out."""
+
+    def sendto(self, data: bytes, addr: tuple[str | int, ...]) -> None: ...
+    def get_write_buffer_size(self) -> int: ...
+    def close(self) -> None: ...
+
+
+@dataclass(slots=True)
+class _Target:
+    addresses: tuple[tuple[str, int], ...]
+    answered: tuple[str, int] | None = None
+    answered_at: float = 0.0
+
+
+class Heartbeats:
+    """Opened on the peer port's number. `on_message(message, address)` is called for each that decodes, address
+    without port; the receiver drops what is not for its mesh."""
+
+    def __init__(
+        self, *, on_message: Callable[[Message, str], None], settings: HeartbeatSettings | None = None
+    ) -> None:
+        self._on_message, self._settings = on_message, settings or HeartbeatSettings()
+        self._targets: dict[NodeId, _Target] = {}
+        self._sockets: list[tuple[_Udp, ipaddress.IPv4Address | ipaddress.IPv6Address]] = []
+        self.counts = Counts()
+
+    async def open(self, hosts: Sequence[str], port: int) -> None:
+        """Binds each host (an IP address; "0.0.0.0" and "::" for all). Raises OSError, with nothing left open."""
+        sockets: list[socket.socket] = []
+        try:
+            for host in hosts:
+                sockets.append(_bound(host, port))  # noqa: PERF401 - those bound so far are closed below
+        except OSError:
+            for sock in sockets:
+                sock.close()
+            raise
+        for host, sock in zip(hosts, sockets, strict=True):
+            transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(lambda: _Endpoint(self), sock=sock)
+            self._sockets.append((cast("_Udp", transport), ipaddress.ip_address(host.partition("%")[0])))
+
+    def close(self) -> None:
+        """Idempotent; send() then drops."""
+        for transport, _ in self._sockets:
+            transport.close()
+        self._sockets.clear()
+
+    def set_peer(self, node: NodeId, addresses: Sequence[str], peer_port: int) -> None:
+        """Where `node` may be reached, best first; what it answered from stays first."""
+        targets = tuple((a, peer_port) for a in addresses[: self._settings.addresses_max])
+        known = self._targets.get(node)
+        if known is None:
+            self._targets[node] = _Target(targets)
+        else:
+            known.addresses = targets
+
+    def forget(self, node: NodeId) -> None:
+        self._targets.pop(node, None)
+
+    def send(self, message: Message, to: NodeId | None) -> None:
+        """To one peer, or to all (None). Never blocks: what cannot leave now is dropped and counted.
+        Raises WireError(too_large)."""
+        data = encode_message(message)
+        now = asyncio.get_running_loop().time()
+        for target in self._targets.values() if to is None else filter(None, [self._targets.get(to)]):
+            if target.answered and now - target.answered_at < self._settings.answered_s:
+                self._send(data, target.answered)
+                continue
+            for address in dict.fromkeys((*target.addresses, *([target.answered] if target.answered else []))):
+                self._send(data, address)
+
+    def _send(self, data: bytes, address: tuple[str, int]) -> None:
+        transport = self._transport(address[0])
+        if transport is None or transport.get_write_buffer_size() > self._settings.buffer_bytes:
+            self.counts.dropped_out += 1
+            return
+        try:
+            transport.sendto(data, _sockaddr(address))
+        except (OSError, ValueError):  # no route, or an address this system cannot read
+            self.counts.errors += 1
+            return
+        self.counts.sent += 1
+
+    def _transport(self, host: str) -> _Udp | None:
+        """A socket of the same family; loopback speaks to loopback, a wildcard to all."""
+        try:
+            wanted = ipaddress.ip_address(host.partition("%")[0])
+        except ValueError:
+            return None
+        fitting = [
+            (not bound.is_unspecified, transport)
+            for transport, bound in self._sockets
+            if bound.version == wanted.version and (bound.is_unspecified or bound.is_loopback == wanted.is_loopback)
+        ]
+        return min(fitting, key=lambda f: f[0])[1] if fitting else None
+
+    def received(self, data: bytes, address: tuple[str, int]) -> None:
+        """One datagram from the network."""
+        try:
+            message = decode_message(data)
+        except WireError as error:
+            self.counts.dropped_in[error.code] = self.counts.dropped_in.get(error.code, 0) + 1
+            return
+        self.counts.received += 1
+        target = self._targets.get(NodeId(message.sender))
+        if target is not None:
+            target.answered = address
+            target.answered_at = asyncio.get_running_loop().time()
+        self._on_message(message, address[0])
+
+
+class _Endpoint(asyncio.DatagramProtocol):
+    def __init__(self, owner: Heartbeats) -> None:
+        self._owner = owner
+
+    def datagram_received(self, data: bytes, addr: tuple[str | int, ...]) -> None:
+        host = str(addr[0])
+        if len(addr) == 4 and addr[3] and "%" not in host:  # IPv6 link-local means nothing without its interface
+            host = f"{host}%{addr[3]}"
+        self._owner.received(data, (host, int(addr[1])))
+
+    def error_received(self, _error: Exception) -> None:
+        self._owner.counts.errors += 1
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """A non-blocking UDP socket. IPv6 sockets take IPv6 only, so that "::" and "0.0.0.0" go together."""
+    info = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM, flags=socket.AI_NUMERICHOST)[0]
+    sock = socket.socket(info[0], socket.SOCK_DGRAM)
+    try:
+        if info[0] == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.setblocking(False)
+        sock.bind(info[4])
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _sockaddr(address: tuple[str, int]) -> tuple[str, int] | tuple[str, int, int, int]:
+    """What the system needs: IPv6 with a scope becomes (host, port, 0, interface number)."""
+    host, _, scope = address[0].partition("%")
+    if not scope:
+        return address
+    return host, address[1], 0, int(scope) if scope.isdigit() else socket.if_nametoindex(scope)
