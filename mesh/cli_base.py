@@ -11,6 +11,7 @@ from mesh import values
 from mesh.cli_group import Group
 from mesh.client import MeshClient, MeshClientError
 from mesh.config import ConfigError
+from mesh.errors import MeshError
 from mesh.home import Home, HomeError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -18,14 +19,14 @@ F = TypeVar("F", bound=Callable[..., Any])
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
-def _told(error: ConfigError | HomeError | MeshClientError) -> click.ClickException:
+def _told(error: ConfigError | HomeError | MeshError | MeshClientError) -> click.ClickException:
     """The failure as one or two lines on stderr, exit code 1."""
     hint = ""
     if isinstance(error, MeshClientError) and error.code == "not_running":
         hint = ": start it with `mlx-stack up`"
     elif isinstance(error, MeshClientError) and error.code == "no_answer":
         hint = ". `mlx-stack logs daemon` may say why"
-    return click.ClickException(error.message + hint)
+    return click.ClickException(str(error) + hint)
 
 
 class Command(click.Command):
@@ -34,7 +35,7 @@ class Command(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except (ConfigError, HomeError, MeshClientError) as error:
+        except (ConfigError, HomeError, MeshError, MeshClientError) as error:
             raise _told(error) from error
 
 
@@ -46,7 +47,7 @@ class Commands(Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except (ConfigError, HomeError, MeshClientError) as error:
+        except (ConfigError, HomeError, MeshError, MeshClientError) as error:
             raise _told(error) from error
 
 

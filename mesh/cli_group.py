@@ -11,7 +11,7 @@ import click
 
 
 def _short(error: click.UsageError) -> click.UsageError:
-    """The same mistake in one line instead of click's four. Help that was asked for by giving no command stays whole."""
+    """The same mistake in one line instead of click's four. The help that a bare group prints stays whole."""
     if error.ctx is None or isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):
         return error
     return click.UsageError(f"{error.format_message()} (`{error.ctx.command_path} --help` says more)")

@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import yaml
 from msgspec import Struct
 
@@ -291,7 +290,9 @@ def shown(key: Key, value: Any) -> Any:
     """`value` as it may be printed: plain data, secrets masked, paths as text."""
     if key.secret:
         return masked(value)
-    return str(value) if isinstance(value, Path) else msgspec.to_builtins(value)
+    if isinstance(value, tuple):
+        return list(value)
+    return str(value) if isinstance(value, Path) else value
 
 
 def set_values(home: Home, changes: Mapping[str, object]) -> dict[str, Any]:
@@ -307,7 +308,7 @@ def set_values(home: Home, changes: Mapping[str, object]) -> dict[str, Any]:
             names.add(alias)
         if written is not None:
             typed[key.name] = read_value(key, written)
-            after[key.name] = shown(key, typed[key.name]) if not key.secret else typed[key.name]
+            after[key.name] = _for_file(written, typed[key.name])
     content = home.config.read_text(encoding="utf-8") if home.config.exists() else ""
     edited = _edit(content, names, {key: value for key, value in after.items() if key in typed})
     try:
@@ -321,6 +322,13 @@ def set_values(home: Home, changes: Mapping[str, object]) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"{home.config} cannot be written: {error.strerror}") from error
     return typed
+
+
+def _for_file(written: object, typed: Any) -> Any:
+    """What YAML shall hold: the typed value, but "24 GB" and "5m" as the person wrote them."""
+    if isinstance(typed, int | float) and not isinstance(typed, bool) and isinstance(written, str):
+        return written.strip() if written.strip()[-1:].isalpha() else typed
+    return list(typed) if isinstance(typed, tuple) else str(typed) if isinstance(typed, Path) else typed
 
 
 def _edit(content: str, names: set[str], new: Mapping[str, Any]) -> str:
