@@ -1,0 +1,197 @@
+"""Dispatch: the two machines of "where shall this run?" on asyncio. It owns their timers, the way between them when
+both sit in this process, and the callbacks of the requests that this edge carries. It decides nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+
+from node.types import NodeId, NodeStatus, RequestId, RunningReport, Usage
+from router.account import Account, Place, Standing, account
+from router.asker import Answer, Asker, AskerEvent, Follow, FromDesk, LinkBack, LinkLost, Release
+from router.desk import Desk, DeskEvent, EdgeLost, FromEdge, Reported, Rule
+from router.events import NodeChanged, NodeDown, NodeUp, Outcome, Request, Tick
+from router.frames import Ask, CancelAsk, CoordinatorFrame, Done, EdgeFrame, First, Granted, Queued, Refused, Say, Taken
+from router.settings import RouterSettings
+
+OnAnswer = Callable[[CoordinatorFrame], None]
+Send = Callable[[NodeId, EdgeFrame | CoordinatorFrame], bool]
+
+
+class Dispatch:
+    """Made and used inside one running loop. Works from the start; `run` ends its timers.
+
+    `send` hands a frame to the link of a node; False: there is none now.
+    """
+
+    def __init__(self, *, self_id: NodeId, settings: RouterSettings, rng: random.Random, send: Send) -> None:
+        self._me, self._send = self_id, send
+        self._loop = asyncio.get_running_loop()
+        self._asker = Asker(self_id, settings, self._loop.time())
+        self._desk = Desk(self_id, settings, rng)
+        self._followed = Follow(None, 0, ruling=False)
+        self._answers: dict[RequestId, tuple[int, OnAnswer]] = {}
+        self._inbox: deque[EdgeFrame | CoordinatorFrame] = deque()  # said here, to be heard here
+        self._draining = self._closed = False
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+
+    async def run(self) -> None:
+        """Until cancelled; then no timer is left."""
+        try:
+            await self._loop.create_future()
+        finally:
+            self._closed = True
+            for timer in self._timers.values():
+                timer.cancel()
+
+    # The edge's side
+
+    def ask(
+        self, request: Request, attempt: int, age_s: float, last_outcome: Outcome | None, on_answer: OnAnswer
+    ) -> None:
+        """Where shall this run? `on_answer` hears `Queued`, maybe several times, then `Granted` or `Refused`, never
+        before this returns. `request.deadline` is seconds left. A higher attempt replaces the one before."""
+        self._answers[request.id] = attempt, on_answer
+        self._ask_of(Ask(request, attempt, age_s, last_outcome))
+
+    def taken(self, id: RequestId, attempt: int) -> None:  # noqa: A002
+        """The grant is being carried out."""
+        self._ask_of(Taken(id, attempt))
+
+    def first(self, id: RequestId, attempt: int, cached_tokens: int) -> None:  # noqa: A002
+        """Its first byte has come."""
+        self._ask_of(First(id, attempt, cached_tokens))
+
+    def done(self, id: RequestId, attempt: int, outcome: Outcome, usage: Usage) -> None:  # noqa: A002
+        """The request is over, and will not be asked again."""
+        self._answers.pop(id, None)
+        self._ask_of(Done(id, attempt, outcome, usage))
+
+    def cancel(self, id: RequestId, attempt: int) -> None:  # noqa: A002
+        """The client left while it waited."""
+        self._answers.pop(id, None)
+        self._ask_of(CancelAsk(id, attempt))
+
+    def waiting_for(self, id: RequestId) -> Queued | None:  # noqa: A002
+        """Position and expected wait of an open ask, as last heard; None before that, and once it is granted."""
+        return self._asker.place(id)
+
+    # The link's side
+
+    def received(self, sender: NodeId, frame: EdgeFrame | CoordinatorFrame) -> None:
+        """A frame came over the link from `sender`."""
+        if isinstance(frame, Queued | Granted | Refused):
+            self._ask_of(FromDesk(sender, frame))
+        else:
+            self._tell_desk(FromEdge(sender, frame))
+
+    def link_lost(self, node: NodeId) -> None:
+        """The link to that node is gone, which says nothing about the node itself."""
+        self._ask_of(LinkLost(node))
+        self._tell_desk(EdgeLost(node))
+
+    # The mesh's side
+
+    def follow(self, coordinator: NodeId | None, term: int, ruling: bool) -> None:
+        """Who decides from now on. `ruling`: this node does, as coordinator or alone in its mesh."""
+        reign = Follow(coordinator, term, ruling)
+        if reign == self._followed:
+            return
+        if ruling != self._followed.ruling:
+            self._tell_desk(Rule(ruling))
+        self._followed = reign
+        self._ask_of(reign)
+
+    def node_up(self, status: NodeStatus) -> None:
+        """A node takes part, this one too. Its `foreign_in_flight` is counted here, from `node_running`."""
+        self._tell_desk(NodeUp(status))
+
+    def node_changed(self, status: NodeStatus) -> None:
+        self._tell_desk(NodeChanged(status))
+
+    def node_down(self, node: NodeId) -> None:
+        self._tell_desk(NodeDown(node))
+
+    def node_running(self, node: NodeId, running: Sequence[RunningReport]) -> None:
+        """What `node` itself reports; say it on every change and each second."""
+        self._tell_desk(Reported(node, tuple(running)))
+
+    def account(self) -> Account:
+        """Every open request known here, each in exactly one number: those of this edge, those the desk was told of,
+        and what nodes report beside them."""
+        own = self._asker.standings()
+        reports = [
+            (n, r) for n, r in self._desk.reports() if not self._desk.has_ended(r) and not self._asker.ended(r.id)
+        ]
+        return account([*self._desk_standings({s.id for s in own}), *own], reports)
+
+    def _desk_standings(self, own: set[RequestId]) -> Iterator[Standing]:
+        for request, known in self._desk.open():
+            if known.edge == self._me and request not in own:
+                continue  # It is over; the desk hears of it in a moment.
+            yield Standing(request, known.attempt, known.node if known.holds else None, known.place is Place.RUNNING)
+
+    # Stepping
+
+    def _ask_of(self, event: AskerEvent) -> None:
+        for effect in self._asker.step(event, self._loop.time()):
+            match effect:
+                case Say():
+                    self._say(effect)
+                case Answer(frame):
+                    self._hand_over(frame, later=isinstance(event, Ask))
+                case Release():
+                    self._tell_desk(Rule(self._followed.ruling))
+        self._wake("asker", self._asker.deadline, self._ask_of)
+
+    def _tell_desk(self, event: DeskEvent) -> None:
+        for say in self._desk.step(event, self._loop.time()):
+            self._say(say)
+        self._wake("desk", self._desk.deadline, self._tell_desk)
+
+    def _say(self, say: Say) -> None:
+        frame, from_edge = say.frame, not isinstance(say.frame, Queued | Granted | Refused)
+        if say.to == self._me:
+            self._inbox.append(frame)
+            if not self._draining:
+                self._draining = True
+                self._loop.call_soon(self._drain)
+            return
+        sent = self._send(say.to, frame)
+        if from_edge and sent and self._asker.unreachable:
+            self._loop.call_soon(self._ask_of, LinkBack(say.to))
+        elif from_edge and not sent:
+            self._loop.call_soon(self._ask_of, LinkLost(say.to))
+        elif not sent:
+            self._loop.call_soon(self._tell_desk, EdgeLost(say.to))
+
+    def _drain(self) -> None:
+        """Frames from this node to itself: the same step as over a link, one turn of the loop later."""
+        self._draining = False
+        for _ in range(len(self._inbox)):
+            self.received(self._me, self._inbox.popleft())
+
+    def _hand_over(self, frame: CoordinatorFrame, *, later: bool) -> None:
+        attempt, on_answer = self._answers.get(frame.id, (0, None))
+        if on_answer is None or attempt != frame.attempt:
+            return
+        if not isinstance(frame, Queued):
+            del self._answers[frame.id]
+        if later:
+            self._loop.call_soon(on_answer, frame)
+        else:
+            on_answer(frame)
+
+    def _wake(self, name: str, at: float | None, step: Callable[[Tick], None]) -> None:
+        """One timer per machine, at its deadline."""
+        timer = self._timers.get(name)
+        if timer is not None:
+            if at is not None and timer.when() == at and not timer.cancelled() and at > self._loop.time():
+                return
+            timer.cancel()
+            del self._timers[name]
+        if at is not None and not self._closed:
+            self._timers[name] = self._loop.call_at(at, step, Tick())
