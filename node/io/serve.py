@@ -8,7 +8,7 @@ block cannot be written, about a second later.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Protocol
 
 import msgspec
@@ -69,10 +69,8 @@ async def _stream(request: web.Request, host: Serving, call: Call) -> web.Stream
 
 
 async def _write_last(response: web.StreamResponse, block: bytes) -> None:
-    try:
+    with suppress(ConnectionResetError):  # Nobody is there to miss it.
         await response.write_eof(block)
-    except ConnectionResetError:
-        pass  # Nobody is there to miss it.
 
 
 def _call(request: web.Request, body: bytes) -> Call:
@@ -84,7 +82,7 @@ def _call(request: web.Request, body: bytes) -> Call:
         model=_header(request, "x-mesh-model"),
         path=request.match_info["path"],
         body=body,
-        wants_usage=_header(request, "x-mesh-usage") == "1",
+        wants_usage=request.headers.get("x-mesh-usage") == "1",
         content_type=request.headers.get("content-type", "application/json"),
         deadline_s=_number(request, "x-mesh-deadline-ms") / 1000.0,
     )

@@ -1,0 +1,167 @@
+"""Model directories: sizes, shapes, fingerprints, and every way a directory can be wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from node import headroom
+from node.errors import NodeError, NodeErrorCode
+from node.io import weights
+
+
+def shard(file: Path, tensors: dict[str, int], fill: bytes = b"\1") -> None:
+    """A safetensors file with these tensors, each of so many bytes."""
+    header: dict[str, Any] = {"__metadata__": {"format": "mlx"}}
+    end = 0
+    for name, size in tensors.items():
+        header[name] = {"dtype": "U8", "shape": [size], "data_offsets": [end, end + size]}
+        end += size
+    text = json.dumps(header).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + fill * end)
+
+
+def model_directory(
+    directory: Path, *, layers: int = 2, heads: int = 4, head_dim: int = 8, context: int = 2048, **config: Any
+) -> Path:
+    """A model with 3000 bytes of weights."""
+    directory.mkdir(parents=True, exist_ok=True)
+    whole = {
+        "model_type": "llama",
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "hidden_size": heads * head_dim,
+        "max_position_embeddings": context,
+        **config,
+    }
+    (directory / "config.json").write_text(json.dumps(whole))
+    (directory / "tokenizer.json").write_text("{}")
+    shard(directory / "model-00001-of-00002.safetensors", {"a": 1000, "b": 500})
+    shard(directory / "model-00002-of-00002.safetensors", {"c": 1500})
+    return directory
+
+
+def test_bytes_and_shape(tmp_path: Path) -> None:
+    shape = weights.shape(model_directory(tmp_path, num_key_value_heads=2))
+    assert shape == headroom.Shape(weight_bytes=3000, kv_layers=2, kv_heads=2, head_dim=8, context=2048)
+
+
+@pytest.mark.parametrize(
+    ("config", "per_token"),
+    [
+        ({}, 2 * 2 * 4 * 8 * 2),
+        ({"head_dim": 16}, 2 * 2 * 4 * 16 * 2),
+        ({"layer_types": ["sliding_attention", "full_attention"]}, 2 * 1 * 4 * 8 * 2),
+        ({"full_attention_interval": 2}, 2 * 1 * 4 * 8 * 2),
+        ({"kv_lora_rank": 512, "qk_rope_head_dim": 64}, 2 * 576 * 2),  # keys and values in one row, 2 layers
+        ({"text_config": {"num_hidden_layers": 3, "num_attention_heads": 2, "head_dim": 4}}, 2 * 3 * 2 * 4 * 2),
+    ],
+)
+def test_kv_bytes_per_token(tmp_path: Path, config: dict[str, Any], per_token: int) -> None:
+    assert headroom.kv_bytes_per_token(weights.shape(model_directory(tmp_path, **config))) == per_token
+
+
+def failure(directory: Path) -> str:
+    with pytest.raises(NodeError) as error:
+        weights.shape(directory)
+    assert error.value.code is NodeErrorCode.MODEL_FAILED
+    return error.value.message
+
+
+def test_broken_directories_name_the_file(tmp_path: Path) -> None:
+    good = model_directory(tmp_path / "m")
+    first = good / "model-00001-of-00002.safetensors"
+    whole = first.read_bytes()
+    first.write_bytes(whole[:-1])
+    assert f"{first} is incomplete" in failure(good)
+    first.write_bytes(whole[:20])
+    assert "ends inside its header" in failure(good)
+    first.write_bytes(b"")
+    assert "ends inside its header" in failure(good)
+    first.write_bytes(b"\xff" * 100)
+    assert "not a safetensors file" in failure(good)
+    first.write_bytes((5).to_bytes(8, "little") + b"hello")
+    assert "not that of safetensors" in failure(good)
+    first.write_bytes(whole)
+    (good / "config.json").write_text("{")
+    assert "config.json" in failure(good)
+    (good / "config.json").write_text('{"num_hidden_layers": "many"}')
+    assert "num_hidden_layers" in failure(good)
+    (good / "config.json").write_bytes(b" " * (8 * 2**20 + 1))
+    assert "larger than" in failure(good)
+    (good / "config.json").unlink()
+    assert "cannot read" in failure(good)
+    for file in good.glob("*.safetensors"):
+        file.unlink()
+    (good / "config.json").write_text("{}")
+    assert "holds no model*.safetensors" in failure(good)
+
+
+@pytest.mark.parametrize(
+    "source", ["/no/such/dir", "./gone", "~/gone-too", "plainword", "not/in-any-cache", "a/b/c", "x/.."]
+)
+def test_a_source_that_is_not_here_is_named(source: str) -> None:
+    with pytest.raises(NodeError) as error:
+        weights.locate(source)
+    assert source in error.value.message
+
+
+def test_a_hub_id_is_found_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    snapshot = tmp_path / "models--org--name" / "snapshots" / "abc"
+    model_directory(snapshot)
+    refs = tmp_path / "models--org--name" / "refs"
+    refs.mkdir()
+    (refs / "main").write_text("abc")
+    monkeypatch.setattr("huggingface_hub.file_download.constants.HF_HUB_CACHE", str(tmp_path))
+    assert weights.locate("org/name") == snapshot
+
+
+def test_equal_models_have_equal_fingerprints_wherever_they_are(tmp_path: Path) -> None:
+    one = model_directory(tmp_path / "one")
+    two = Path(shutil.copytree(one, tmp_path / "two"))
+    (two / "README.md").write_text("not part of the model")
+    assert weights.fingerprint(one) == weights.fingerprint(two)
+    assert len(weights.fingerprint(one)) == 32
+
+
+@pytest.mark.parametrize("change", ["config.json", "tokenizer.json", "chat_template.jinja"])
+def test_what_shapes_an_answer_changes_the_fingerprint(tmp_path: Path, change: str) -> None:
+    directory = model_directory(tmp_path)
+    before = weights.fingerprint(directory)
+    (directory / change).write_text('{"changed": 1}')
+    assert weights.fingerprint(directory) != before
+
+
+def test_a_changed_weight_of_the_same_size_changes_the_fingerprint(tmp_path: Path) -> None:
+    directory = model_directory(tmp_path)
+    before = weights.fingerprint(directory)
+    file = directory / "model-00002-of-00002.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(bytes(content))
+    os.utime(file, ns=(1, 1))
+    assert weights.fingerprint(directory) != before
+
+
+def test_large_shards_are_sampled_from_the_first_byte_to_the_last() -> None:
+    start, end = 1000, 1000 + 100 * 2**20
+    offsets = weights._offsets(start, end)
+    assert len(offsets) == 64
+    assert offsets[0] == start
+    assert offsets[-1] == end - 64 * 2**10
+    assert offsets == sorted(offsets)
+    assert weights._offsets(0, 64 * 2**10 * 3) == [0, 65536, 131072]
+
+
+def test_a_fingerprint_is_read_once_per_state_of_the_files(tmp_path: Path) -> None:
+    directory = model_directory(tmp_path)
+    weights.fingerprint(directory)
+    before = weights._fingerprint.cache_info()
+    weights.fingerprint(directory)
+    after = weights._fingerprint.cache_info()
+    assert (after.hits, after.misses) == (before.hits + 1, before.misses)
