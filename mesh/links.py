@@ -1,0 +1,314 @@
+"""One WebSocket per pair of nodes, dialled again for as long as the peer is wanted.
+
+Both sides dial; of two links between the same processes the one dialled by the smaller id stays, and the other ends
+with `bye: duplicate`. What happens is told as membership's events, LinkUp and LinkClosed strictly in turn per node.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import aiohttp
+from aiohttp import WSMsgType, web
+
+from mesh.dial import Connected, Failed, fails, race
+from mesh.events import Event, LinkClosed, LinkUp, Tried, Unfit
+from mesh.link import Counts, Link, Ways, WebSocket, closing, now
+from mesh.settings import LinkSettings
+from mesh.wire import FRAME_BYTES_MAX, PROTOCOL, Bye, Frame, Hello, WireError, decode, encode
+from node.types import NodeId
+
+PATH = "/mesh/v1/link"
+
+
+@dataclass(slots=True, eq=False)
+class _Wanted:
+    """A peer to keep a link with."""
+
+    node: NodeId
+    addresses: tuple[str, ...]
+    port: int
+    good: str | None = None  # the address of the last link
+    at_once: bool = True
+    forgotten: bool = False
+    failures: int = 0
+    tried_at: float = float("-inf")
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Links:
+    """`hello` is asked for each link, so that it is up to date; `tell` gets membership's events; `on_frame` every
+    frame but hello, bye, ping and pong, after its Framed. All callbacks are synchronous."""
+
+    def __init__(
+        self,
+        *,
+        hello: Callable[[], Hello],
+        session: aiohttp.ClientSession,
+        tell: Callable[[Event], None],
+        on_frame: Callable[[NodeId, Frame], None],
+        rng: random.Random,
+        is_far: Callable[[str], bool] = lambda _address: False,
+        settings: LinkSettings | None = None,
+    ) -> None:
+        self._hello, self._session, self._tell = hello, session, tell
+        self._rng, self._is_far, self._settings = rng, is_far, settings or LinkSettings()
+        self._links: dict[NodeId, Link] = {}
+        self._carried = 0  # links that still have a socket, dropped ones too
+        self._idle = asyncio.Event()
+        self._wanted: dict[NodeId, _Wanted] = {}
+        self._group: asyncio.TaskGroup | None = None
+        self.counts = Counts()
+        self._ways = Ways(tell=tell, on_frame=on_frame, over=self._drop)
+
+    # The face
+
+    def routes(self) -> list[web.RouteDef]:
+        """For the peer port's app."""
+        return [web.get(PATH, self._accept)]
+
+    async def run(self) -> None:
+        """Dials and accepts until cancelled; close() first lets the others know."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                self._group = group
+                for wanted in self._wanted.values():
+                    group.create_task(self._keep(wanted))
+                await asyncio.get_running_loop().create_future()
+        finally:
+            self._group = None
+
+    async def close(self, reason: str) -> None:
+        """Says bye on every link and dials no more; returns when all are closed, at most 2 x close_s later."""
+        for node in set(self._wanted) | set(self._links):
+            self.forget(node, reason)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(2 * self._settings.close_s):
+                while self._carried:
+                    self._idle.clear()
+                    await self._idle.wait()
+
+    def dial(self, node: NodeId, addresses: Sequence[str], peer_port: int, *, at_once: bool) -> None:
+        """Keep a link with `node` from now on, at these addresses, best first; `at_once` skips the back-off."""
+        wanted = self._wanted.get(node)
+        if wanted is None:
+            wanted = self._wanted[node] = _Wanted(node, tuple(addresses), peer_port)
+            if self._group is not None:
+                self._group.create_task(self._keep(wanted))
+        wanted.addresses, wanted.port = tuple(addresses), peer_port
+        if at_once:
+            wanted.at_once = True
+            wanted.wake.set()
+
+    def forget(self, node: NodeId, reason: str) -> None:
+        """Dial no more, and close the link, if any, with this bye."""
+        wanted = self._wanted.pop(node, None)
+        if wanted is not None:
+            wanted.forgotten = True
+            wanted.wake.set()
+        link = self._links.get(node)
+        if link is not None:
+            self._drop(link, reason, False, reason)
+
+    def send(self, node: NodeId, frame: Frame) -> bool:
+        """Puts it into the outbox. False: no link now (or no longer: a full outbox closes it). Raises WireError."""
+        return self._send(node, encode(frame))
+
+    def send_all(self, frame: Frame) -> int:
+        """To every linked node; how many. Raises WireError."""
+        data = encode(frame)
+        return sum(self._send(node, data) for node in list(self._links))
+
+    def linked(self) -> frozenset[NodeId]:
+        return frozenset(self._links)
+
+    def _send(self, node: NodeId, data: bytes) -> bool:
+        link = self._links.get(node)
+        return link is not None and link.offer(data)
+
+    # Dialling
+
+    async def _keep(self, wanted: _Wanted) -> None:
+        """Dials whenever there is no link, until forgotten."""
+        while not wanted.forgotten:
+            if wanted.node in self._links:
+                wanted.wake.clear()
+                await wanted.wake.wait()
+                continue
+            await self._pause(wanted)
+            if wanted.forgotten or wanted.node in self._links:
+                continue
+            wanted.tried_at = now()
+            link = await self._dialled(wanted)
+            wanted.failures = 0 if link else wanted.failures + 1
+            if link:
+                await self._carry(link)
+
+    async def _pause(self, wanted: _Wanted) -> None:
+        """Back-off with jitter; cut short by dial(at_once), but never so short that two nodes spin."""
+        s, delay_s = self._settings, 0.0
+        wanted.wake.clear()
+        if not wanted.at_once:
+            delay_s = min(s.backoff_max_s, s.backoff_first_s * 2.0 ** min(wanted.failures, 10))
+            delay_s *= self._rng.uniform(0.5, 1.0)
+        if self._hello().id > wanted.node and (wanted.good is None or not wanted.at_once):
+            delay_s += s.larger_id_waits_s
+        if delay_s:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(delay_s):
+                    await wanted.wake.wait()
+        wanted.at_once = False
+        await asyncio.sleep(max(0.0, wanted.tried_at + s.backoff_first_s - now()))
+
+    async def _dialled(self, wanted: _Wanted) -> Link | None:
+        """One attempt at all its addresses; every failure is told."""
+
+        def failed(failure: Failed) -> None:
+            last_good = failure.address == wanted.good
+            self._tell(Tried(wanted.node, failure.address, failure.kind, failure.why, last_good))
+
+        good = (wanted.good,) if wanted.good in wanted.addresses else ()
+        order = [a for a in dict.fromkeys((*good, *wanted.addresses)) if a]
+        won = await race(self._session, order, wanted.port, PATH, settings=self._settings, failed=failed)
+        if won is None:
+            return None
+        link = None
+        try:
+            if not wanted.forgotten and wanted.node not in self._links:
+                link = await self._introduced(won, wanted)
+        except (TimeoutError, WireError, OSError, aiohttp.ClientError) as error:
+            failed(fails(won.address, wanted.port, error))
+        if link is None:
+            async with closing(won.ws, self._settings.close_s):
+                pass
+        return link
+
+    async def _introduced(self, won: Connected, wanted: _Wanted) -> Link | None:
+        """Hello there and back. None: this pair has another link. Raises what _first raises, and WireError."""
+        await won.ws.send_bytes(encode(self._hello()))
+        theirs = await self._first(won.ws)
+        if theirs == Bye("duplicate"):
+            self.counts.duplicates += 1
+            return None
+        if isinstance(theirs, Bye):
+            raise WireError("garbled", f"says {theirs.reason}")
+        why = self._objection(theirs, wanted.node)
+        if why:
+            raise WireError("garbled", why)
+        return self._admit(won, theirs, dialler=self._hello().id)
+
+    async def _first(self, ws: WebSocket) -> Hello | Bye:
+        """The other side's first frame. Raises TimeoutError, WireError, ConnectionResetError."""
+        async with asyncio.timeout(self._settings.hello_s):
+            message = await ws.receive()
+        if message.type is not WSMsgType.BINARY:
+            raise ConnectionResetError("closed before its hello")
+        frame = decode(message.data)
+        if not isinstance(frame, Hello | Bye):
+            raise WireError("garbled", "its first frame is no hello")
+        return frame
+
+    def _objection(self, theirs: Hello, expected: NodeId | None) -> str:
+        """Why there is no link with the sender of this hello; "" when there may be."""
+        mine = self._hello()
+        if theirs.id == mine.id:
+            return "it is this node itself"
+        if expected is not None and theirs.id != expected:
+            return f"another node answers there: {theirs.name} ({theirs.id})"
+        if theirs.protocol != PROTOCOL:
+            self._tell(Unfit(theirs, "other_version"))
+            return f"speaks protocol {theirs.protocol}, not {PROTOCOL}"
+        if theirs.mesh != mine.mesh:
+            self._tell(Unfit(theirs, "other_mesh"))
+            return f"belongs to mesh '{theirs.mesh}', not '{mine.mesh}'"
+        return ""
+
+    # Accepting
+
+    async def _accept(self, request: web.Request) -> web.StreamResponse:
+        if self._group is None:
+            raise web.HTTPServiceUnavailable(text="the mesh is switched off on this node")
+        ws = web.WebSocketResponse(
+            max_msg_size=FRAME_BYTES_MAX, compress=False, timeout=self._settings.close_s, autoclose=False
+        )
+        await ws.prepare(request)
+        link = None
+        try:
+            theirs = await self._first(ws)
+            if isinstance(theirs, Hello):
+                link = await self._answered(ws, theirs, request.remote or "")
+        except (TimeoutError, WireError, OSError) as error:
+            self.counts.drop(error.code if isinstance(error, WireError) else "no_hello")
+        if link:
+            await self._carry(link)
+        else:
+            async with closing(ws, self._settings.close_s):
+                pass
+        return ws
+
+    async def _answered(self, ws: web.WebSocketResponse, theirs: Hello, address: str) -> Link | None:
+        """Our hello, and with it the link; or our hello and a bye that says why not."""
+        why = self._objection(theirs, None)
+        if why:
+            await ws.send_bytes(encode(self._hello()))
+            await ws.send_bytes(encode(Bye(f"no link: {why}")))
+            return None
+        link = self._admit(Connected(address, ws), theirs, dialler=theirs.id)
+        if link is None:
+            self.counts.duplicates += 1
+            await ws.send_bytes(encode(Bye("duplicate")))
+        return link
+
+    # A link's life
+
+    def _admit(self, connected: Connected, hello: Hello, *, dialler: NodeId) -> Link | None:
+        """Puts it into the list, in place of an older one if need be; None if the older one stays."""
+        old = self._links.get(hello.id)
+        if old is not None:
+            if self._stays(old, hello, dialler):
+                return None
+            self.counts.duplicates += 1
+            self._drop(old, "replaced by a newer link", False, "duplicate")
+        link = Link(
+            connected.ws, hello, connected.address, dialler=dialler, ways=self._ways, counts=self.counts,
+            settings=self._settings,
+        )  # fmt: skip
+        mine = self._hello()
+        if dialler != mine.id:
+            link.offer(encode(mine))  # before anything else is sent
+        self._links[hello.id] = link
+        wanted = self._wanted.get(hello.id)
+        if wanted is not None and (dialler == mine.id or connected.address in wanted.addresses):
+            wanted.good = connected.address
+        self._tell(LinkUp(hello, connected.address, self._is_far(connected.address)))
+        return link
+
+    def _stays(self, old: Link, hello: Hello, dialler: NodeId) -> bool:
+        """Of two links with the same process the one dialled by the smaller id stays, unless its dialler has evidently
+        lost it (it dials again) or nothing is heard on it."""
+        same_process = old.hello.boot == hello.boot
+        return same_process and old.lively and dialler != old.dialler and old.dialler < dialler
+
+    def _drop(self, link: Link, why: str, eof: bool, bye: str | None) -> None:
+        """Out of the list, told, and its own task closes it. Idempotent."""
+        if self._links.get(link.node) is not link:
+            return
+        del self._links[link.node]
+        link.end(bye)
+        wanted = self._wanted.get(link.node)
+        if wanted is not None:
+            wanted.wake.set()
+        self._tell(LinkClosed(link.node, why, eof))
+
+    async def _carry(self, link: Link) -> None:
+        self._carried += 1
+        try:
+            await link.carry()
+        finally:
+            self._drop(link, "closed here", False, None)
+            self._carried -= 1
+            self._idle.set()
