@@ -11,8 +11,6 @@ from math import inf
 from random import Random
 from typing import assert_never
 
-from msgspec.structs import replace
-
 from election.messages import (
     Effect,
     Event,
@@ -30,11 +28,11 @@ from election.messages import (
     Remember,
     Retune,
     Role,
-    Send,
     Tick,
 )
 from election.peers import Peer, Peers
 from election.settings import ElectionSettings
+from election.voice import Voice
 
 
 class Election:
@@ -62,6 +60,7 @@ class Election:
         self._boot, self._mesh, self._priority = boot, mesh, priority
         self._settings, self._rng = settings, rng
         self._peers = Peers(settings)
+        self._voice = Voice(me, boot, mesh, self._peers, settings)
         self._born = now  # start or last wake: uptime counts from here
         self._since = now  # the running reign began, as seen from here
         self._heard = now + settings.listen_s  # the coordinator was last heard; in the future: listen first
@@ -71,13 +70,10 @@ class Election:
         self._doubt = now  # somebody must have spoken to me since then, or it is I who is deaf
         self._heir: Id | None = None  # I am handing over to it until _handover
         self._handover = 0.0
-        self._leaving = False
-        self._byes = settings.byes
+        self._leaving, self._byes = False, settings.byes
         self._highest = term  # term ever heard of
-        self._seq = 0
         self._next_beat = now
         self._why = "started"
-        self._out: list[Effect] = []
         self.deadline = now
 
     @property
@@ -101,7 +97,7 @@ class Election:
         if self.left:
             return []
         role, coordinator, term = self.role, self.coordinator, self.reign.term
-        self._out = []
+        self._voice.out = []
         self._notice_lag(now)
         match event:
             case Heard(message):
@@ -122,7 +118,7 @@ class Election:
         changes: list[Effect] = [Remember(self.reign.term)] if self.reign.term > term else []
         if (role, coordinator, term) != (self.role, self.coordinator, self.reign.term):
             changes.append(Follow(self.role, self.coordinator, self.reign.term, self._why))
-        return changes + self._out
+        return changes + self._voice.out
 
     # Timers
 
@@ -172,7 +168,7 @@ class Election:
         if self._leaving and self._heir is None:
             self._say_bye(now)
             return
-        self._broadcast("hb", now, paced=True)
+        self._say("hb", now, paced=True)
         if self.role is not Role.COORDINATOR:
             return
         if not self._peers.live(now):
@@ -207,12 +203,11 @@ class Election:
             self._peers.patience(self.coordinator).learn(now - self._heard, now)
             self._heard, self._suspect = now, None
         elif message.reign == self.reign and self.role is not Role.COORDINATOR:
-            why = "coordinator heard again" if self.coordinator is None else "no longer alone"
-            self._follow(message.sender, message.reign, now, now, why)
+            self._follow(message.sender, message.reign, now, now, "coordinator heard again")
         elif message.reign.key() > self.reign.key():
             self._follow(message.sender, message.reign, now, now, f"coordinator of term {message.reign.term} heard")
         elif self.role is Role.COORDINATOR:
-            self._say("hb", message.sender, now)
+            self._say("hb", now, to=message.sender)
         elif self.coordinator is None or self.role is Role.ALONE:  # settle it in a new term; it may renew its own first
             self._give_up(f"only a coordinator of an older term is heard ({message.reign.term})", now, extra_skews=1)
 
@@ -220,7 +215,7 @@ class Election:
         """A follower or a lone node speaks: of a coordinator it hears, or of having none."""
         lost = message.coordinator is None or message.role is Role.ALONE
         reign, mine = message.reign, message.coordinator == self.me and message.reign == self.reign
-        if self.role is Role.ALONE and mine:
+        if self.role is Role.ALONE and mine and self._priority > 0:
             self._become(Role.COORDINATOR, self.me, self.reign, "heard by others again")
         elif message.sender == self.coordinator and message.coordinator is None:
             self._give_up("coordinator stepped down", now)
@@ -245,22 +240,14 @@ class Election:
 
     def _answer(self, message: Message, now: float) -> None:
         """ "Who hears the coordinator?" Itself, or a follower that has."""
-        if message.coordinator == self.me and self.role is Role.COORDINATOR:
-            self._say("hb", message.sender, now)
-        elif (
-            message.coordinator == self.coordinator is not None
-            and self.role is Role.FOLLOWER
-            and now - self._heard < self._silence_s()
-        ):
-            self._say("alive", message.sender, now)
+        asked = self.coordinator is not None and message.coordinator == self.coordinator
+        if asked and not self.alone and (self.coordinator == self.me or now - self._heard < self._silence_s()):
+            self._say("alive", now, to=message.sender)
 
     def _lose(self, peer: Id, forget: bool, now: float) -> None:
-        if forget:
-            self._peers.forget(peer)
-        else:
-            self._peers.gone(peer)
+        (self._peers.forget if forget else self._peers.gone)(peer)
         if peer == self.coordinator and self.role is Role.FOLLOWER:
-            self._note_end_of_reign(now)
+            self._peers.failed(self.coordinator, now - self._since)
             self._give_up("coordinator removed" if forget else "coordinator's process ended", now)
 
     # A coordinator is silent, gone, succeeded
@@ -275,9 +262,9 @@ class Election:
                 self._suspect, self._asks = now, 0
             self._asks += 1
             self._next_ask = self._suspect + s.confirm_s * self._asks / s.asks
-            self._broadcast("ask", now)
+            self._say("ask", now)
         else:
-            self._note_end_of_reign(now)
+            self._peers.failed(self.coordinator, now - self._since)
             self._give_up(f"coordinator silent {now - self._heard:.2f} s, confirmed", now, doubt=self._suspect)
 
     def _give_up(self, why: str, now: float, *, doubt: float | None = None, extra_skews: int = 0) -> None:
@@ -300,14 +287,13 @@ class Election:
         elif self._priority > 0:
             self._take_office(now, why)
         else:
-            self._become(Role.FOLLOWER, None, self.reign, f"{why}; priority 0 never coordinates")
-            self._heard = now
+            self._stand_by(f"{why}; priority 0 never coordinates", now)
 
     def _take_office(self, now: float, why: str) -> None:
         reign = Reign(max(self.reign.term, self._highest) + 1, self.rank(now))
         self._since = now
         self._become(Role.COORDINATOR, self.me, reign, why)
-        self._broadcast("hb", now)
+        self._say("hb", now)
 
     def _follow(self, coordinator: Id, reign: Reign, heard: float, now: float, why: str) -> None:
         if reign != self.reign:
@@ -324,13 +310,6 @@ class Election:
     def _myself(self) -> Id | None:
         """Whom a lone node follows: itself, unless it never coordinates."""
         return self.me if self._priority > 0 else None
-
-    def _note_end_of_reign(self, now: float) -> None:
-        """The coordinator failed: soon after taking over doubles what it must wait for the next time."""
-        s, peer = self._settings, self._peers.get(self.coordinator)
-        if peer is not None:
-            soon = now - self._since < s.failed_within_s
-            peer.sticky_s = min(s.sticky_max_s, 2 * peer.sticky_s) if soon else s.sticky_s
 
     # Handing over, leaving
 
@@ -350,33 +329,34 @@ class Election:
         if heirs:
             self._heir = max(heirs, key=lambda p: self._peers.rank(p, now)).id
             self._handover = now + self._settings.handover_s
-            self._say("yield", self._heir, now)
+            self._say("yield", now, to=self._heir)
 
     def _hand_over(self, now: float) -> None:
         """Repeats the offer until a later reign is heard or its time is over."""
         assert self._heir is not None
         if now < self._handover:
-            self._say("yield", self._heir, now)
+            self._say("yield", now, to=self._heir)
             return
         self._heir, self._since = None, now
         if self._priority == 0:
-            self._step_down(now)
+            self._stand_by("priority 0 never coordinates", now)
 
     def _accept(self, message: Message, now: float) -> None:
-        """Asked to take over by the coordinator of no older reign than mine."""
-        if self._priority == 0 or self._leaving or message.reign.key() < self.reign.key():
+        """Asked to take over, by the coordinator of no older reign than mine."""
+        asked = message.role is Role.COORDINATOR and message.reign.key() >= self.reign.key()
+        if not asked or self._priority == 0 or self._leaving:
             return
         mine, its = self.rank(now), message.rank
-        if (mine.near, mine.priority) <= (its.near, its.priority):
-            why = "handed over"
-        elif mine.near > its.near:
+        if mine.near > its.near:
             why = "near goes before far, handed over"
-        else:
+        elif mine.near == its.near and mine.priority > its.priority:
             why = f"priority {mine.priority} > {its.priority}, handed over"
+        else:
+            why = "the coordinator leaves, handed over"
         self._take_office(now, why)
 
-    def _step_down(self, now: float) -> None:
-        self._become(Role.FOLLOWER, None, self.reign, "priority 0 never coordinates")
+    def _stand_by(self, why: str, now: float) -> None:
+        self._become(Role.FOLLOWER, None, self.reign, why)
         self._heard = now
 
     def _retune(self, priority: int, now: float) -> None:
@@ -386,7 +366,7 @@ class Election:
         elif self.role is Role.COORDINATOR and priority == 0:
             self._offer(self._peers.followers(self.me, self.reign, now), now)
             if self._heir is None:
-                self._step_down(now)
+                self._stand_by("priority 0 never coordinates", now)
 
     def _leave(self, now: float) -> None:
         if self._leaving:
@@ -397,7 +377,7 @@ class Election:
         self._next_beat = now
 
     def _say_bye(self, now: float) -> None:
-        self._broadcast("bye", now)
+        self._say("bye", now)
         self._byes -= 1
         if self._byes == 0:
             self._become(Role.ALONE, self._myself(), self.reign, "left the mesh")
@@ -405,35 +385,16 @@ class Election:
 
     # What is said
 
-    def _message(self, kind: Kind, now: float, to: Peer | None = None) -> Message:
-        self._seq += 1
-        return Message(
-            kind=kind,
-            sender=self.me,
-            boot=self._boot,
-            seq=self._seq,
-            mesh=self._mesh,
-            reign=self.reign,
-            coordinator=self.coordinator,
+    def _say(self, kind: Kind, now: float, *, to: Id | None = None, paced: bool = False) -> None:
+        self._voice.say(
+            kind,
+            now,
+            to=to,
+            paced=paced,
             role=self.role,
+            coordinator=self.coordinator,
+            reign=self.reign,
             rank=self.rank(now),
             uptime_s=now - self._born,
             age_s=0.0 if self.coordinator == self.me else max(0.0, now - self._heard),
-            far=to is not None and to.far,
         )
-
-    def _say(self, kind: Kind, to: Id, now: float) -> None:
-        self._out.append(Send(self._message(kind, now, self._peers.get(to)), to))
-
-    def _broadcast(self, kind: Kind, now: float, *, paced: bool = False) -> None:
-        """To every peer; where some are on another site one by one, and those at their slower pace if `paced`."""
-        message = self._message(kind, now)
-        if not self._peers.distant:
-            self._out.append(Send(message))
-            return
-        for peer in self._peers:
-            if peer.distant:
-                if paced and now < peer.next_beat:
-                    continue
-                peer.next_beat = now + self._settings.far_heartbeat_s
-            self._out.append(Send(replace(message, far=peer.far), peer.id))

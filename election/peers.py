@@ -8,8 +8,10 @@ from math import inf
 
 from msgspec.structs import replace
 
-from election.messages import Id, Message, Rank, Reign
+from election.messages import Id, Message, Rank, Reign, Role
 from election.settings import ElectionSettings
+
+TERM_MAX = 2**53  # a later one is nonsense: a mesh that elects each second needs 285 million years for it
 
 
 class Peer:
@@ -52,6 +54,18 @@ class Peer:
         self.message, self.heard, self.boot, self.seq = message, now, message.boot, message.seq
 
 
+def plausible(message: Message) -> bool:
+    """What its sender can mean: times are finite and not negative, a coordinator coordinates in its own reign."""
+    m, holder = message, message.reign.rank
+    if not (0.0 <= m.uptime_s < inf and 0.0 <= m.age_s < inf and 0 <= m.reign.term < TERM_MAX):
+        return False
+    if (m.rank.id, m.rank.boot) != (m.sender, m.boot):
+        return False
+    return m.role is not Role.COORDINATOR or (
+        m.coordinator == m.sender and holder is not None and (holder.id, holder.boot) == (m.sender, m.boot)
+    )
+
+
 class Patience:
     """Adaptive suspicion: how long this coordinator may be silent, learned from its longest recent gap."""
 
@@ -65,6 +79,8 @@ class Patience:
 
     def learn(self, gap_s: float, now: float) -> None:
         """Two messages came `gap_s` apart, the second one now."""
+        if gap_s > self._cap_s:
+            return  # an outage, not this network's habit
         gaps = self._gaps
         while gaps and gaps[-1][1] <= gap_s:
             gaps.pop()
@@ -97,7 +113,9 @@ class Peers:
         self._all.pop(peer, None)
 
     def hear(self, message: Message, now: float) -> Peer | None:
-        """Takes the message in; None if it is to be dropped (repeated, overtaken, or one stranger too many)."""
+        """Takes the message in; None if it is to be dropped (nonsense, repeated, overtaken, one stranger too many)."""
+        if not plausible(message):
+            return None
         peer = self._all.get(message.sender) or self._admit(message.sender, now)
         if peer is None or not peer.accepts(message):
             return None
@@ -108,6 +126,13 @@ class Peers:
         """It is not live until it is heard again."""
         if peer in self._all:
             self._all[peer].heard = -inf
+
+    def failed(self, peer: Id | None, reigned_s: float) -> None:
+        """That coordinator failed: soon after taking over doubles what it must wait for before the next handover."""
+        entry, s = self.get(peer), self._settings
+        if entry is not None:
+            soon = reigned_s < s.failed_within_s
+            entry.sticky_s = min(s.sticky_max_s, 2 * entry.sticky_s) if soon else s.sticky_s
 
     def excuse(self, since: float, now: float) -> None:
         """This node was stalled since `since`: whoever was live then gets a moment to be heard again."""

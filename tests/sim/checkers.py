@@ -33,7 +33,8 @@ class OneHolderPerTerm:
             holder = self._holders.setdefault(reign.key(), me)
             if holder != me:
                 raise ViolationError(f"{world.now:.3f}: {me} and {holder} both hold term {reign.term}")
-            if node.priority == 0 and world.now > self._retuned.get(node.id, 0.0) + world.settings.handover_s + 0.2:
+            retuned = self._retuned.get(node.id, 0.0)
+            if machine.rank(world.now).priority == 0 and world.now > retuned + world.settings.handover_s + 0.2:
                 raise ViolationError(f"{world.now:.3f}: {node.id} coordinates with priority 0")
         elif machine.role is Role.FOLLOWER and machine.coordinator is not None:
             holder = self._holders.get(reign.key())

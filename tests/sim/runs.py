@@ -37,7 +37,9 @@ def chaos(seed: int, nodes: int | None = None, *, on_world: Callable[[World], No
     rng = Random(seed)
     count = nodes or 2 + seed % 5
     priorities = [rng.choice((0, 100, 100, 200)) for _ in range(count)]
-    net = Net(rng.choice((0.0003, 0.002)), rng.choice((0.001, 0.03)), loss=0.02, dup=0.02, reorder=rng.choice((0, 0.02)))
+    net = Net(
+        rng.choice((0.0003, 0.002)), rng.choice((0.001, 0.03)), loss=0.02, dup=0.02, reorder=rng.choice((0, 0.02))
+    )
     far = _two_sites(count, rng) if seed % 10 == 9 and count > 2 else frozenset()
     world = World(seed, priorities, net=net, checkers=all_checkers(), far=far, narrate=on_world is not None)
     if on_world is not None:
@@ -80,9 +82,11 @@ def one_fault(seed: int, net: str, fault: str, *, on_world: Callable[[World], No
     return Result(agreed_s, len(terms), world.now, world.steps, world.digest)
 
 
-def quiet(seed: int, net: str, nodes: int, hours: float) -> Result:
+def quiet(seed: int, net: str, nodes: int, hours: float, *, on_world: Callable[[World], None] | None = None) -> Result:
     """Nothing happens, and nobody takes over. The first minutes teach the nodes how silent this network can be."""
-    world = World(seed, [100] * nodes, net=NETS[net], checkers=all_checkers())
+    world = World(seed, [100] * nodes, net=NETS[net], checkers=all_checkers(), narrate=on_world is not None)
+    if on_world is not None:
+        on_world(world)
     world.run(670)
     before = len(world.takeovers)
     world.run(670 + 3600 * hours)
