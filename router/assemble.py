@@ -11,9 +11,9 @@ from typing import Any
 import msgspec
 
 from node.errors import NodeError, NodeErrorCode
+from node.openai import data_of
 from node.types import Usage
 
-_DATA = b"data:"
 _NO_INDEX = -1
 _Json = dict[str, Any]
 
@@ -34,7 +34,7 @@ class Assembler:
         self._bytes += len(block)
         if self._bytes > self._limit_bytes:
             raise NodeError(NodeErrorCode.MODEL_FAILED, f"the answer is larger than {self._limit_bytes} bytes")
-        payload = b"\n".join(line[5:].strip() for line in block.splitlines() if line.startswith(_DATA))
+        payload = data_of(block) or b""
         try:
             chunk = msgspec.json.decode(payload)
             self._add(chunk)
@@ -87,12 +87,18 @@ def _merge(message: _Json, delta: _Json) -> None:
             _merge_function(message.setdefault(key, {}), value)
         elif value is None:
             message.setdefault(key, None)
-        elif key != "role" and isinstance(value, str) and isinstance(old, str):
-            message[key] = old + value
-        elif isinstance(value, list) and isinstance(old, list):
-            message[key] = old + value
+        elif key != "role":
+            message[key] = _joined(old, value)
         else:
             message[key] = value
+
+
+def _joined(old: object, new: object) -> object:
+    if isinstance(old, str) and isinstance(new, str):
+        return old + new
+    if isinstance(old, list) and isinstance(new, list):
+        return [*old, *new]
+    return new
 
 
 def _merge_call(calls: list[_Json], part: _Json) -> None:
@@ -124,8 +130,7 @@ def _lists(old: _Json | None, new: _Json | None) -> _Json | None:
         return new if old is None else old
     merged = dict(old)
     for key, value in new.items():
-        before = merged.get(key)
-        merged[key] = before + value if isinstance(before, list) and isinstance(value, list) else value
+        merged[key] = _joined(merged.get(key), value) if isinstance(value, list) else value
     return merged
 
 

@@ -1,8 +1,8 @@
 """One request's attempts: ask where, open, first byte, retry, end. Pure; `io/exchange.py` drives it.
 
-Before the first byte of a stream a failure is the mesh's own business: the request is asked for again elsewhere and the
-client sees nothing. A non-streamed answer can be retried until it is whole, because nothing of it was sent. Attempts are
-numbered from 1 per ask, so whatever arrives for an earlier one is recognised and dropped.
+Before the first byte of a stream a failure is the mesh's own business: the request is asked for again elsewhere and
+the client sees nothing. A non-streamed answer can be retried until it is whole, because nothing of it was sent.
+Attempts are numbered from 1, one per ask, so whatever arrives for an earlier one is recognised and dropped.
 """
 
 from __future__ import annotations

@@ -34,6 +34,7 @@ class EdgeSettings(Struct, frozen=True, kw_only=True):
     connect_floor_s: float = 0.25  # to one address of a peer: four round trips, but at least this,
     connect_cap_s: float = 1.0  # at most this
     silence_s: float = 5.0  # the serving node says `: alive` each second
+    block_limit_bytes: int = 8 * 2**20  # of one event of a stream
     refusal_limit_bytes: int = 64 * 2**10  # of a node's refusal
 
     def __post_init__(self) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from aiohttp import web
 
@@ -11,35 +13,37 @@ from router.settings import EdgeSettings
 
 
 class Bodies:
-    """Counts what is held. Give back what `read` took, once, when the request is over."""
+    """Counts what is held."""
 
     def __init__(self, settings: EdgeSettings) -> None:
         self._settings = settings
         self.held_bytes = 0
 
-    def give_back(self, taken_bytes: int) -> None:
-        self.held_bytes -= taken_bytes
-        assert self.held_bytes >= 0
-
-    async def read(self, request: web.Request) -> bytes:
+    @asynccontextmanager
+    async def hold(self, request: web.Request) -> AsyncIterator[bytes]:
         """The whole body, decompressed. Raises RouterError: too large, too slow, broken, or no room for it now."""
         body = bytearray()
+        taken = 0
         try:
             self._fits(request.content_length or 0)
-            async with asyncio.timeout(self._settings.body_timeout_s):
-                async for part in request.content.iter_any():
-                    body += part
-                    self.held_bytes += len(part)
-                    self._fits(len(body))
-            return bytes(body)
-        except BaseException as error:
-            self.give_back(len(body))
-            if isinstance(error, TimeoutError):
+            try:
+                async with asyncio.timeout(self._settings.body_timeout_s):
+                    async for part in request.content.iter_any():
+                        body += part
+                        taken += len(part)
+                        self.held_bytes += len(part)
+                        self._fits(taken)
+            except TimeoutError as error:
                 message = f"the body did not arrive within {self._settings.body_timeout_s:.0f} s"
                 raise RouterError(ErrorCode.INVALID_REQUEST, message) from error
-            if isinstance(error, web.RequestPayloadError):
+            except web.RequestPayloadError as error:
                 raise RouterError(ErrorCode.INVALID_REQUEST, "the body is broken") from error
-            raise
+            whole = bytes(body)
+            body.clear()
+            yield whole
+        finally:
+            self.held_bytes -= taken
+            assert self.held_bytes >= 0
 
     def _fits(self, size_bytes: int) -> None:
         if size_bytes > self._settings.body_limit_bytes:

@@ -1,7 +1,7 @@
 """From an edge to the node that was granted: in-process to this node, over HTTP to a peer. Same call, same blocks.
 
-A hop turns whatever goes wrong on the way (a refusal, `event: error`, a reset, silence) into NodeError, so that the edge
-has one kind of failure to judge.
+A hop turns whatever goes wrong on the way (a refusal, `event: error`, a reset, silence) into NodeError, so that the
+edge has one kind of failure to judge.
 """
 
 from __future__ import annotations
@@ -20,12 +20,10 @@ from yarl import URL
 
 from node.errors import NodeError, NodeErrorCode
 from node.io.calls import Call
-from node.openai import SseSplitter
+from node.openai import SseSplitter, data_of, is_done
 from router.settings import EdgeSettings
 
 log = logging.getLogger(__name__)
-
-DONE = b"data: [DONE]"
 
 _NEVER_ARRIVED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
 
@@ -78,25 +76,27 @@ class LocalHop:
             raise NodeError(NodeErrorCode.INTERNAL, f"this node failed: {type(error).__name__}") from error
 
 
-class _Error(Struct):
-    code: str = ""
-    message: str = ""
+class _Error(Struct, forbid_unknown_fields=True):
+    code: str
+    message: str
     retry_after_s: float | None = None
 
 
-class _Refusal(Struct):
-    error: _Error = _Error()
+class _Refusal(Struct, forbid_unknown_fields=True):
+    """What only a node says. An engine's error (OpenAI's shape) has a `type` as well, and is an answer."""
+
+    error: _Error
 
 
-def node_error(payload: bytes, otherwise: str) -> NodeError:
-    """The NodeError that a node wrote down; `otherwise` is the message when it is not readable."""
+def node_error(payload: bytes) -> NodeError | None:
+    """The NodeError that a node wrote down, or None when this is something else."""
     try:
         said = msgspec.json.decode(payload, type=_Refusal).error
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        said = _Error()
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
     known = said.code in NodeErrorCode.__members__.values()
-    code = NodeErrorCode(said.code) if known else NodeErrorCode.INTERNAL
-    return NodeError(code, said.message or otherwise, retry_after_s=said.retry_after_s)
+    code = NodeErrorCode(said.code) if known else NodeErrorCode.INTERNAL  # a later version's word
+    return NodeError(code, said.message, retry_after_s=said.retry_after_s)
 
 
 class HttpHop:
@@ -124,14 +124,14 @@ class HttpHop:
         response = await self._open(call, silence_s)
         try:
             if response.status != 200:
-                raise await self._refusal(response)
+                refusal = await self._read(response, self._settings.refusal_limit_bytes)
+                raise node_error(refusal) or _odd(response.status)
             async with aclosing(self._blocks(response)) as blocks:
                 async for block in blocks:
                     if block.startswith(b"event: error"):
-                        data = next((line[5:] for line in block.splitlines() if line.startswith(b"data:")), b"")
-                        raise node_error(data, "the node broke the answer off")
+                        raise node_error(data_of(block) or b"") or _odd(response.status)
                     yield block
-                    if block.startswith(DONE):
+                    if is_done(block):
                         await self._drain(response)
                         return
         except aiohttp.SocketTimeoutError as error:
@@ -145,9 +145,9 @@ class HttpHop:
     async def post(self, call: Call) -> tuple[int, str, bytes]:
         response = await self._open(call, call.deadline_s)
         try:
-            if "x-mesh-error" in response.headers:
-                raise await self._refusal(response)
             answer = await self._read(response, self._settings.answer_limit_bytes)
+            if response.status >= 400 and (refusal := node_error(answer)) is not None:
+                raise refusal
             return response.status, response.headers.get("content-type", "application/octet-stream"), answer
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise NodeError(NodeErrorCode.UNREACHABLE, f"connection lost ({type(error).__name__})") from error
@@ -185,15 +185,11 @@ class HttpHop:
         raise NodeError(NodeErrorCode.UNREACHABLE, failed)
 
     async def _blocks(self, response: aiohttp.ClientResponse) -> AsyncGenerator[bytes, None]:
-        splitter = SseSplitter()
+        splitter = SseSplitter(self._settings.block_limit_bytes)
         async for data in response.content.iter_any():
             self._count("peer_in", len(data))
             for block in splitter.feed(data):
                 yield block
-
-    async def _refusal(self, response: aiohttp.ClientResponse) -> NodeError:
-        body = await self._read(response, self._settings.refusal_limit_bytes)
-        return node_error(body, f"the node answered {response.status}")
 
     async def _read(self, response: aiohttp.ClientResponse, limit: int) -> bytes:
         parts = bytearray()
@@ -210,6 +206,10 @@ class HttpHop:
             async with asyncio.timeout(self._settings.connect_floor_s):
                 async for _ in response.content.iter_any():
                     pass
+
+
+def _odd(status: int) -> NodeError:
+    return NodeError(NodeErrorCode.INTERNAL, f"the node broke off without a reason that can be read (status {status})")
 
 
 def peer_url(address: str, port: int, path: str) -> URL:

@@ -13,14 +13,14 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Literal, Protocol
+from typing import Protocol
 
 import msgspec
 from aiohttp import web
 
 from node.errors import NodeError, NodeErrorCode
 from node.io.calls import Call
+from node.openai import is_done
 from node.types import NodeId, RequestId, Usage
 from router import asked as asking
 from router import catalog
@@ -44,13 +44,14 @@ from router.attempts import (
     Tick,
 )
 from router.errors import RouterError
-from router.events import Decision, Outcome, Request
+from router.events import Outcome, Request
 from router.facts import RouteFact
 from router.frames import CancelAsk, CoordinatorFrame, Done, First, Granted, Queued, Refused, Taken
 from router.io import envelope
 from router.io.bodies import Bodies
-from router.io.carry import DONE, Hop
-from router.io.replies import CLIENT_LEFT, Reply, StreamReply, WholeReply
+from router.io.carry import Hop
+from router.io.record import CLIENT_LEFT, Record
+from router.io.replies import Reply, StreamReply, WholeReply
 from router.io.said import Said
 from router.settings import EdgeSettings
 from router.view import View
@@ -95,18 +96,15 @@ class Means:
 
 
 class Exchange:
-    """One POST to `path` (below /v1). `run` it once; it returns the response, or raises when the client has left."""
+    """One POST to `path` (below /v1). `run` it once."""
 
     def __init__(self, means: Means, request: web.Request, path: str) -> None:
-        self.id = RequestId(f"req-{secrets.token_hex(8)}")
         self._means, self._http, self._path = means, request, path
         self._settings = means.settings
         self._clock = asyncio.get_running_loop().time
-        self._at, self._began = datetime.now(UTC), self._clock()
-        self._ends_at = self._began + means.settings.request_timeout_s
-        self._said: Said | None = None
+        self._record = Record(RequestId(f"req-{secrets.token_hex(8)}"), self._clock())
+        self._ends_at = self._record.began + means.settings.request_timeout_s
         self._body = b""
-        self._asked: asking.Asked | None = None
         self._wanted = catalog.Wanted(())
         self._machine: Attempts | None = None
         self._reply: Reply | None = None
@@ -118,13 +116,7 @@ class Exchange:
         self._to_open: Open | None = None
         self._carried: Open | None = None  # the upstream that counts now
         self._scope: asyncio.Timeout | None = None  # rescheduled to now when that upstream must stop
-        self._end: Finish | Fail | None = None
         self._tasks: asyncio.TaskGroup | None = None
-
-        self._coordinator: NodeId | None = None
-        self._decision: Decision | None = None
-        self._granted: Granted | None = None
-        self._first_at: float | None = None
 
     def node_lost(self, node: NodeId) -> None:
         """Membership says that `node` is dead."""
@@ -132,69 +124,68 @@ class Exchange:
 
     def headers(self) -> dict[str, str]:
         """Of the response, as far as known: which node answers is certain once its first byte is there."""
-        fields = {"x-request-id": str(self.id)}
+        record = self._record
+        fields = {"x-request-id": str(record.id)}
         if self._machine is None:
             return fields
-        if self._first_at is not None and self._granted is not None:
-            fields["x-mesh-node"] = self._name(self._granted.node)
-            fields["x-mesh-model"] = self._granted.model
-        elif self._end is None:
+        if record.first_at is not None and record.granted is not None:
+            node = record.granted.node
+            fields["x-mesh-node"] = self._means.view().names().get(node, node)
+            fields["x-mesh-model"] = record.granted.model
+        elif record.end is None:
             return fields  # the head goes out before anything is certain
-        fields["x-mesh-attempts"] = str(self._attempts)
+        fields["x-mesh-attempts"] = str(len(self._machine.facts) + (self._carried is not None))
         fields["x-mesh-queue-ms"] = str(round(self._machine.waited_s * 1e3))
         return fields
 
     async def run(self) -> web.StreamResponse:
-        """Never raises but CancelledError. The RouteFact is reported before it returns."""
-        error: str | None = None
-        status = 500
-        outcome: Literal["refused", "failed", "cancelled"] = "failed"
+        """Raises nothing but CancelledError. The RouteFact is reported before it returns."""
+        record = self._record
+        response: web.StreamResponse = web.Response(status=CLIENT_LEFT)
         try:
-            response = await self._run()
-            status = response.status
-            return response
-        except RouterError as refused:
-            response = envelope.refused(
-                refused.refusal, self.headers(), retry_after_s=self._settings.retry_after_s
-            )
-            status, outcome, error = response.status, "refused", f"{refused.refusal.code.value}: {refused}"
-            return response
-        except (asyncio.CancelledError, ConnectionError) as gone:
+            async with self._means.bodies.hold(self._http) as self._body:
+                response = await self._run()
+        except RouterError as error:
+            record.refusal = error.refusal
+            response = envelope.refused(error.refusal, self.headers(), retry_after_s=self._settings.retry_after_s)
+        except ConnectionError:
+            log.debug("request %s: the client left while it sent the body", record.id)
+        except asyncio.CancelledError:
             self._feed(ClientLeft())
-            status, outcome = self._status or CLIENT_LEFT, "cancelled"
-            if isinstance(gone, asyncio.CancelledError):
-                raise
-            return web.Response(status=status)
+            record.status = self._reply.status if self._reply is not None else 0
+            raise
         except Exception:
-            log.exception("request %s failed in the edge", self.id)
+            log.exception("request %s failed in the edge", record.id)
             self._feed(ClientLeft())
-            error = "internal_error"
-            return envelope.defect(self.headers())
+            record.defect = True
+            response = envelope.defect(self.headers())
         finally:
             if self._timer is not None:
                 self._timer.cancel()
-            self._means.bodies.give_back(len(self._body))
-            self._means.report(self._fact(status, outcome, error))
+            record.status = record.status or response.status
+            self._means.report(record.fact(self._means.view(), self._clock()))
+        return response
 
     async def _run(self) -> web.StreamResponse:
-        self._said = Said.of(self._http)
-        if (most_s := self._said.deadline_s) is not None:
-            self._ends_at = self._began + min(most_s, self._settings.request_timeout_s)
-        self._body = await self._means.bodies.read(self._http)
+        record = self._record
         self._means.count("client_in", len(self._body))
-        self._asked = asking.read(self._path, self._body, self._said.content_type)
-        self._wanted = catalog.wanted(self._means.view(), self._path, self._asked, self._settings.names_listed)
-        streamed = self._asked.stream and self._generates
+        record.said = said = Said.of(self._http)
+        if said.deadline_s is not None:
+            self._ends_at = record.began + min(said.deadline_s, self._settings.request_timeout_s)
+        record.asked = asked = asking.read(self._path, self._body, said.content_type)
+        self._wanted = catalog.wanted(self._means.view(), self._path, asked, self._settings.names_listed)
+        streamed = asked.stream and self._generates
         if streamed:
             self._reply = StreamReply(self._http, self.headers, self._settings, self._means.count)
         else:
             self._reply = WholeReply(self.headers, self._settings, self._means.count)
-        self._machine = Attempts(
-            self.id,
+        now = self._clock()
+        self._machine = record.machine = Attempts(
+            record.id,
             settings=self._settings,
             streamed=streamed,
-            deadline_s=self._ends_at - self._clock(),
-            now=self._clock(),
+            deadline_s=self._ends_at - now,
+            now=now,
             barred=self._wanted.barred,
         )
         async with asyncio.TaskGroup() as self._tasks:
@@ -203,16 +194,16 @@ class Exchange:
 
     async def _drive(self, reply: Reply) -> None:
         self._feed(Tick())
-        while self._end is None:
+        while self._record.end is None:
             await self._wake.wait()
             self._wake.clear()
             if (opened := self._to_open) is not None:
                 self._to_open = None
                 await self._carry(opened, reply)
-        if isinstance(self._end, Fail):
+        if isinstance(self._record.end, Fail):
             try:
                 async with asyncio.timeout(self._settings.farewell_s):
-                    await reply.fail(self._end.refusal)
+                    await reply.fail(self._record.end.refusal)
             except (ConnectionError, TimeoutError):  # it left, or does not read: then it need not be told
                 if self._http.transport is not None:
                     self._http.transport.abort()
@@ -220,14 +211,6 @@ class Exchange:
     @property
     def _generates(self) -> bool:
         return self._path in (asking.CHAT, asking.COMPLETIONS)
-
-    @property
-    def _attempts(self) -> int:
-        return (len(self._machine.facts) if self._machine else 0) + (self._carried is not None)
-
-    @property
-    def _status(self) -> int:
-        return self._reply.status if self._reply is not None else 0
 
     # The machine and what it wants done
 
@@ -255,7 +238,7 @@ class Exchange:
         match effect:
             case AskFor(attempt, excluded, last_outcome):
                 request = self._placing(excluded)
-                dispatch.ask(request, attempt, self._clock() - self._began, last_outcome, self._answered)
+                dispatch.ask(request, attempt, self._clock() - self._record.began, last_outcome, self._answered)
             case Open():
                 self._to_open = effect
                 self._wake.set()
@@ -275,18 +258,20 @@ class Exchange:
                 assert self._tasks is not None
                 self._tasks.create_task(self._comfort())
             case Finish() | Fail():
-                self._end = effect
+                self._record.end = effect
                 self._wake.set()
 
     def _placing(self, excluded: tuple[NodeId, ...]) -> Request:
-        assert self._asked is not None and self._said is not None
+        asked, said = self._record.asked, self._record.said
+        assert asked is not None
+        assert said is not None
         return Request(
-            id=self.id,
+            id=self._record.id,
             models=self._wanted.models,
             prompt_tokens=round(len(self._body) / self._settings.bytes_per_token),
-            max_tokens=self._asked.max_tokens,
-            client=self._said.client,
-            priority=self._said.priority,
+            max_tokens=asked.max_tokens,
+            client=said.client,
+            priority=said.priority,
             deadline=max(0.0, self._ends_at - self._clock()),
             excluded=excluded,
         )
@@ -296,9 +281,8 @@ class Exchange:
             case Queued():
                 return
             case Granted():
-                if self._end is None:
-                    self._granted, self._decision = frame, frame.decision
-                    self._coordinator = self._means.view().coordinator
+                if self._record.end is None:
+                    self._record.granted, self._record.coordinator = frame, self._means.view().coordinator
                 self._feed(Placed(frame.attempt, frame.node, frame.model, frame.decision))
             case Refused():
                 self._feed(Denied(frame.attempt, frame.error))
@@ -314,19 +298,21 @@ class Exchange:
 
     async def _carry(self, opened: Open, reply: Reply) -> None:
         """One attempt, from its opening to its end, whatever that is. The machine hears of it once."""
-        assert self._asked is not None and self._said is not None
+        asked, said = self._record.asked, self._record.said
+        assert asked is not None
+        assert said is not None
         call = Call(
-            id=self.id,
+            id=self._record.id,
             attempt=opened.attempt,
             edge=self._means.view().self_id,
             model=opened.model,
             path=self._path,
             body=self._body,
-            wants_usage=self._asked.include_usage or not self._asked.stream,
-            content_type="application/json" if self._generates else self._said.content_type,
+            wants_usage=asked.include_usage or not asked.stream,
+            content_type="application/json" if self._generates else said.content_type,
             deadline_s=max(0.001, self._ends_at - self._clock()),
         )
-        self._carried, self._first_at = opened, None
+        self._carried, self._record.first_at = opened, None
         reply.restart()
         scope = asyncio.timeout(None)
         try:
@@ -353,14 +339,14 @@ class Exchange:
                 if block.startswith(b":"):
                     if block.startswith(_USAGE):
                         usage = _usage(block)
-                    elif self._first_at is not None:
+                    elif self._record.first_at is not None:
                         await reply.keep_alive(block)
-                elif not block.startswith(DONE):
-                    if self._first_at is None:
-                        self._first_at = self._clock()
+                elif not is_done(block):
+                    if self._record.first_at is None:
+                        self._record.first_at = self._clock()
                         self._feed(FirstByte(opened.attempt))
                     await reply.block(block)
-                elif self._first_at is None:
+                elif self._record.first_at is None:
                     raise NodeError(NodeErrorCode.MODEL_FAILED, "the engine ended without an answer")
                 else:
                     complete = True
@@ -378,59 +364,13 @@ class Exchange:
             raise NodeError(NodeErrorCode.NODE_BUSY, "the engine is full")
         if status >= 500:
             raise NodeError(NodeErrorCode.MODEL_FAILED, f"the engine answered {status}")
-        self._first_at = self._clock()
+        self._record.first_at = self._clock()
         self._feed(FirstByte(opened.attempt))
         assert isinstance(self._reply, WholeReply)
         if status >= 400:
             content_type, body = "application/json", envelope.engine_refusal(status, body)
         self._reply.give(status, content_type, body)
         self._feed(Completed(opened.attempt, Usage()))
-
-    # What happened
-
-    def _name(self, node: NodeId | str) -> str:
-        return self._means.view().names().get(NodeId(node), node)
-
-    def _fact(
-        self, status: int, otherwise: Literal["refused", "failed", "cancelled"], error: str | None
-    ) -> RouteFact:
-        view, machine, end = self._means.view(), self._machine, self._end
-        now = self._clock()
-        outcome: Literal["ok", "refused", "failed", "cancelled"] = otherwise
-        if error is None and isinstance(end, Finish):
-            outcome = end.outcome if status < 400 or end.outcome == "cancelled" else "refused"
-        elif error is None and isinstance(end, Fail):
-            outcome = "failed" if machine is not None and machine.facts and status != 400 else "refused"
-            error = f"{end.refusal.code.value}: {end.refusal.message}"
-        usage = end.usage if isinstance(end, Finish) else Usage()
-        coordinator = self._coordinator or view.coordinator
-        facts = machine.facts if machine is not None else []
-        return RouteFact(
-            id=self.id,
-            client_request_id=self._said.client_request_id if self._said else None,
-            at=self._at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-            edge=self._name(view.self_id),
-            node=self._name(facts[-1].node) if facts else None,
-            coordinator=self._name(coordinator) if coordinator else None,
-            model=catalog.shown(self._asked.model) if self._asked else "",
-            served_model=self._granted.model if self._granted and self._first_at is not None else None,
-            stream=bool(self._asked and self._asked.stream),
-            status=self._status or status,
-            outcome=outcome,
-            queue_ms=_ms(machine.waited_s) if machine else 0.0,
-            ttft_ms=None if self._first_at is None else _ms(self._first_at - self._began),
-            total_ms=_ms(now - self._began),
-            prompt_tokens=usage.prompt,
-            cached_tokens=usage.cached,
-            completion_tokens=usage.completion,
-            attempts=tuple(msgspec.structs.replace(f, node=self._name(f.node)) for f in facts),
-            decision=self._decision,
-            error=error,
-        )
-
-
-def _ms(seconds: float) -> float:
-    return round(seconds * 1e3, 2)
 
 
 def _usage(block: bytes) -> Usage:

@@ -8,16 +8,16 @@ from typing import Protocol
 
 from aiohttp import web
 
+from node.openai import DONE
 from node.types import Usage
 from router.assemble import Assembler
 from router.errors import Refusal
 from router.io import envelope
+from router.io.record import CLIENT_LEFT
 from router.settings import EdgeSettings
 
 Headers = Callable[[], Mapping[str, str]]
 COMFORT = b": working\n\n"
-DONE = b"data: [DONE]\n\n"
-CLIENT_LEFT = 499  # nginx's number for it; nobody is there to read it, but routes and logs are
 
 
 class Reply(Protocol):

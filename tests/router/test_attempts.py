@@ -54,7 +54,8 @@ def test_a_request_that_goes_well() -> None:
     assert m.step(FirstByte(1), 0.5) == [First(ID, 1)]
     usage = Usage(5, 0, 7)
     assert m.step(Completed(1, usage), 2.25) == [Done(ID, 1, "ok", usage), Finish("ok", usage)]
-    assert m.over and m.deadline == float("inf")
+    assert m.over
+    assert m.deadline == float("inf")
     assert m.waited_s == 0.25
     assert [(f.node, f.outcome, f.ms) for f in m.facts] == [(A, "ok", 2000.0)]
 
@@ -73,7 +74,8 @@ def test_after_the_first_byte_of_a_stream_a_failure_is_final() -> None:
     m.step(FirstByte(1), 0.1)
     done, fail = m.step(Broke(1, NodeErrorCode.UNREACHABLE, "reset"), 0.2)
     assert done == Done(ID, 1, "failed")
-    assert isinstance(fail, Fail) and fail.refusal.code is ErrorCode.STREAM_LOST
+    assert isinstance(fail, Fail)
+    assert fail.refusal.code is ErrorCode.STREAM_LOST
 
 
 def test_a_non_streamed_answer_is_retried_until_it_is_whole() -> None:
@@ -129,7 +131,8 @@ def test_when_every_candidate_has_failed_there_is_another_round_and_then_an_end(
         ]
         effects = m.step(Denied(attempt + 1, NOBODY), now)
         if round_ < SETTINGS.rounds:
-            assert effects == [] and m.deadline == now + SETTINGS.round_pause_s
+            assert effects == []
+            assert m.deadline == now + SETTINGS.round_pause_s
             now = m.deadline
             attempt += 2
             assert m.step(Tick(), now) == [AskFor(attempt, (), None)]
@@ -147,7 +150,8 @@ def test_nodes_that_cannot_be_reached_end_as_no_node_available() -> None:
         m.step(placed(attempt, A), 0.0)
         effects = m.step(Broke(attempt, NodeErrorCode.UNREACHABLE, "refused"), 0.0)
     assert effects[0] == Done(ID, SETTINGS.failures_limit, "failed")
-    assert isinstance(effects[1], Fail) and effects[1].refusal.code is ErrorCode.NO_NODE_AVAILABLE
+    assert isinstance(effects[1], Fail)
+    assert effects[1].refusal.code is ErrorCode.NO_NODE_AVAILABLE
 
 
 def test_a_refusal_without_any_failure_is_final() -> None:
@@ -188,7 +192,8 @@ def test_the_deadline_ends_everything() -> None:
     assert m.deadline == 5.0
     close, done, fail = m.step(Tick(), 5.0)
     assert (close, done) == (CloseUpstream(), Done(ID, 1, "cancelled"))
-    assert isinstance(fail, Fail) and fail.refusal.code is ErrorCode.DEADLINE_EXCEEDED
+    assert isinstance(fail, Fail)
+    assert fail.refusal.code is ErrorCode.DEADLINE_EXCEEDED
 
 
 def test_a_stream_that_waits_long_is_comforted_until_its_first_byte() -> None:

@@ -64,17 +64,22 @@ class Watcher:
         match effect:
             case AskFor(attempt):
                 assert attempt == self.attempt + 1
-                assert not self.waiting and not self.upstream
+                assert not self.waiting
+                assert not self.upstream
                 assert not (self.streamed and self.first), "retried after the first byte"
                 self.attempt, self.waiting, self.asks = attempt, True, self.asks + 1
             case Taken(_, attempt):
-                assert self.waiting and attempt == self.attempt
+                assert self.waiting
+                assert attempt == self.attempt
                 self.waiting = False
             case Open(attempt):
-                assert not self.upstream and not self.waiting and attempt == self.attempt
+                assert not self.upstream
+                assert not self.waiting
+                assert attempt == self.attempt
                 self.upstream, self.first = True, False
             case First():
-                assert self.upstream and not self.first
+                assert self.upstream
+                assert not self.first
                 self.first = True
             case CloseUpstream():
                 assert self.upstream
@@ -85,9 +90,11 @@ class Watcher:
                 assert self.waiting
                 self.waiting = False
             case Comfort():
-                assert self.streamed and not self.first
+                assert self.streamed
+                assert not self.first
             case Finish() | Fail():
-                assert not self.waiting and not self.upstream
+                assert not self.waiting
+                assert not self.upstream
                 self.ends += 1
 
 
