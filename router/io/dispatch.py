@@ -126,7 +126,8 @@ class Dispatch:
         reports = [
             (n, r) for n, r in self._desk.reports() if not self._desk.has_ended(r) and not self._asker.ended(r.id)
         ]
-        return account([*self._desk_standings({s.id for s in own}), *own], reports)
+        bound = [s for s in own if s.node is not None]  # This edge knows best what it carries itself,
+        return account([*bound, *self._desk_standings({s.id for s in own}), *own], reports)  # the desk all else.
 
     def _desk_standings(self, own: set[RequestId]) -> Iterator[Standing]:
         for request, known in self._desk.open():
