@@ -1,0 +1,143 @@
+"""Readings: macOS' parsers on what macOS printed, and this machine's own."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from node.headroom import GIB
+from node.io import probe
+from node.io.probe import Holder, Probe
+from node.types import Hardware, Pressure
+
+RECORDED = Path(__file__).parent / "recorded"
+
+
+def recorded(name: str) -> str:
+    return (RECORDED / f"{name}.txt").read_text()
+
+
+def mac(**said: str) -> Probe:
+    """A Mac whose commands, named by their last word, say this; every other command fails."""
+    return Probe("Darwin", lambda argv: said.get(_key(argv), ""))
+
+
+def _key(argv: Sequence[str]) -> str:
+    return argv[-1].replace(".", "_").replace("-", "_") if argv[0] == "sysctl" else argv[0].rpartition("/")[2]
+
+
+def test_a_macs_hardware() -> None:
+    said = mac(hw_memsize="34359738368\n", machdep_cpu_brand_string="Apple M2 Pro\n", ioreg=recorded("ioreg_agx"))
+    assert said.hardware() == Hardware(chip="Apple M2 Pro", memory_bytes=32 * GIB, gpu_cores=19, bandwidth=200.0)
+
+
+def test_gpu_cores_of_the_profiler_when_ioreg_is_silent() -> None:
+    said = mac(
+        hw_memsize="1", machdep_cpu_brand_string="Apple M2 Ultra", system_profiler=recorded("system_profiler_displays")
+    )
+    assert said.hardware().gpu_cores == 20
+
+
+def test_a_mac_that_tells_nothing() -> None:
+    hardware = mac().hardware()
+    assert (hardware.chip, hardware.gpu_cores, hardware.bandwidth) == ("unknown", 0, 0.0)
+    assert hardware.memory_bytes > 0  # psutil knows
+    assert mac().pressure() is Pressure.NORMAL
+
+
+@pytest.mark.parametrize(
+    ("chip", "memory_gib", "cores", "gbs"),
+    [
+        ("Apple M1", 8, 7, 68.25),
+        ("Apple M1 Ultra", 64, 48, 800.0),
+        ("Apple M3 Pro", 18, 14, 150.0),
+        ("Apple M3 Max", 36, 30, 300.0),
+        ("Apple M3 Max", 64, 40, 400.0),
+        ("Apple M4 Max", 36, 32, 410.0),
+        ("Apple M4 Max", 128, 40, 546.0),
+        ("Apple M9", 8, 10, 68.0),
+        ("Apple M9 Max", 96, 40, 546.0),
+        ("Apple M9 Ultra", 512, 80, 800.0),
+        ("AMD EPYC 9R14", 64, 0, 0.0),
+    ],
+)
+def test_bandwidth(chip: str, memory_gib: int, cores: int, gbs: float) -> None:
+    assert probe.bandwidth(chip, memory_gib * GIB, cores) == gbs
+
+
+def test_used_pages() -> None:
+    assert probe.used_of_vm_stat(recorded("vm_stat")) == 160_000 * 16384
+    assert probe.used_of_vm_stat("vm_stat: unknown option") == 0
+    assert mac(hw_memsize=str(16 * GIB), vm_stat=recorded("vm_stat")).free_bytes() == 16 * GIB - 160_000 * 16384
+
+
+@pytest.mark.parametrize(("level", "pressure"), [("1\n", "normal"), ("2\n", "warn"), ("4\n", "critical")])
+def test_pressure_level(level: str, pressure: str) -> None:
+    assert mac(kern_memorystatus_vm_pressure_level=level).pressure() == pressure
+
+
+def test_pressure_by_percentage_when_there_is_no_level() -> None:
+    assert probe.free_percent_of_memory_pressure(recorded("memory_pressure")) == 47
+    assert mac(memory_pressure=recorded("memory_pressure")).pressure() is Pressure.NORMAL
+    assert mac(memory_pressure="System-wide memory free percentage: 7%").pressure() is Pressure.WARN
+    assert mac(memory_pressure="System-wide memory free percentage: 4%").pressure() is Pressure.CRITICAL
+
+
+def test_the_gpus_share() -> None:
+    assert Probe("Darwin", lambda argv: "11453251584\n" if "-c" in argv else "").working_set_bytes() == 11453251584
+    assert mac(iogpu_wired_limit_mb="114688\n", hw_memsize="1").working_set_bytes() == 112 * GIB
+    by_size = {
+        gib: mac(iogpu_wired_limit_mb="0\n", hw_memsize=str(gib * GIB)).working_set_bytes() / GIB
+        for gib in (16, 48, 128)
+    }
+    assert 10.0 < by_size[16] <= 10.67
+    assert 34.0 < by_size[48] <= 37.44
+    assert 100.0 < by_size[128] <= 107.53
+    assert Probe("Linux").working_set_bytes() == 0
+
+
+def test_chip_of_a_linux_machine() -> None:
+    assert probe.chip_of_cpuinfo(recorded("cpuinfo")) == "AMD EPYC 9R14"
+    assert probe.chip_of_cpuinfo(recorded("cpuinfo_arm")) == ""
+    hardware = Probe("Linux").hardware()
+    assert hardware.chip != ""
+    assert hardware.memory_bytes > GIB // 4
+
+
+def test_this_machine() -> None:
+    here = Probe()
+    assert here.pressure() in Pressure
+    assert here.free_bytes() > 0
+    assert here.process_bytes(os.getpid()) > 2**20
+    assert here.process_bytes(2**22 + 1) == 0
+
+
+def test_who_holds_a_port() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        holder = Probe().port_holder(port)
+        assert holder is not None
+        assert holder.pid == os.getpid()
+        assert holder.name != ""
+    assert Probe().port_holder(port) is None
+
+
+def test_who_holds_a_port_without_the_right_to_see_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(kind: str) -> list[object]:
+        raise probe.psutil.AccessDenied
+
+    monkeypatch.setattr(probe.psutil, "net_connections", denied)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        found = Probe().port_holder(server.getsockname()[1])
+    assert isinstance(found, Holder)
+    assert found.pid == os.getpid()
+
+
+def test_commands_that_fail_say_nothing() -> None:
+    assert probe.run_command(["no-such-command-here"]) == ""
+    assert probe.run_command(["false"]) == ""
+    assert probe.run_command(["echo", "yes"]) == "yes\n"

@@ -1,0 +1,172 @@
+"""The peer port's door, over real HTTP with a host that does as the test says."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+import aiohttp
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from node.errors import NodeError, NodeErrorCode
+from node.io.calls import ALIVE, DONE, Call
+from node.io.serve import routes
+from tests.node.fakes import data, until
+
+HEADERS = {
+    "x-mesh-request": "r1",
+    "x-mesh-attempt": "2",
+    "x-mesh-edge": "0123456789abcdef",
+    "x-mesh-model": "qwen3-größer",
+    "x-mesh-usage": "1",
+    "x-mesh-deadline-ms": "1500",
+}
+BUSY = NodeError(NodeErrorCode.NODE_BUSY, "2 in flight", retry_after_s=1.5)
+FAILED = NodeError(NodeErrorCode.MODEL_FAILED, "killed by signal 9")
+
+
+class FakeHost:
+    """Yields `blocks`, raising what is an exception among them; None waits until the reader has gone."""
+
+    def __init__(self, *blocks: bytes | NodeError | None) -> None:
+        self._blocks = blocks
+        self.calls: list[Call] = []
+        self.yielded = 0
+        self.closed = False
+
+    async def serve(self, call: Call) -> AsyncGenerator[bytes, None]:
+        self.calls.append(call)
+        try:
+            for block in self._blocks:
+                if isinstance(block, NodeError):
+                    raise block
+                if block is None:
+                    await asyncio.Event().wait()
+                else:
+                    yield block
+                    self.yielded += 1
+        finally:
+            self.closed = True
+
+    async def post(self, call: Call) -> tuple[int, str, bytes]:
+        self.calls.append(call)
+        if self._blocks and isinstance(self._blocks[0], NodeError):
+            raise self._blocks[0]
+        return 201, "audio/wav", call.body[::-1]
+
+
+@asynccontextmanager
+async def asked(
+    host: FakeHost, path: str = "chat/completions", headers: dict[str, str] | None = None
+) -> AsyncGenerator[aiohttp.ClientResponse, None]:
+    app = web.Application()
+    app.add_routes(routes(host))
+    server = TestServer(app)
+    await server.start_server()  # with handler_cancellation, as the daemon runs it
+    try:
+        async with aiohttp.ClientSession() as session:
+            url = server.make_url(f"/mesh/v1/serve/{path}")
+            async with session.post(url, data=b'{"x": 1}', headers=HEADERS if headers is None else headers) as response:
+                yield response
+    finally:
+        await server.close()
+
+
+async def test_blocks_arrive_as_they_are_and_the_call_is_whole() -> None:
+    host = FakeHost(ALIVE, data("Hel"), DONE)
+    async with asked(host) as response:
+        assert response.status == 200
+        assert response.content_type == "text/event-stream"
+        assert await response.read() == ALIVE + data("Hel") + DONE
+    (call,) = host.calls
+    assert (call.id, call.attempt, call.edge, call.model) == ("r1", 2, "0123456789abcdef", "qwen3-größer")
+    assert (call.path, call.body, call.wants_usage, call.deadline_s) == ("chat/completions", b'{"x": 1}', True, 1.5)
+    assert host.closed
+
+
+async def test_the_first_block_does_not_wait_for_the_second() -> None:
+    async with asked(FakeHost(ALIVE, None)) as response:
+        assert await asyncio.wait_for(response.content.readuntil(b"\n\n"), 5) == ALIVE
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (BUSY, 503),
+        (FAILED, 502),
+        (NodeError(NodeErrorCode.DRAINING, "d"), 503),
+        (NodeError(NodeErrorCode.MODEL_NOT_FOUND, "m"), 404),
+        (NodeError(NodeErrorCode.BAD_REQUEST, "b"), 400),
+    ],
+)
+async def test_a_refusal_before_the_first_block_has_its_status(error: NodeError, status: int) -> None:
+    async with asked(FakeHost(error)) as response:
+        assert response.status == status
+        assert await response.json() == {
+            "error": {"code": error.code.value, "message": error.message, "retry_after_s": error.retry_after_s}
+        }
+
+
+async def test_an_error_after_the_head_is_an_event_and_the_connection_ends() -> None:
+    async with asked(FakeHost(ALIVE, data("Hel"), FAILED)) as response:
+        assert response.status == 200
+        start, event = (await response.read()).split(b"event: error\ndata: ")
+        assert start == ALIVE + data("Hel")
+        assert event.endswith(b"\n\n")
+        assert json.loads(event)["error"] == {"code": "model_failed", "message": FAILED.message, "retry_after_s": None}
+        await until(lambda: response.connection is None or not response.connection.transport)
+
+
+async def test_a_peer_that_hangs_up_cancels_the_call_at_once() -> None:
+    host = FakeHost(ALIVE, None)
+    async with asked(host) as response:
+        await response.content.readuntil(b"\n\n")
+        response.close()
+        await until(lambda: host.closed, 5)
+
+
+async def test_a_peer_that_reads_slowly_holds_back_the_host() -> None:
+    block = b": " + b"x" * 65_536 + b"\n\n"
+    host = FakeHost(*[block] * 4000)
+    async with asked(host) as response:
+        await response.content.readexactly(10)
+        seen = -1
+        while seen != host.yielded:  # Until it stands still.
+            seen = host.yielded
+            await asyncio.sleep(0.1)
+        assert host.yielded < 2000
+        response.close()
+        await until(lambda: host.closed, 5)
+
+
+async def test_other_paths_get_the_engines_answer() -> None:
+    host = FakeHost()
+    async with asked(host, "audio/speech") as response:
+        assert (response.status, response.content_type) == (201, "audio/wav")
+        assert await response.read() == b'}1 :"x"{'
+    assert host.calls[0].path == "audio/speech"
+    async with asked(FakeHost(NodeError(NodeErrorCode.PATH_NOT_SERVED, "no such endpoint")), "rerank") as response:
+        assert response.status == 404
+        assert (await response.json())["error"]["code"] == "path_not_served"
+
+
+@pytest.mark.parametrize(
+    "name", ["x-mesh-request", "x-mesh-attempt", "x-mesh-edge", "x-mesh-model", "x-mesh-deadline-ms"]
+)
+async def test_a_missing_header_is_named(name: str) -> None:
+    host = FakeHost(ALIVE)
+    async with asked(host, headers={k: v for k, v in HEADERS.items() if k != name}) as response:
+        assert response.status == 400
+        assert name in (await response.json())["error"]["message"]
+    assert host.calls == []
+
+
+@pytest.mark.parametrize("value", ["x", "-1", "1.5", "٣", "9" * 400])
+async def test_a_number_that_is_none_is_named(value: str) -> None:
+    async with asked(FakeHost(ALIVE), headers={**HEADERS, "x-mesh-attempt": value}) as response:
+        assert response.status == 400
+        assert "x-mesh-attempt" in (await response.json())["error"]["message"]
