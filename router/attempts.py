@@ -126,7 +126,7 @@ _LAST_WORDS: dict[NodeErrorCode, ErrorCode] = {
     NodeErrorCode.PATH_NOT_SERVED: ErrorCode.PATH_NOT_FOUND,
 }
 
-# Refusals that mean "nobody is left", so that excluded nodes may get another chance.
+# Refusals that mean "nobody is left". Once somebody was tried they are worth another round: a worker restarts in seconds.
 _NOBODY_LEFT = {ErrorCode.NO_NODE_AVAILABLE, ErrorCode.MODEL_FAILED, ErrorCode.MODEL_NOT_FOUND}
 
 
@@ -212,8 +212,8 @@ class Attempts:
         return [Taken(self._id, self._attempt), Open(self._attempt, grant.node, grant.model)]
 
     def _denied(self, refusal: Refusal, now: float) -> list[Effect]:
-        if refusal.code not in _NOBODY_LEFT or not (self._failed or self._busy):
-            return self._end(Fail(refusal), now)
+        if refusal.code not in _NOBODY_LEFT or self._last is None:
+            return self._end(Fail(refusal), now)  # Nobody was tried: what the coordinator says is all there is to say.
         if self._busy:  # Full is not failed: those are asked again, as long as the limit of grants allows.
             self._busy.clear()
             pause_s = min(self._settings.busy_pause_s * 2**self._pauses, self._settings.busy_pause_cap_s)

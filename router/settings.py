@@ -20,8 +20,8 @@ class EdgeSettings(Struct, frozen=True, kw_only=True):
 
     failures_limit: int = 6  # attempts of one request that may fail
     busy_limit: int = 30  # grants of one request that may meet a full node
-    rounds: int = 3  # times that every candidate may have failed
-    round_pause_s: float = 1.0  # before the next round: a worker restarts, a node comes back
+    rounds: int = 5  # times that nobody may be left after a failure,
+    round_pause_s: float = 1.0  # this long apart: a worker restarts, a node comes back
     busy_pause_s: float = 0.1  # when every candidate was full; doubles each time
     busy_pause_cap_s: float = 2.0
     retry_after_s: float = 2.0  # told to a client when nothing better is known

@@ -140,7 +140,18 @@ def test_when_every_candidate_has_failed_there_is_another_round_and_then_an_end(
     assert isinstance(fail, Fail)
     assert fail.refusal.code is ErrorCode.MODEL_FAILED
     assert fail.refusal.retry_after_s == SETTINGS.retry_after_s
-    assert fail.refusal.message == "crashed (after 3 attempts)"
+    assert fail.refusal.message == f"crashed (after {SETTINGS.rounds} attempts)"
+
+
+def test_a_model_that_restarts_is_waited_for() -> None:
+    m = machine()
+    opened(m)
+    m.step(Broke(1, NodeErrorCode.MODEL_FAILED, "crashed"), 0.0)
+    assert m.step(Denied(2, NOBODY), 0.0) == []
+    assert m.step(Tick(), 1.0) == [AskFor(3, (), None)]
+    assert m.step(Denied(3, NOBODY), 1.0) == []  # it is still down, though nobody is excluded any more
+    assert m.step(Tick(), 2.0) == [AskFor(4, (), None)]
+    assert m.step(placed(4, A), 2.0) == [Taken(ID, 4), Open(4, A, "m")]
 
 
 def test_nodes_that_cannot_be_reached_end_as_no_node_available() -> None:

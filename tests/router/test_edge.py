@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -16,13 +17,14 @@ from openai import AsyncOpenAI
 
 from node.errors import NodeError, NodeErrorCode
 from node.io.calls import Call
-from node.types import ModelReport, ModelState, NodeId, NodeReport, RequestId, Usage
+from node.types import ModelReport, ModelState, NodeId, NodeReport, RequestId, Usage, status_of
 from router.errors import ErrorCode, Refusal
 from router.events import Decision, Outcome, Request
 from router.facts import RouteFact
 from router.frames import CoordinatorFrame, Granted, Refused
+from router.io.dispatch import Dispatch
 from router.io.edge import Edge
-from router.settings import EdgeSettings
+from router.settings import EdgeSettings, RouterSettings
 from router.view import NodeState, NodeView, View
 
 ME, OTHER = NodeId("1" * 16), NodeId("2" * 16)
@@ -321,6 +323,12 @@ async def test_a_stream_passes_as_it_is_without_comments_and_usage(rig: Rig) -> 
     assert rig.facts[0].completion_tokens == 2
 
 
+async def test_signs_of_life_pass_once_the_answer_has_begun(rig: Rig) -> None:
+    rig.host.scripts = [says(ALIVE, chunk("Par"), ALIVE, chunk("is", "stop"), USAGE, DONE)]
+    _, body, _ = await send(rig, "/v1/chat/completions", json=message(stream=True))
+    assert body == chunk("Par") + ALIVE + chunk("is", "stop") + DONE
+
+
 async def test_usage_is_given_to_a_client_that_asked(rig: Rig) -> None:
     rig.host.scripts = [says(chunk("Paris", "stop"), USAGE_CHUNK, USAGE, DONE)]
     stream = await rig.client().chat.completions.create(
@@ -381,6 +389,29 @@ async def test_what_the_client_says_reaches_the_coordinator(rig: Rig) -> None:
     await send(rig, "/v1/chat/completions", json=body, headers={"x-request-id": "bad id\t" + "x" * 200})
     assert rig.facts[1].client_request_id is None
     assert rig.dispatch.asked[1].client == "127.0.0.1"
+
+
+async def test_with_the_real_dispatch(rig: Rig) -> None:
+    dispatch = Dispatch(self_id=ME, settings=RouterSettings(), rng=random.Random(1), send=lambda _, __: False)
+    ending = asyncio.ensure_future(dispatch.run())
+    dispatch.follow(ME, 1, ruling=True)
+    view = rig.view()
+    for node in view.nodes:
+        dispatch.node_up(status_of(node.report))
+    rig.host.scripts = [says(ALIVE, failed()), says(*PARIS)]
+    rig.peer.scripts = [says(failed()), says(*PARIS)]
+    for name in ("ask", "taken", "first", "done", "cancel"):
+        setattr(rig.dispatch, name, getattr(dispatch, name))
+    answer = await rig.client().chat.completions.create(model="standard", messages=ASK)
+    assert answer.choices[0].message.content == "Paris"
+    (fact,) = rig.facts
+    assert sorted(a.node for a in fact.attempts[:2]) == ["mini", "studio"]
+    assert [a.outcome for a in fact.attempts] == ["failed", "failed", "ok"]
+    assert fact.decision is not None
+    assert fact.decision.candidates
+    status, body, _ = await send(rig, "/v1/chat/completions", json={"model": "nope", "messages": ASK})
+    assert (status, body["error"]["code"]) == (404, "model_not_found")
+    ending.cancel()
 
 
 async def test_fallbacks_follow_the_name_asked_for(rig: Rig) -> None:
