@@ -1,0 +1,421 @@
+"""The engines against the real mlx_lm.server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import aclosing
+from pathlib import Path
+
+import aiohttp
+import psutil
+import pytest
+
+from node.errors import NodeError, NodeErrorCode
+from node.io.command import CommandEngine
+from node.io.engine import ModelSpec
+from node.io.external import ExternalEngine
+from node.io.mlx import MlxEngine, MlxWorker
+from node.io.process import TOKEN_VARIABLE
+from node.openai import is_comment, usage_of
+from node.settings import EngineSettings
+
+pytestmark = pytest.mark.server
+
+ROOT = Path(__file__).resolve().parents[2]
+Start = Callable[..., Awaitable[MlxWorker]]
+
+
+def chat(text: str = "Hello", **fields: object) -> bytes:
+    return json.dumps({"model": "x", "messages": [{"role": "user", "content": text}], **fields}).encode()
+
+
+async def blocks_of(worker, body: bytes, model_name: str, path: str = "chat/completions") -> list[bytes]:
+    async with aclosing(worker.stream(path, body, model_name=model_name)) as blocks:
+        return [block async for block in blocks]
+
+
+def chunks_of(blocks: Sequence[bytes]) -> list[dict]:
+    return [json.loads(block[6:]) for block in blocks if not is_comment(block) and block != b"data: [DONE]\n\n"]
+
+
+def text_of(blocks: Sequence[bytes]) -> str:
+    choices = [chunk["choices"][0] for chunk in chunks_of(blocks) if chunk["choices"]]
+    return "".join(choice.get("text") or choice.get("delta", {}).get("content") or "" for choice in choices)
+
+
+async def until(condition: Callable[[], Awaitable[bool]], limit_s: float = 60.0) -> None:
+    async with asyncio.timeout(limit_s):
+        while not await condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+
+
+async def stands_still(worker: MlxWorker) -> int:
+    """Waits until the worker works on nothing and its token counter has not moved for half a second; the counter."""
+    seen = -1
+
+    async def still() -> bool:
+        nonlocal seen
+        before, stats = seen, await worker.stats()
+        seen = stats.generated_tokens
+        await asyncio.sleep(0.4)
+        return stats.active == 0 and before == seen
+
+    await until(still)
+    return seen
+
+
+async def fails(awaitable: Awaitable[object], code: NodeErrorCode = NodeErrorCode.MODEL_FAILED) -> str:
+    with pytest.raises(NodeError) as caught:
+        await awaitable
+    assert caught.value.code is code
+    return caught.value.message
+
+
+def broken(model: Path, target: Path, name: str, content: bytes | None) -> Path:
+    """A copy of `model` in which the file `name` holds `content`, or is missing."""
+    shutil.copytree(model, target)
+    (target / name).unlink()
+    if content is not None:
+        (target / name).write_bytes(content)
+    return target
+
+
+def gone(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+async def test_the_chat_model_knows_paris(started: Start, chat_model: Path) -> None:
+    worker = await started(chat_model, name="smol")
+    blocks = await blocks_of(worker, chat("What is the capital of France?", temperature=0, max_tokens=30), "smol")
+    assert "Paris" in text_of(blocks)
+    assert blocks[-1] == b"data: [DONE]\n\n"
+    assert {chunk["model"] for chunk in chunks_of(blocks)} == {"smol"}
+    found = usage_of(blocks[-2])
+    assert found is not None
+    assert found.alone
+    assert found.usage.prompt > 30
+    assert found.usage.completion == pytest.approx(8, abs=1)
+
+
+async def test_two_models_answer_at_the_same_time(started: Start, tiny_model: Path, other_tiny_model: Path) -> None:
+    one, two = await asyncio.gather(started(tiny_model, name="one"), started(other_tiny_model, name="two"))
+    body = chat(max_tokens=60, temperature=0)
+    answers = await asyncio.gather(blocks_of(one, body, "one"), blocks_of(two, body, "two"))
+    assert text_of(answers[0]) != text_of(answers[1])
+    for worker in (one, two):
+        stats = await worker.stats()
+        assert stats.generated_tokens >= 60
+        assert stats.prompt_tokens > 10
+        assert (stats.active, stats.alive) == (0, True)
+
+
+async def test_a_shared_worker_answers_under_any_of_its_names(started: Start, tiny_model: Path) -> None:
+    worker = await started(tiny_model, name="one")
+    blocks = await blocks_of(worker, b'{"prompt": "a b", "max_tokens": 5, "stop": null}', "alias", "completions")
+    assert {chunk["model"] for chunk in chunks_of(blocks)} == {"alias"}
+    assert text_of(blocks)
+
+
+async def test_a_client_that_sets_no_limit_gets_all_the_context_holds(started: Start, tiny_model: Path) -> None:
+    worker = await started(tiny_model, context=1200)
+    found = usage_of((await blocks_of(worker, chat(temperature=0), "tiny-a"))[-2])
+    assert found is not None
+    assert found.usage.prompt + found.usage.completion == 1200
+
+
+async def test_odd_requests_are_refused_and_harm_nobody_else(started: Start, tiny_model: Path) -> None:
+    worker = await started(tiny_model, context=4000)
+    refused = NodeErrorCode.BAD_REQUEST
+    long = asyncio.ensure_future(blocks_of(worker, chat(max_tokens=2000, temperature=0), "tiny-a"))
+    assert "messages" in await fails(blocks_of(worker, b"{}", "tiny-a"), refused)
+    assert "temperature" in await fails(blocks_of(worker, chat(temperature="hot"), "tiny-a"), refused)
+    assert "logit_bias" in await fails(blocks_of(worker, chat(logit_bias={"999999": 1}), "tiny-a"), refused)
+    assert "seed" in await fails(blocks_of(worker, chat(seed=-1), "tiny-a"), refused)
+    assert "role" in await fails(blocks_of(worker, b'{"messages": [{"content": "x"}]}', "tiny-a"), refused)
+    assert "context" in await fails(blocks_of(worker, chat("word " * 5000), "tiny-a"), refused)
+    await fails(blocks_of(worker, b'{"messages": [{"role": "user", "content": "\\ud800"}]}', "tiny-a"), refused)
+    everything = await blocks_of(worker, chat(max_tokens=3, temperature=1, top_k=10**6), "tiny-a")
+    assert everything[-1] == b"data: [DONE]\n\n"
+    assert (await long)[-1] == b"data: [DONE]\n\n"
+    assert "embeddings" in await fails(
+        worker.post("embeddings", b"{}", "application/json"), NodeErrorCode.PATH_NOT_SERVED
+    )
+
+
+async def test_no_request_can_change_the_weights(started: Start, tiny_model: Path) -> None:
+    worker = await started(tiny_model, name="one")
+    body = {"model": "/nowhere", "draft_model": "/nowhere", "prompt": "a", "max_tokens": 3}
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(f"{worker.upstream.base}/completions", json=body) as got,
+    ):
+        assert got.status == 200
+        assert (await got.json())["model"] == "one"
+
+
+async def test_a_worker_killed_in_the_middle_of_an_answer_is_named(started: Start, slow_model: Path) -> None:
+    worker = await started(slow_model)
+    async with aclosing(worker.stream("chat/completions", chat(max_tokens=5000), model_name="x")) as blocks:
+        async for block in blocks:
+            if not is_comment(block):
+                break
+        assert worker.pid is not None
+        os.kill(worker.pid, signal.SIGKILL)
+
+        async def rest() -> None:
+            async for _ in blocks:
+                pass
+
+        assert "SIGKILL" in await fails(rest())
+    stats = await worker.stats()
+    assert not stats.alive
+    assert "SIGKILL" in stats.why
+    assert "SIGKILL" in await worker.exited()
+
+
+async def test_a_closed_stream_stops_the_generation(started: Start, slow_model: Path) -> None:
+    worker = await started(slow_model)
+    async with aclosing(worker.stream("chat/completions", chat(max_tokens=8000), model_name="x")) as blocks:
+        async for block in blocks:
+            if not is_comment(block):
+                break
+    assert 0 < await stands_still(worker) < 1000
+
+
+@pytest.mark.parametrize("seed", [None, 7], ids=["in a batch", "alone"])
+async def test_a_plain_request_stops_when_its_caller_leaves(started: Start, slow_model: Path, seed: int | None) -> None:
+    worker = await started(slow_model)
+    body = {"prompt": "a", "max_tokens": 8000, **({"seed": seed} if seed else {})}
+
+    async def ask() -> None:
+        async with aiohttp.ClientSession() as session:
+            await session.post(f"{worker.upstream.base}/completions", json=body)
+
+    async def generating() -> bool:
+        return (await worker.stats()).generated_tokens > 10
+
+    asking = asyncio.ensure_future(ask())
+    await until(generating)
+    asking.cancel()
+    await asyncio.wait({asking})
+    assert await stands_still(worker) < 1000
+
+
+@pytest.mark.parametrize("seed", [None, 7], ids=["in a batch", "alone"])
+async def test_reading_a_prompt_stops_when_its_caller_leaves(
+    started: Start, slow_model: Path, seed: int | None
+) -> None:
+    worker = await started(slow_model, extra_args=("--prefill-step-size", "32"))
+    before = await worker.stats()
+    body = chat("one two three " * 800, max_tokens=5, **({"seed": seed} if seed else {}))
+
+    async def ask() -> None:
+        await blocks_of(worker, body, "x")
+
+    async def reading() -> bool:
+        return (await worker.stats()).prompt_tokens > before.prompt_tokens + 32
+
+    asking = asyncio.ensure_future(ask())
+    await until(reading)
+    asking.cancel()
+    await asyncio.wait({asking})
+    assert await stands_still(worker) == before.generated_tokens
+    assert (await worker.stats()).prompt_tokens - before.prompt_tokens < 2000
+
+
+async def test_work_that_waits_is_dropped_with_its_caller(started: Start, slow_model: Path) -> None:
+    worker = await started(slow_model)
+    alone = chat(max_tokens=60, seed=1, temperature=0)  # a seeded request runs alone, so the next one waits
+    first = asyncio.ensure_future(blocks_of(worker, alone, "x"))
+
+    async def busy() -> bool:
+        return (await worker.stats()).active == 1
+
+    async def both() -> bool:
+        return (await worker.stats()).active == 2
+
+    await until(busy)
+    second = asyncio.ensure_future(blocks_of(worker, chat(max_tokens=8000), "x"))
+    await until(both)
+    second.cancel()
+    await asyncio.wait({second})
+    assert (await first)[-1] == b"data: [DONE]\n\n"
+    assert await stands_still(worker) <= 62  # the first's, and one of the start
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("model.safetensors", b"\x10\x00", "bad weights"),
+        ("model.safetensors", None, "bad weights"),
+        ("tokenizer.json", None, "tokenizer"),
+        ("config.json", None, "config.json"),
+        ("config.json", b"{", "config.json"),
+        ("config.json", b'{"model_type": "nonsense"}', "not supported"),
+    ],
+)
+async def test_a_broken_model_is_diagnosed(
+    engine: MlxEngine, tiny_model: Path, tmp_path: Path, name: str, content: bytes | None, said: str
+) -> None:
+    directory = broken(tiny_model, tmp_path / "broken-model", name, content)
+    worker = engine.worker(ModelSpec(name="broken-model", path=str(directory)), lambda _: None)
+    message = await fails(worker.start())
+    assert said in message
+    assert "broken-model" in message
+    assert worker.pid is None or gone(worker.pid)
+
+
+async def test_truncated_weights_are_diagnosed(engine: MlxEngine, tiny_model: Path, tmp_path: Path) -> None:
+    whole = (tiny_model / "model.safetensors").read_bytes()
+    directory = broken(tiny_model, tmp_path / "cut", "model.safetensors", whole[: len(whole) // 2])
+    message = await fails(engine.worker(ModelSpec(name="cut", path=str(directory)), lambda _: None).start())
+    assert "bad weights" in message
+
+
+async def test_models_that_are_not_there_are_named(engine: MlxEngine) -> None:
+    missing = ModelSpec(name="lost", path="/nowhere/at/all")
+    assert "/nowhere/at/all" in await fails(engine.worker(missing, lambda _: None).start())
+    hub = ModelSpec(name="hub", path="nobody-at-all/nothing-4bit")
+    assert "not downloaded" in await fails(engine.worker(hub, lambda _: None).start())
+
+
+async def test_a_taken_port_is_exchanged(started: Start, tiny_model: Path, other_tiny_model: Path) -> None:
+    one = await started(tiny_model)
+    port = int(one.upstream.base.removesuffix("/v1").rpartition(":")[2])
+    two = await started(other_tiny_model, port=port)
+    assert two.upstream.base != one.upstream.base
+    assert text_of(await blocks_of(two, chat(max_tokens=3), "x"))
+
+
+async def test_a_start_that_is_given_up_leaves_no_process(engine: MlxEngine, chat_model: Path) -> None:
+    worker = engine.worker(ModelSpec(name="smol", path=str(chat_model)), lambda _: None)
+    starting = asyncio.ensure_future(worker.start())
+
+    async def spawned() -> bool:
+        return worker.pid is not None
+
+    await until(spawned)
+    starting.cancel()
+    await asyncio.wait({starting})
+    assert starting.cancelled()
+    assert worker.pid is not None
+    assert gone(worker.pid)
+
+
+async def test_stopping_is_quick_and_may_be_repeated(started: Start, slow_model: Path) -> None:
+    worker = await started(slow_model)
+    answering = asyncio.ensure_future(blocks_of(worker, chat(max_tokens=8000), "x"))
+    await until(lambda: _active(worker))
+    assert worker.pid is not None
+    assert psutil.Process(worker.pid).environ()[TOKEN_VARIABLE] == "tests"
+    async with asyncio.timeout(5.0):
+        await worker.stop(5.0)
+    await worker.stop(5.0)
+    assert gone(worker.pid)
+    assert "SIGTERM" in await fails(answering)
+
+
+async def _active(worker: MlxWorker) -> bool:
+    return (await worker.stats()).active > 0
+
+
+async def test_an_unknown_mlx_lm_runs_as_it_is(
+    engine: MlxEngine, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend = "import mlx_lm, sys; mlx_lm.__version__ = '99.0'; from node.io import mlx_worker; mlx_worker.main()"
+    real = MlxWorker.argv
+
+    def argv(self: MlxWorker, port: int) -> list[str]:
+        command = list(real(self, port))
+        return [command[0], "-P", "-c", pretend, *command[command.index("--name") :]]
+
+    monkeypatch.setattr(MlxWorker, "argv", argv)
+    worker = engine.worker(ModelSpec(name="plain", path=str(tiny_model)), lambda _: None)
+    try:
+        await worker.start()
+        blocks = await blocks_of(worker, chat(max_tokens=5), "plain")
+        assert {chunk["model"] for chunk in chunks_of(blocks)} == {"plain"}
+        stats = await worker.stats()
+        assert stats.alive
+        assert stats.generated_tokens >= 5
+        assert worker.child is not None
+        assert "99.0" in worker.child.tail()
+    finally:
+        await worker.stop(1.0)
+
+
+async def test_a_plain_server_as_a_command_and_from_outside(tiny_model: Path, tmp_path: Path) -> None:
+    settings = EngineSettings(start_limit_s=120.0)
+    argv = (sys.executable, "-m", "mlx_lm", "server", "--model", "{model}", "--port", "{port}")
+    spec = ModelSpec(name="mine", engine="command", path=str(tiny_model), command=argv)
+    command = CommandEngine(settings, logs=tmp_path, token="tests").worker(spec, lambda _: None)
+    try:
+        await command.start()
+        blocks = await blocks_of(command, chat(max_tokens=5), "mine")
+        assert {chunk["model"] for chunk in chunks_of(blocks)} == {"mine"}
+        assert (await command.stats()).generated_tokens >= 5
+        await fails(command.post("embeddings", b"{}", "application/json"), NodeErrorCode.PATH_NOT_SERVED)
+
+        url = command.upstream.base.removesuffix("/v1")
+        outside = ModelSpec(name="theirs", engine="external", url=url, source=str(tiny_model))
+        external = ExternalEngine(settings).worker(outside, lambda _: None)
+        await external.start()
+        blocks = await blocks_of(external, chat(max_tokens=5), "theirs")
+        assert {chunk["model"] for chunk in chunks_of(blocks)} == {"theirs"}
+        assert external.pid is None
+        await external.stop(1.0)
+        assert (await blocks_of(command, chat(max_tokens=1), "mine"))[-1] == b"data: [DONE]\n\n"  # it still runs
+    finally:
+        await command.stop(1.0)
+    assert command.pid is not None
+    assert gone(command.pid)
+
+
+DAEMON = """
+import asyncio, sys
+from pathlib import Path
+from node.io.mlx import MlxEngine
+from node.io.engine import ModelSpec
+from node.settings import EngineSettings
+
+async def main():
+    engine = MlxEngine(EngineSettings(), logs=Path(sys.argv[2]), token="tests")
+    worker = engine.worker(ModelSpec(name="tiny", path=sys.argv[1]), lambda _: None)
+    await worker.start()
+    print(worker.pid, flush=True)
+    await asyncio.sleep(600)
+
+asyncio.run(main())
+"""
+
+
+async def test_a_worker_does_not_outlive_a_killed_daemon(tiny_model: Path, tmp_path: Path) -> None:
+    daemon = subprocess.Popen(
+        [sys.executable, "-c", DAEMON, str(tiny_model), str(tmp_path)],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    try:
+        assert daemon.stdout is not None
+        pid = int(await asyncio.to_thread(daemon.stdout.readline))
+        assert not gone(pid)
+        daemon.kill()
+
+        async def ended() -> bool:
+            return gone(pid)
+
+        await until(ended)
+    finally:
+        daemon.kill()
+        daemon.wait()
+        daemon.stdout.close()
