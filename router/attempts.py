@@ -126,7 +126,7 @@ _LAST_WORDS: dict[NodeErrorCode, ErrorCode] = {
     NodeErrorCode.PATH_NOT_SERVED: ErrorCode.PATH_NOT_FOUND,
 }
 
-# Refusals that mean "nobody is left". Once somebody was tried they are worth another round: a worker restarts in seconds.
+# Refusals that mean "nobody is left". Once somebody was tried they are worth another round: workers restart in seconds.
 _NOBODY_LEFT = {ErrorCode.NO_NODE_AVAILABLE, ErrorCode.MODEL_FAILED, ErrorCode.MODEL_NOT_FOUND}
 
 

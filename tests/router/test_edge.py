@@ -17,6 +17,7 @@ from openai import AsyncOpenAI
 
 from node.errors import NodeError, NodeErrorCode
 from node.io.calls import Call
+from node.io.serve import routes as peer_routes
 from node.types import ModelReport, ModelState, NodeId, NodeReport, RequestId, Usage, status_of
 from router.errors import ErrorCode, Refusal
 from router.events import Decision, Outcome, Request
@@ -185,37 +186,6 @@ class Rig:
     def count(self, what: str, size: int) -> None:
         self.bytes[what] += size
 
-    async def serve_peer(self, request: web.Request) -> web.StreamResponse:
-        headers = request.headers
-        call = Call(
-            id=RequestId(headers["x-mesh-request"]),
-            attempt=int(headers["x-mesh-attempt"]),
-            edge=NodeId(headers["x-mesh-edge"]),
-            model=headers["x-mesh-model"],
-            path=request.match_info["path"],
-            body=await request.read(),
-            wants_usage=headers["x-mesh-usage"] == "1",
-            deadline_s=int(headers["x-mesh-deadline-ms"]) / 1e3,
-        )
-        if call.path not in ("chat/completions", "completions"):
-            status, content_type, body = await self.peer.post(call)
-            return web.Response(status=status, content_type=content_type, body=body)
-        response = web.StreamResponse()
-        blocks = self.peer.serve(call)
-        try:
-            async for block in blocks:
-                if not response.prepared:
-                    await response.prepare(request)
-                await response.write(block)
-        except NodeError as error:
-            said = {"error": {"code": error.code, "message": error.message, "retry_after_s": error.retry_after_s}}
-            if not response.prepared:
-                return web.json_response(said, status=error.status)
-            await response.write(b"event: error\ndata: " + json.dumps(said).encode() + b"\n\n")
-        finally:
-            await blocks.aclose()
-        return response
-
     def client(self, **more: Any) -> AsyncOpenAI:
         return AsyncOpenAI(base_url=f"{self.url}/v1", api_key="sk-secret", max_retries=0, **more)
 
@@ -233,7 +203,7 @@ async def serving(routes: list[web.RouteDef]) -> tuple[web.AppRunner, int]:
 @asynccontextmanager
 async def rigged(settings: EdgeSettings) -> AsyncIterator[tuple[Rig, Edge]]:
     rig = Rig(settings)
-    peer, rig.peer_port = await serving([web.post("/mesh/v1/serve/{path:.+}", rig.serve_peer)])
+    peer, rig.peer_port = await serving(peer_routes(rig.peer))
     async with aiohttp.ClientSession() as session:
         edge = Edge(
             view=rig.view,
