@@ -134,7 +134,10 @@ class Asker:
 
     @property
     def deadline(self) -> float | None:
-        return min((due for m in self._mine.values() for due in self._due(m)), default=None)
+        times = [due for mine in self._mine.values() for due in self._due(mine)]
+        if self.unreachable and not self._follow.ruling and (self._mine or self._told):
+            times.append(self._again_at)
+        return min(times, default=None)
 
     @property
     def unreachable(self) -> bool:
@@ -201,11 +204,15 @@ class Asker:
     def _end(self, event: Done | CancelAsk, now: float) -> None:
         self._mine.pop(event.id, None)
         self._told[event.id] = event, now
-        while len(self._told) > self._settings.done_limit or (
-            self._told and next(iter(self._told.values()))[1] < now - self._settings.done_memory_s
+        self._forget_ends(now)
+        self._say(event)
+
+    def _forget_ends(self, now: float) -> None:
+        oldest = now - self._settings.done_memory_s
+        while self._told and (
+            len(self._told) > self._settings.done_limit or next(iter(self._told.values()))[1] <= oldest
         ):
             self._told.popitem(last=False)
-        self._say(event)
 
     # From desks
 
@@ -311,8 +318,6 @@ class Asker:
         times = [mine.deadline + self._settings.answer_s] if waits and mine.deadline is not None else []
         if self._lost_at is not None and mine.asked_of != self.me:
             times.append(self._lost_at + self._settings.hold_s)
-        if self.unreachable and not self._follow.ruling:
-            times.append(self._again_at)
         if waits and mine.asked_of is not None:
             times.append(self._silence_ends(mine))
         return times
@@ -325,9 +330,10 @@ class Asker:
     def _repeat(self, now: float) -> None:
         if self.unreachable and not self._follow.ruling and now >= self._again_at:
             self._again_at = now + self._settings.answer_s
-            probe = next(iter(self._mine.values()), None)
-            if probe is not None and self._follow.coordinator is not None:
-                self._out.append(Say(self._follow.coordinator, probe.frame(now)))
+            self._forget_ends(now)
+            frames = [m.frame(now) for m in self._mine.values()] or [frame for frame, _ in self._told.values()]
+            if frames and self._follow.coordinator is not None:
+                self._out.append(Say(self._follow.coordinator, frames[0]))
         self._fall_back(now)
         for mine in list(self._mine.values()):
             if mine.granted is not None:

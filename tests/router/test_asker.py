@@ -101,14 +101,13 @@ def test_a_lost_link_is_tried_again_and_after_the_hold_this_node_decides_alone()
     d.do(FromDesk(C1, Queued(ONE, 1, 1, 1.0)))
     assert d.do(LinkLost(C2)) == []
     assert d.do(LinkLost(C1), at=1.0) == []
-    tried = []
+    tried: list[tuple[float, str]] = []
     while d.now < 3.2:
         assert d.asker.deadline is not None
         for effect in d.do(Tick(), at=d.asker.deadline):
             assert isinstance(effect, Say)
             tried.append((d.now, effect.to))
-            if effect.to == C1:
-                d.do(LinkLost(C1))
+            d.do(LinkLost(C1) if effect.to == C1 else FromDesk(ME, Queued(ONE, 1, 1, 1.0)))
     assert tried == [(1.5, C1), (2.0, C1), (2.5, C1), (3.0, C1), (3.0, ME), (3.5, C1)]
 
 
@@ -123,6 +122,17 @@ def test_a_link_that_is_back_is_told_everything_again_ends_included() -> None:
     effects = d.do(LinkBack(C1), at=1.5)
     assert said(effects) == [(C1, Done), (C1, Carrying)]
     assert not d.asker.unreachable
+
+
+def test_an_end_that_may_be_lost_with_its_link_is_said_again_even_with_nothing_open() -> None:
+    d = Driven()
+    d.do(ask())
+    d.do(Done(ONE, 1, "ok"))
+    d.do(LinkLost(C1), at=1.0)
+    assert d.asker.deadline == 1.5
+    assert said(d.do(Tick(), at=1.5)) == [(C1, Done)]
+    assert d.run(60.0)[-1][0] <= 31.0
+    assert d.asker.deadline is None
 
 
 def test_a_grant_for_nobody_gives_its_slot_back() -> None:
