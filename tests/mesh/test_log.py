@@ -1,0 +1,146 @@
+"""The daemon's log lines, and the log files: last lines, following, rotation."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import logging
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mesh import logfiles
+from mesh.log import DaemonLog, JsonLines, TerminalLines, event
+
+
+def record(message: str, **fields: object) -> logging.LogRecord:
+    made = logging.LogRecord("mesh.x", logging.WARNING, __file__, 1, "%s", (message,), None)
+    made.created = 1_700_000_000.1239
+    made.__dict__.update({"event": "link", "fields": fields})
+    return made
+
+
+def test_a_line_is_one_json_object() -> None:
+    line = json.loads(JsonLines().format(record('a "b"\nc', peer="mac", path=Path("/x"))))
+    assert line == {
+        "at": "2023-11-14T22:13:20.123Z",
+        "level": "warning",
+        "event": "link",
+        "message": 'a "b"\nc',
+        "peer": "mac",
+        "path": "/x",
+    }
+
+
+def test_a_line_for_a_terminal_says_when_how_bad_and_what() -> None:
+    assert TerminalLines().format(record("gone"))[8:] == " warning: gone"
+
+
+@pytest.fixture
+def daemon_log(tmp_path: Path) -> Iterator[DaemonLog]:
+    log = DaemonLog(tmp_path / "logs" / "daemon.log")
+    yield log
+    log.close()
+    log.close()
+
+
+def test_the_daemons_log_has_events_and_exceptions(daemon_log: DaemonLog, tmp_path: Path) -> None:
+    log = logging.getLogger("mesh.test_log")
+    event(log, logging.INFO, "coordinator", "mac coordinates", term=3)
+    try:
+        raise ValueError("wrong")
+    except ValueError:
+        log.exception("unexpected %s", "end")
+    log.debug("not asked for")
+    daemon_log.close()
+    lines = [json.loads(line) for line in (tmp_path / "logs" / "daemon.log").read_text().splitlines()]
+    ours = [line for line in lines if line["event"] in ("coordinator", "mesh.test_log")]
+    assert (ours[0]["message"], ours[0]["term"], ours[0]["level"]) == ("mac coordinates", 3, "info")
+    assert ours[1]["message"] == "unexpected end"
+    assert "ValueError: wrong" in ours[1]["exception"]
+    assert len(ours) == 2
+
+
+def test_writing_goes_on_after_rotation(daemon_log: DaemonLog, tmp_path: Path) -> None:
+    path = tmp_path / "logs" / "daemon.log"
+    log = logging.getLogger("mesh.test_log")
+    event(log, logging.WARNING, "one", "first")
+    daemon_log._listener.stop()
+    assert logfiles.rotate(path, keep=2)
+    daemon_log._listener.start()
+    event(log, logging.WARNING, "two", "second")
+    daemon_log.close()
+    assert [json.loads(line)["event"] for line in path.read_text().splitlines()] == ["two"]
+    with gzip.open(tmp_path / "logs" / "daemon.log.1.gz", "rt") as packed:
+        assert json.loads(packed.readline())["event"] == "one"
+
+
+@pytest.mark.parametrize("lines", [0, 1, 3, 99])
+@pytest.mark.parametrize("content", ["", "a\n", "a\nb\nc\nd", "x" * 200_000 + "\nlast\n", "ä\n" * 100_000])
+def test_the_last_lines_are_those_a_whole_read_gives(tmp_path: Path, content: str, lines: int) -> None:
+    path = tmp_path / "a.log"
+    path.write_text(content)
+    assert logfiles.tail(path, lines) == (content.splitlines()[-lines:] if lines else [])
+
+
+def test_rotation_keeps_so_many_and_all_of_it_can_be_read(tmp_path: Path) -> None:
+    path = tmp_path / "m.log"
+    writer = path.open("a")  # a worker: it never opens its log again
+    for number in range(5):
+        writer.write(f"line {number}\n")
+        writer.flush()
+        if number < 4:
+            assert logfiles.rotate(path, keep=3)
+    (log,) = [log for log in logfiles.find(tmp_path) if log.name == "m"]
+    assert [archive.name for archive in log.archives] == ["m.log.3.gz", "m.log.2.gz", "m.log.1.gz"]
+    assert list(logfiles.whole(log)) == ["line 1", "line 2", "line 3", "line 4"]
+    writer.close()
+
+
+def test_only_large_logs_are_rotated(tmp_path: Path) -> None:
+    (tmp_path / "small.log").write_text("x")
+    (tmp_path / "large.log").write_text("x" * 100)
+    assert logfiles.rotate_all(tmp_path, max_bytes=100, keep=1) == ["large"]
+    assert not logfiles.rotate(tmp_path / "large.log", keep=1)
+
+
+def test_following_sees_what_is_added_also_after_truncation(tmp_path: Path) -> None:
+    path = tmp_path / "a.log"
+    path.write_text("old\n")
+    seen: list[str] = []
+    reading, more = threading.Event(), threading.Event()
+
+    def follow() -> None:
+        for line in logfiles.follow(path, poll_s=0.001):
+            seen.append(line)
+            more.set()
+            if line == "end":
+                return
+
+    real_stat = Path.stat
+
+    def stat(self: Path, **kwargs: bool) -> object:
+        result = real_stat(self, **kwargs)
+        if self == path and threading.current_thread() is thread:
+            reading.set()
+        return result
+
+    thread = threading.Thread(target=follow)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "stat", stat)
+        thread.start()
+        assert reading.wait(10)
+        with path.open("a") as file:
+            file.write("one\ntw")
+            file.flush()
+            assert more.wait(10)
+            file.write("o\n")
+        path.write_text("")
+        with path.open("a") as file:
+            file.write("end\n")
+        thread.join(10)
+    assert seen[0] == "one"
+    assert seen[-1] == "end"
+    assert not thread.is_alive()
