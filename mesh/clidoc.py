@@ -28,7 +28,7 @@ def document() -> str:
 
 def _sections(command: click.Command, ctx: click.Context) -> Iterator[str]:
     yield f"\n## {ctx.command_path}\n\n{_text(command.help)}\n\n{_usage(command, ctx)}"
-    params = [param for param in command.get_params(ctx) if param.name != "help"]
+    params = [param for param in command.get_params(ctx) if "--help" not in param.opts]
     options = [_option(param) for param in params if isinstance(param, click.Option)]
     if options:
         yield "\n| Option | Meaning |\n|---|---|\n" + "".join(options)

@@ -1,0 +1,166 @@
+"""What people read."""
+
+from __future__ import annotations
+
+import pytest
+
+from mesh import answers, render
+from mesh.answers import Attempt, Candidate, Decision, Mesh, MeshStatus, Model, Node, Route, Routes, Term
+
+MODEL = Model(
+    name="smol", aliases=("fast",), engine="mlx-lm", state="ready", size_bytes=80 << 20, slots=4, decode_tps=12.34
+)
+STATUS = MeshStatus(
+    mesh=Mesh(name="home", enabled=True, coordinator="mac-a", term=3, url="http://mlx-mesh.local:4000/v1", alone=False),
+    self_name="mac-b",
+    nodes=(
+        Node(name="mac-a", id="1", coordinator=True, uptime_s=7300, version="0.1.0"),
+        Node(name="mac-b", id="2", models=(MODEL,), rtt_ms=1.25, in_flight=2, queue_depth=1),
+        Node(name="mac-c", id="3", state="incompatible", reason="protocol 2, ours is 1"),
+    ),
+    notes=("'fast' is not the same weights on every node",),
+)
+ROUTE = Route(
+    id="req-1",
+    client_request_id="mine",
+    at="2026-11-20T06:00:00.123Z",
+    edge="mac-a",
+    node="mac-b",
+    coordinator="mac-a",
+    model="fast",
+    served_model="smol",
+    stream=True,
+    status=200,
+    outcome="ok",
+    queue_ms=3.0,
+    ttft_ms=412.4,
+    total_ms=12_345.0,
+    prompt_tokens=100,
+    cached_tokens=60,
+    completion_tokens=20,
+    attempts=(
+        Attempt(node="mac-c", outcome="failed", error="unreachable: connection refused", ms=2.0),
+        Attempt(node="mac-b", outcome="ok", ms=900.0),
+    ),
+    decision=Decision(
+        request={"models": ["fast"], "prompt_tokens": 100, "deadline": None},
+        chosen="2",
+        waited_ms=250.0,
+        candidates=(
+            Candidate(node="3", model="smol", excluded="it has failed this request"),
+            Candidate(node="1", model="smol", total_s=1.5, terms=(Term(name="wait", seconds=1.5, why="3 before it"),)),
+            Candidate(
+                node="2",
+                model="smol",
+                total_s=0.5,
+                terms=(
+                    Term(name="wait", seconds=0.1, why="free slot"),
+                    Term(name="prefill", seconds=0.4, why="40 tokens"),
+                ),
+            ),
+        ),
+    ),
+)
+
+
+def test_mesh_status_says_all_a_person_asks_for() -> None:
+    text = render.plain(render.mesh_status(STATUS))
+    lines = text.splitlines()
+    assert lines[0] == "Mesh:  home, coordinator mac-a, term 3, 3 nodes, 0 in flight, 0 waiting"
+    assert lines[1] == "URL:   http://mlx-mesh.local:4000/v1"
+    assert "*mac-a" in text
+    assert "2 h 1 min" in text
+    row = next(line for line in lines if "mac-b (this)" in line)
+    assert "smol ready" in row
+    assert "1.2 ms" in row
+    assert "incompatible (protocol 2, ours is 1)" in text
+    assert lines[-1] == "Note: 'fast' is not the same weights on every node"
+
+
+def test_plain_columns_are_aligned() -> None:
+    table = render.Table(("NAME", "SIZE>"), (("a", "100"), ("long name", "1")), "Title")
+    assert render.plain(["x", table]) == "x\nTitle\nNAME       SIZE\na           100\nlong name     1\n"
+
+
+def test_a_node_alone_and_a_mesh_that_is_off_are_said() -> None:
+    alone = MeshStatus(
+        mesh=Mesh(enabled=True, alone=True, coordinator="a"), self_name="a", nodes=(Node(name="a", id="1"),)
+    )
+    text = render.plain(render.mesh_status(alone))
+    assert "coordinator this node" in text
+    assert "works alone" in text
+    assert "mlx-stack mesh enable" in render.plain(render.mesh_status(MeshStatus()))
+
+
+def test_why_shows_every_term_and_terms_add_up() -> None:
+    text = render.plain(render.why(ROUTE, {"1": "mac-a", "2": "mac-b", "3": "mac-c"}))
+    lines = text.splitlines()
+    assert "client's id mine" in lines[0]
+    table = [line for line in lines if "smol" in line and "mac-" in line and "served" not in line]
+    assert table[0].split()[:6] == [">", "mac-b", "smol", "0.100", "0.400", "0.500"]
+    assert table[1].split()[:5] == ["mac-a", "smol", "1.500", "-", "1.500"]
+    assert "it has failed this request" in table[2]
+    assert "unreachable: connection refused" in text
+    assert "prefill       0.400 s  40 tokens" in text
+    assert "it had waited 250 ms" in text
+    assert "models fast, prompt_tokens 100" in text
+
+
+def test_why_of_a_route_without_decision() -> None:
+    text = render.plain(render.why(answers.Route(id="r", outcome="refused", status=404), {}))
+    assert "answered by nobody" in text
+    assert "No decision is kept" in text
+
+
+def test_routes_and_their_gaps() -> None:
+    text = render.plain(render.routes(Routes(routes=(ROUTE,), unreachable=("mac-d",))))
+    assert "fast (smol)" in text
+    assert "412 ms" in text
+    assert "mac-d" in text
+    assert render.plain(render.routes(Routes())) == "No requests yet.\n"
+    assert "2 attempts" in render.route_line(ROUTE)
+
+
+def test_one_model_in_full() -> None:
+    text = render.plain(render.model(MODEL))
+    assert "0 of 4 slots" in text
+    assert "12 tokens/s" in text
+    assert "80.0 MB" in text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (0, "0.0 s"),
+        (9.94, "9.9 s"),
+        (59, "59 s"),
+        (119.9, "119 s"),
+        (3599, "59 min"),
+        (7200, "2 h 0 min"),
+        (200000, "2 d 7 h"),
+    ],
+)
+def test_durations(seconds: float, said: str) -> None:
+    assert render.duration(seconds) == said
+
+
+@pytest.mark.parametrize(("count", "said"), [(0, "0"), (2048, "2 KB"), (5 << 20, "5.0 MB"), (24 << 30, "24.0 GB")])
+def test_sizes(count: int, said: str) -> None:
+    assert render.size(count) == said
+
+
+def test_on_a_terminal_rich_draws_the_same_words(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    render.show(render.mesh_status(STATUS))
+    drawn = capsys.readouterr().out
+    for words in (
+        "coordinator mac-a",
+        "mac-b (this)",
+        "smol ready",
+        "HEADROOM",
+        "incompatible (protocol 2, ours is 1)",
+    ):
+        assert words in drawn
