@@ -108,23 +108,24 @@ class Edge:
         return await self._post(request)
 
     async def _post(self, request: web.Request) -> web.StreamResponse:
-        if self._stopping:
-            return self._refused("this node is stopping")
-        if len(self._open) >= self._settings.open_limit:
-            return self._refused(f"{self._settings.open_limit} requests are open here already")
+        closed = self._closed()  # before it counts itself
         exchange = Exchange(self._means, request, request.path.removeprefix("/v1/"))
         self._open.add(exchange)
         self._idle.clear()
         try:
-            return await exchange.run()
+            return await exchange.run(closed)
         finally:
             self._open.discard(exchange)
             if not self._open:
                 self._idle.set()
 
-    def _refused(self, message: str) -> web.Response:
-        code = ErrorCode.NO_NODE_AVAILABLE if self._stopping else ErrorCode.MESH_SATURATED
-        return envelope.refused(Refusal(code, message), {}, retry_after_s=self._settings.retry_after_s)
+    def _closed(self) -> Refusal | None:
+        """Why this edge takes no request now."""
+        if self._stopping:
+            return Refusal(ErrorCode.NO_NODE_AVAILABLE, "this node is stopping")
+        if len(self._open) >= self._settings.open_limit:
+            return Refusal(ErrorCode.MESH_SATURATED, f"{self._settings.open_limit} requests are open here already")
+        return None
 
     def _hop(self, node: NodeId) -> Hop:
         view = self._view()

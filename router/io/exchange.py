@@ -43,7 +43,7 @@ from router.attempts import (
     Placed,
     Tick,
 )
-from router.errors import RouterError
+from router.errors import Refusal, RouterError
 from router.events import Outcome, Request
 from router.facts import RouteFact
 from router.frames import CancelAsk, CoordinatorFrame, Done, First, Granted, Queued, Refused, Taken
@@ -138,11 +138,14 @@ class Exchange:
         fields["x-mesh-queue-ms"] = str(round(self._machine.waited_s * 1e3))
         return fields
 
-    async def run(self) -> web.StreamResponse:
-        """Raises nothing but CancelledError. The RouteFact is reported before it returns."""
+    async def run(self, closed: Refusal | None) -> web.StreamResponse:
+        """`closed`: it is refused with this, unread. Raises nothing but CancelledError. The RouteFact is reported
+        before it returns."""
         record = self._record
         response: web.StreamResponse = web.Response(status=CLIENT_LEFT)
         try:
+            if closed is not None:
+                raise RouterError.of(closed)
             async with self._means.bodies.hold(self._http) as self._body:
                 response = await self._run()
         except RouterError as error:

@@ -703,6 +703,18 @@ async def test_bodies_have_limits() -> None:
         await until(lambda: len(rig.facts) == 4)
 
 
+async def test_open_requests_have_a_limit() -> None:
+    async with rigged(EdgeSettings(open_limit=1)) as (rig, _):
+        rig.dispatch.place = lambda _: None
+        waiting = asyncio.ensure_future(send(rig, "/v1/chat/completions", json=message()))
+        await until(lambda: len(rig.dispatch.asked) == 1)
+        status, body, headers = await send(rig, "/v1/chat/completions", json=message())
+        assert (status, body["error"]["code"]) == (503, "mesh_saturated")
+        assert headers["x-request-id"] == rig.facts[0].id
+        waiting.cancel()
+        await until(lambda: len(rig.facts) == 2)
+
+
 async def test_a_bad_deadline(rig: Rig) -> None:
     for value in ("soon", "0", "-5", "1.5"):
         status, body, _ = await send(rig, "/v1/chat/completions", json=message(), headers={"x-mesh-deadline-ms": value})
@@ -848,6 +860,7 @@ async def test_draining_refuses_what_is_new_and_waits_for_what_is_open() -> None
         status, body, headers = await send(rig, "/v1/chat/completions", json=message())
         assert (status, body["error"]["code"]) == (503, "no_node_available")
         assert "retry-after" in headers
+        assert [f.outcome for f in rig.facts] == ["refused"]
         assert (await send(rig, "/ready", "GET"))[0] == 503
         assert not drained.done()
         gate.set()
