@@ -20,11 +20,11 @@ LATE = {
 }
 
 
-def serve(home: Any, config: Any, tiers: tuple[str, ...]) -> None:
-    """Becomes the daemon of `home` (mesh.home.Home, mesh.config.Config). Nothing else here needs its code."""
-    from mesh.daemon import serve as run  # noqa: PLC0415
+def run_daemon(home: Any, tiers: tuple[str, ...]) -> int:
+    """Becomes the daemon of `home` (mesh.home.Home); returns its exit code. Nothing else here needs its code."""
+    from mesh.daemon import run  # noqa: PLC0415
 
-    run(home, config, tiers=tiers)
+    return run(home, tiers)
 
 
 def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
@@ -50,7 +50,7 @@ def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
 @click.pass_context
 def root(ctx: click.Context) -> None:
     """One URL for all your Macs: local MLX models behind one OpenAI endpoint that outlives any one of them."""
-    ctx.obj = serve
+    ctx.obj = run_daemon
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
 

@@ -27,7 +27,7 @@ IDLE_LOOKS = 10  # so many looks with nothing loading: what is still absent stay
 STOP_WITHIN_S = 90.0  # drain included; then SIGTERM, then SIGKILL
 TERMINATE_WITHIN_S = 10.0
 
-Serve = Callable[[Home, config.Config, tuple[str, ...]], None]
+RunDaemon = Callable[[Home, tuple[str, ...]], int]
 
 
 @click.command(cls=Command)
@@ -35,7 +35,7 @@ Serve = Callable[[Home, config.Config, tuple[str, ...]], None]
 @click.option("--dry-run", is_flag=True, help="Say what would run, start nothing.")
 @click.option("--tier", "tiers", multiple=True, metavar="T", help="Only this tier; may be repeated.")
 @click.pass_obj
-def up(serve: Serve, foreground: bool, dry_run: bool, tiers: tuple[str, ...]) -> None:
+def up(run_daemon: RunDaemon, foreground: bool, dry_run: bool, tiers: tuple[str, ...]) -> None:
     """Start this node and its models. Without models it still passes requests on."""
     place = home()
     settings = config.load(place)
@@ -51,8 +51,7 @@ def up(serve: Serve, foreground: bool, dry_run: bool, tiers: tuple[str, ...]) ->
     if old:
         raise click.ClickException(oldstack.how_to_stop(old))
     if foreground:
-        serve(place, settings, tiers)
-        return
+        sys.exit(run_daemon(place, tiers))
     for warning in (*settings.warnings, *found.warnings):
         warn(warning)
     place.create()

@@ -472,18 +472,18 @@ def test_dry_run_shows_commands_without_secrets_and_starts_nothing(home: Home) -
 
 
 def test_foreground_is_this_process_and_refuses_twice(home: Home, admin: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    served: list[tuple[Any, ...]] = []
+    served: list[tuple[Home, tuple[str, ...]]] = []
 
-    def serve(*arguments: Any) -> None:
-        served.append(arguments)
-        arguments[0].lock()
+    def run_daemon(place: Home, tiers: tuple[str, ...]) -> int:
+        served.append((place, tiers))
+        place.lock()
+        return 0
 
-    monkeypatch.setattr("mesh.cli.serve", serve)
+    monkeypatch.setattr("mesh.cli.run_daemon", run_daemon)
     found = run("up", "--foreground")
     assert found.exit_code == 1
     assert f"already runs in {home.root} (pid {os.getpid()})" in found.stderr
-    assert served[0][0] == home
-    assert served[0][2] == ()
+    assert served == [(home, ())]
 
 
 def test_down_forces_a_daemon_that_does_not_stop(home: Home, fake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
