@@ -209,7 +209,8 @@ class Election:
         elif self.role is Role.COORDINATOR:
             self._say("hb", now, to=message.sender)
         elif self.coordinator is None or self.role is Role.ALONE:  # settle it in a new term; it may renew its own first
-            self._give_up(f"only a coordinator of an older term is heard ({message.reign.term})", now, extra_skews=1)
+            why = f"only a coordinator of an older term is heard ({message.reign.term})"
+            self._give_up(why, now, extra_s=self._settings.skew_s)
 
     def _hear_other(self, message: Message, now: float) -> None:
         """A follower or a lone node speaks: of a coordinator it hears, or of having none."""
@@ -267,12 +268,11 @@ class Election:
             self._peers.failed(self.coordinator, now - self._since)
             self._give_up(f"coordinator silent {now - self._heard:.2f} s, confirmed", now, doubt=self._suspect)
 
-    def _give_up(self, why: str, now: float, *, doubt: float | None = None, extra_skews: int = 0) -> None:
+    def _give_up(self, why: str, now: float, *, doubt: float | None = None, extra_s: float = 0.0) -> None:
         """The coordinator is certainly not there: queue for succession, best rank first."""
         if self._claim is not None or self._leaving:
             return
-        better = self._peers.better(self.rank(now), self.coordinator, now)
-        self._claim = now + (better + extra_skews) * self._settings.skew_s
+        self._claim = now + self._peers.turn_s(self.rank(now), self.coordinator, now) + extra_s
         self._doubt = now - self._settings.listen_s if doubt is None else doubt
         self._suspect = None
         self._why = why

@@ -156,10 +156,12 @@ class Peers:
     def rank(self, peer: Peer, now: float) -> Rank:
         return peer.rank(now, self._settings.uptime_step_s)
 
-    def better(self, mine: Rank, but: Id | None, now: float) -> int:
-        """How many live peers go before `mine` in the succession of `but`."""
-        ranks = [self.rank(p, now) for p in self.live(now) if p.id != but]
-        return sum(rank > mine for rank in ranks if rank.priority > 0)
+    def turn_s(self, mine: Rank, but: Id | None, now: float) -> float:
+        """Seconds to leave to the live peers that go before `mine` in the succession of `but`; those on another
+        site speak less often."""
+        s = self._settings
+        better = [p for p in self.live(now) if p.id != but and (r := self.rank(p, now)).priority > 0 and r > mine]
+        return sum(s.skew_s + (s.far_heartbeat_s if p.distant else 0.0) for p in better)
 
     def patience(self, peer: Id | None) -> Patience:
         """How silent `peer` may be; None: as a near node."""
