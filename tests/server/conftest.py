@@ -35,7 +35,7 @@ def other_tiny_model(chat_model: Path) -> Path:
 @pytest.fixture(scope="session")
 def slow_model(chat_model: Path) -> Path:
     """Like `tiny_model`, but slow enough that one can act while it reads and writes."""
-    return build_tiny(default_cache() / "tiny-slow", layers=30, seed=3)
+    return build_tiny(default_cache() / "tiny-30-layers", layers=30, seed=3)
 
 
 @pytest.fixture

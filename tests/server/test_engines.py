@@ -19,7 +19,7 @@ import pytest
 
 from node.errors import NodeError, NodeErrorCode
 from node.io.command import CommandEngine
-from node.io.engine import ModelSpec
+from node.io.engine import ModelSpec, WorkerStats
 from node.io.external import ExternalEngine
 from node.io.mlx import MlxEngine, MlxWorker
 from node.io.process import TOKEN_VARIABLE
@@ -56,16 +56,15 @@ async def until(condition: Callable[[], Awaitable[bool]], limit_s: float = 60.0)
             await asyncio.sleep(0.1)
 
 
-async def stands_still(worker: MlxWorker) -> int:
-    """Waits until the worker works on nothing and its token counter has not moved for half a second; the counter."""
-    seen = -1
+async def stands_still(worker: MlxWorker) -> WorkerStats:
+    """Waits until the worker works on nothing and its counters have not moved for half a second; the counters."""
+    seen = WorkerStats()
 
     async def still() -> bool:
         nonlocal seen
-        before, stats = seen, await worker.stats()
-        seen = stats.generated_tokens
-        await asyncio.sleep(0.4)
-        return stats.active == 0 and before == seen
+        before, seen = seen, await worker.stats()
+        await asyncio.sleep(0.5)
+        return seen.active == 0 and before == seen
 
     await until(still)
     return seen
@@ -189,7 +188,7 @@ async def test_a_closed_stream_stops_the_generation(started: Start, slow_model: 
         async for block in blocks:
             if not is_comment(block):
                 break
-    assert 0 < await stands_still(worker) < 1000
+    assert 0 < (await stands_still(worker)).generated_tokens < 1000
 
 
 @pytest.mark.parametrize("seed", [None, 7], ids=["in a batch", "alone"])
@@ -208,7 +207,7 @@ async def test_a_plain_request_stops_when_its_caller_leaves(started: Start, slow
     await until(generating)
     asking.cancel()
     await asyncio.wait({asking})
-    assert await stands_still(worker) < 1000
+    assert (await stands_still(worker)).generated_tokens < 1000
 
 
 @pytest.mark.parametrize("seed", [None, 7], ids=["in a batch", "alone"])
@@ -229,8 +228,9 @@ async def test_reading_a_prompt_stops_when_its_caller_leaves(
     await until(reading)
     asking.cancel()
     await asyncio.wait({asking})
-    assert await stands_still(worker) == before.generated_tokens
-    assert (await worker.stats()).prompt_tokens - before.prompt_tokens < 2000
+    after = await stands_still(worker)
+    assert after.generated_tokens == before.generated_tokens
+    assert after.prompt_tokens - before.prompt_tokens < 2000
 
 
 async def test_work_that_waits_is_dropped_with_its_caller(started: Start, slow_model: Path) -> None:
@@ -250,7 +250,7 @@ async def test_work_that_waits_is_dropped_with_its_caller(started: Start, slow_m
     second.cancel()
     await asyncio.wait({second})
     assert (await first)[-1] == b"data: [DONE]\n\n"
-    assert await stands_still(worker) <= 62  # the first's, and one of the start
+    assert (await stands_still(worker)).generated_tokens <= 62  # the first's, and one of the start
 
 
 @pytest.mark.parametrize(
@@ -385,7 +385,7 @@ DAEMON = """
 import asyncio, sys
 from pathlib import Path
 from node.io.mlx import MlxEngine
-from node.io.engine import ModelSpec
+from node.io.engine import ModelSpec, WorkerStats
 from node.settings import EngineSettings
 
 async def main():
