@@ -298,7 +298,7 @@ class Election:
     def _follow(self, coordinator: Id, reign: Reign, heard: float, now: float, why: str) -> None:
         if reign != self.reign:
             self._since = heard
-        elif self.coordinator is None:  # given up too early: be more patient from now on
+        else:  # it was given up too early: more patience from now on
             self._peers.patience(coordinator).learn(now - self._heard, now)
         self._become(Role.FOLLOWER, coordinator, reign, why)
         self._heard = heard
@@ -374,7 +374,8 @@ class Election:
         self._leaving, self._claim, self._suspect = True, None, None
         if self.role is Role.COORDINATOR and self._heir is None:
             self._offer(self._peers.followers(self.me, self.reign, now), now)
-        self._next_beat = now
+        if self._heir is None:
+            self._next_beat = now
 
     def _say_bye(self, now: float) -> None:
         self._say("bye", now)
