@@ -30,7 +30,7 @@ def _entry(found: Config, key: Key) -> dict[str, Any]:
 
 
 def _text(key: Key, value: Any) -> str:
-    return key.automatic if value is None or (key.automatic and value == ()) else values.shown(value)
+    return key.automatic if key.automatic and value in (None, (), []) else values.shown(value)
 
 
 @config.command("list")

@@ -173,7 +173,10 @@ def _await_models(place: Home, daemon: MeshClient, process: subprocess.Popen[byt
     rows = [(tier, *_result(states.get(name)), name) for tier, name in found.tiers.items()]
     page: list[render.Block] = []
     if rows:
-        page.append(render.Table(("TIER", "STATE", "WHY", "MODEL"), tuple(rows)))
+        page.append(
+            render.Table(("TIER", "STATE", "MODEL"), tuple((tier, state, name) for tier, state, _, name in rows))
+        )
+        page += [f"{tier}: {why}" for tier, _, why, _ in rows if why]
     with suppress(MeshClientError):
         status = daemon.status()
         page.append(f"Up (pid {status.pid}): {status.url or f'http://localhost:{status.port}/v1'}")
@@ -189,7 +192,7 @@ def _result(model: answers.Model | None) -> tuple[str, str]:
     """(state, why) of one tier as `up` reports it."""
     match model.state if model else "":
         case "ready" | "busy":
-            return "healthy", "-"
+            return "healthy", ""
         case "failed":
             return "failed", (model and model.error) or "-"
         case "loading" | "downloading":

@@ -106,7 +106,7 @@ def nodes(as_json: bool) -> None:
     if as_json:
         render.show_json(found.nodes)
     else:
-        render.show([render.nodes(found)])
+        render.show(render.nodes(found))
 
 
 @mesh.command()

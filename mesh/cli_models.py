@@ -23,7 +23,7 @@ def models(ctx: click.Context, as_json: bool) -> None:
     if as_json:
         render.show_json({"models": found})
     elif found:
-        render.show([render.models(found)])
+        render.show(render.models(found))
     else:
         click.echo("No models here. `mlx-stack models add DIRECTORY` adds one.")
 

@@ -76,14 +76,16 @@ def _show_rich(blocks: Sequence[Block]) -> None:
         if isinstance(block, str):
             console.print(Text(block), soft_wrap=True)
             continue
-        table = RichTable(title=block.title or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+        if block.title:
+            console.print(Text(block.title, style="bold"), soft_wrap=True)
+        table = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
         for column in block.columns:
             right = column.endswith(">")
             # Names and figures stay whole; what is long is a reason, and reasons may wrap.
             table.add_column(
                 column.removesuffix(">"),
                 justify="right" if right else "left",
-                no_wrap=right or column in ("NODE", "MODEL", "STATE", "TIER"),
+                no_wrap=right or column in ("NODE", "MODEL", "STATE", "TIER", "AT", "ID", "KEY"),
                 overflow="fold",
             )
         for row in block.rows:
@@ -139,7 +141,7 @@ def status(found: answers.Status) -> list[Block]:
     if found.node is not None:
         page.append(_node_line(found.node))
         if found.node.models:
-            page += ["", models(found.node.models)]
+            page += ["", *models(found.node.models)]
     if found.no_stack:
         page.append("No models here: this node passes requests on. `mlx-stack models add DIRECTORY` adds one.")
     page += [text for text in (found.message, *(f"Note: {w}" for w in found.warnings)) if text]
@@ -170,15 +172,15 @@ def mesh_status(found: answers.MeshStatus) -> list[Block]:
     page: list[Block] = [_mesh_line(found)]
     if found.mesh.url:
         page.append(f"URL:   {found.mesh.url}")
-    page += ["", nodes(found)]
+    page += ["", *nodes(found)]
     if found.mesh.enabled and found.mesh.alone:
         page.append("Note: no other node is heard; this one works alone")
     page += [f"Note: {note}" for note in found.notes]
     return page
 
 
-def nodes(found: answers.MeshStatus) -> Table:
-    """One row per node, the coordinator marked with a star."""
+def nodes(found: answers.MeshStatus) -> list[Block]:
+    """One row per node, the coordinator marked with a star; below, why any of them is not well."""
     columns = ("NODE", "STATE", "MODELS", "HEADROOM>", "IN FLIGHT>", "QUEUE>", "UP>", "RTT>", "VERSION")
     rows = []
     for node in found.nodes:
@@ -187,7 +189,7 @@ def nodes(found: answers.MeshStatus) -> Table:
         rows.append(
             (
                 name,
-                node.state + (f" ({node.reason})" if node.reason else ""),
+                node.state,
                 ", ".join(f"{m.name} {m.state}" for m in node.models) or "-",
                 size(node.memory.headroom_bytes),
                 str(node.in_flight),
@@ -197,11 +199,15 @@ def nodes(found: answers.MeshStatus) -> Table:
                 node.version + (" far" if node.far else ""),
             )
         )
-    return Table(columns, tuple(rows))
+    reasons = [f"{node.name} is {node.state}: {node.reason}" for node in found.nodes if node.reason]
+    errors = [
+        f"{model.name} on {node.name}: {model.error}" for node in found.nodes for model in node.models if model.error
+    ]
+    return [Table(columns, tuple(rows)), *reasons, *errors]
 
 
-def models(found: Sequence[answers.Model]) -> Table:
-    """One row per model."""
+def models(found: Sequence[answers.Model]) -> list[Block]:
+    """One row per model; below, what is wrong with any of them."""
     columns = (
         "MODEL",
         "STATE",
@@ -217,7 +223,7 @@ def models(found: Sequence[answers.Model]) -> Table:
     rows = tuple(
         (
             model.name,
-            model.state + (f" ({model.error})" if model.error else ""),
+            model.state,
             ", ".join(model.aliases) or "-",
             model.engine,
             size(model.size_bytes) if model.size_bytes else "-",
@@ -229,7 +235,7 @@ def models(found: Sequence[answers.Model]) -> Table:
         )
         for model in found
     )
-    return Table(columns, rows)
+    return [Table(columns, rows), *(f"{model.name}: {model.error}" for model in found if model.error)]
 
 
 def model(found: answers.Model) -> list[Block]:
@@ -269,7 +275,7 @@ def routes(found: answers.Routes) -> list[Block]:
 
 def _route_row(route: answers.Route) -> tuple[str, ...]:
     return (
-        route.at.replace("T", " ").removesuffix("Z"),
+        route.at[5:19].replace("T", " "),
         route.id,
         route.model + (f" ({route.served_model})" if route.served_model not in (None, route.model) else ""),
         route.node or "-",

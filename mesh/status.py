@@ -10,30 +10,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
-from msgspec import Struct
 
 from node.types import ModelReport, NodeId
+from router.account import Account, NodeAccount
 from router.view import NodeView, View
 
 Json = dict[str, Any]
-
-
-class NodeAccount(Struct, frozen=True):
-    """Requests bound to one node: granted and not yet taken up, and taken up."""
-
-    reserved: int = 0
-    in_flight: int = 0
-
-
-class MeshAccount(Struct, frozen=True):
-    """The coordinator's count of every open request: `queue_depth` waits unbound, the rest is bound to a node."""
-
-    queue_depth: int = 0
-    nodes: dict[str, NodeAccount] = {}
-
-    @property
-    def in_flight(self) -> int:
-        return sum(n.reserved + n.in_flight for n in self.nodes.values())
 
 
 _MODEL_FIELDS = (
@@ -63,13 +45,8 @@ def model_json(model: ModelReport) -> Json:
 def node_json(node: NodeView, view: View, name: str, account: NodeAccount | None) -> Json:
     """NODE of DESIGN section 4. `account` None: nobody counts for this node now, so its own count stands."""
     report = node.report
-    inside = sum(m.queue_depth for m in report.models)
-    running = sum(m.in_flight for m in report.models)
     if account is None:
-        queue_depth, in_flight = inside, running
-    else:
-        inside = min(inside, account.in_flight)  # its report may be older than the account
-        queue_depth, in_flight = account.reserved + inside, account.in_flight - inside
+        account = NodeAccount(sum(m.queue_depth for m in report.models), sum(m.in_flight for m in report.models))
     return {
         "name": name,
         "id": report.id,
@@ -94,13 +71,13 @@ def node_json(node: NodeView, view: View, name: str, account: NodeAccount | None
             "headroom_bytes": report.memory.headroom_bytes,
             "pressure": report.memory.pressure.value,
         },
-        "queue_depth": queue_depth,
-        "in_flight": in_flight,
+        "queue_depth": account.reserved,
+        "in_flight": account.in_flight,
         "models": [model_json(m) for m in report.models],
     }
 
 
-def mesh_json(view: View, names: Mapping[NodeId, str], account: MeshAccount, extra_notes: Sequence[str] = ()) -> Json:
+def mesh_json(view: View, names: Mapping[NodeId, str], account: Account, extra_notes: Sequence[str] = ()) -> Json:
     """The whole of `mesh status --json`. `names` as people know the nodes; `notes` say what a person should know."""
     return {
         "mesh": {
@@ -112,7 +89,7 @@ def mesh_json(view: View, names: Mapping[NodeId, str], account: MeshAccount, ext
             "url": view.url,
             "alone": view.alone,
             "queue_depth": account.queue_depth,
-            "in_flight": account.in_flight,
+            "in_flight": account.total - account.queue_depth,
         },
         "self": names[view.self_id],
         "nodes": [

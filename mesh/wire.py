@@ -14,8 +14,8 @@ from msgspec import Raw, Struct
 
 from election.messages import Message
 from mesh.errors import MeshError
-from mesh.status import MeshAccount
 from node.types import NodeId, NodeReport
+from router.account import Account
 from router.frames import CoordinatorFrame, EdgeFrame
 
 PROTOCOL = 1  # the major version: nodes of another one are shown as incompatible
@@ -88,13 +88,20 @@ class State(Struct, frozen=True, tag="state"):
 class AccountFrame(Struct, frozen=True, tag="account"):
     """The coordinator's count of every open request."""
 
-    account: MeshAccount
+    account: Account
 
 
 class Gossip(Struct, frozen=True, tag="gossip"):
     """Peers the sender has reached."""
 
     peers: tuple[PeerSeen, ...]
+
+
+class Drain(Struct, frozen=True, tag="drain"):
+    """`mesh drain` of another node: it starts (`on`), for `for_s` seconds or until told otherwise, or ends draining."""
+
+    on: bool
+    for_s: float | None = None
 
 
 class Bye(Struct, frozen=True, tag="bye"):
@@ -111,7 +118,7 @@ class Pong(Struct, frozen=True, tag="pong"):
     n: int
 
 
-LinkFrame: TypeAlias = Hello | State | AccountFrame | Gossip | Bye | Ping | Pong
+LinkFrame: TypeAlias = Hello | State | AccountFrame | Gossip | Drain | Bye | Ping | Pong
 Frame: TypeAlias = LinkFrame | EdgeFrame | CoordinatorFrame
 
 KINDS = frozenset(str(kind.__struct_config__.tag) for kind in get_args(Frame))

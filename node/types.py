@@ -101,6 +101,7 @@ class RunningReport(Struct, frozen=True):
     model: str
     started: bool  # False: still waiting inside the node
     age_s: float
+    edge: NodeId = NodeId("")  # who carries it
 
 
 class NodeReport(Struct, frozen=True, kw_only=True):

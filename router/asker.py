@@ -63,7 +63,7 @@ class Answer(Struct, frozen=True):
 
 
 class Release(Struct, frozen=True):
-    """This node's own desk is asked no more: it forgets what it held for us."""
+    """This node's own desk is asked no more: it forgets what it held for us, frames on their way to it included."""
 
 
 AskerEvent: TypeAlias = Ask | Taken | First | Done | CancelAsk | FromDesk | Follow | LinkLost | LinkBack | Tick
@@ -329,12 +329,9 @@ class Asker:
 
     def _repeat(self, now: float) -> None:
         if self.unreachable and not self._follow.ruling and now >= self._again_at:
-            self._again_at = now + self._settings.answer_s
-            self._forget_ends(now)
-            frames = [m.frame(now) for m in self._mine.values()] or [frame for frame, _ in self._told.values()]
-            if frames and self._follow.coordinator is not None:
-                self._out.append(Say(self._follow.coordinator, frames[0]))
-        self._fall_back(now)
+            self._probe(now)
+        else:
+            self._fall_back(now)
         for mine in list(self._mine.values()):
             if mine.granted is not None:
                 continue
@@ -342,6 +339,15 @@ class Asker:
                 self._give_up(mine, now)
             elif mine.asked_of is not None and now >= self._silence_ends(mine):
                 self._send(mine, now)
+
+    def _probe(self, now: float) -> None:
+        """One frame to a coordinator whose link is gone. It goes out: LinkBack; it does not: LinkLost, and we fall
+        back then, not now, or both desks would be asked."""
+        self._again_at = now + self._settings.answer_s
+        self._forget_ends(now)
+        frames = [m.frame(now) for m in self._mine.values()] or [frame for frame, _ in self._told.values()]
+        if frames and self._follow.coordinator is not None:
+            self._out.append(Say(self._follow.coordinator, frames[0]))
 
     def _give_up(self, mine: Mine, now: float) -> None:
         """No desk has said that the time is over, so we do."""

@@ -49,8 +49,11 @@ class WorkerStats(Struct, frozen=True):
 class Worker(Protocol):
     """One running (or starting) model server. Made by an Engine; used by node/io/host.py only."""
 
-    pid: int | None  # None: not a process of ours (external)
     log_name: str  # file below logs/ that holds its output, without ".log"
+
+    @property
+    def pid(self) -> int | None:
+        """None: no process of ours (external), or none now."""
 
     async def start(self) -> None:
         """Start it and return once it has generated a token. Raises NodeError(MODEL_FAILED) with the diagnosis;

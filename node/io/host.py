@@ -73,7 +73,7 @@ class Host:
         """Every call that is admitted here and not over."""
         now = _clock()
         return tuple(
-            RunningReport(c.call.id, c.call.attempt, m.name, c.started_at is not None, now - c.admitted_at)
+            RunningReport(c.call.id, c.call.attempt, m.name, c.started_at is not None, now - c.admitted_at, c.call.edge)
             for m in self._everyone()
             for c in m.calls.values()
         )

@@ -145,6 +145,7 @@ class Dispatch:
                 case Answer(frame):
                     self._hand_over(frame, later=isinstance(event, Ask))
                 case Release():
+                    self._inbox = deque(f for f in self._inbox if isinstance(f, Queued | Granted | Refused))
                     self._tell_desk(Rule(self._followed.ruling))
         self._wake("asker", self._asker.deadline, self._ask_of)
 

@@ -73,7 +73,7 @@ def test_mesh_status_says_all_a_person_asks_for() -> None:
     row = next(line for line in lines if "mac-b (this)" in line)
     assert "smol ready" in row
     assert "1.2 ms" in row
-    assert "incompatible (protocol 2, ours is 1)" in text
+    assert "mac-c is incompatible: protocol 2, ours is 1" in text
     assert lines[-1] == "Note: 'fast' is not the same weights on every node"
 
 
@@ -161,6 +161,6 @@ def test_on_a_terminal_rich_draws_the_same_words(
         "mac-b (this)",
         "smol ready",
         "HEADROOM",
-        "incompatible (protocol 2, ours is 1)",
+        "mac-c is incompatible: protocol 2, ours is 1",
     ):
         assert words in drawn

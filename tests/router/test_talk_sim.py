@@ -95,6 +95,7 @@ class Node:
         self.reign = Follow(None, 0, ruling=False)
         self.attempt: dict[str, int] = {}  # of my open requests
         self.since: dict[str, float] = {}
+        self.releases = 0
         self.timers = {"asker": 0, "desk": 0}
         held = ModelStatus(name="qwen", state=ModelState.READY, slots=SLOTS, size_bytes=4 * 10**9)
         for name in SERVING:
@@ -110,6 +111,7 @@ class Node:
                 self.answered(effect.frame)
             else:
                 assert isinstance(effect, Release)
+                self.releases += 1
                 self.tell(Rule(self.reign.ruling))
         self.wake("asker", self.asker.deadline, lambda: self.ask_of(Tick()))
 
@@ -130,7 +132,8 @@ class Node:
         frame = say.frame
         to_edge = isinstance(frame, Queued | Granted | Refused)
         if say.to == self.id:
-            self.world.at(0.0, lambda: self.hear(self.id, frame))
+            number = self.releases
+            self.world.at(0.0, lambda: self.hear(self.id, frame) if to_edge or number == self.releases else None)
             return
         sent = self.world.send(self.id, say.to, frame)
         if not sent:

@@ -1,0 +1,150 @@
+"""The admin API on `daemon.sock`: everything that changes something, and all the command line shows (docs/api.md).
+
+Handlers read the request, call one method of `Control` and write JSON; what the methods do is in daemon.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+from aiohttp import web
+from msgspec import Struct
+
+from mesh.config import ConfigError
+from mesh.errors import MeshError
+from mesh.status import Json
+from node.errors import NodeError
+
+T = TypeVar("T", bound=Struct)
+LAST_MAX = 100_000  # routes in one answer: all that are kept
+
+
+class EnableBody(Struct, frozen=True, forbid_unknown_fields=True):
+    priority: int | None = None
+    name: str | None = None
+
+
+class PeerBody(Struct, frozen=True, forbid_unknown_fields=True):
+    address: str
+
+
+class DrainBody(Struct, frozen=True, forbid_unknown_fields=True):
+    node: str
+    for_s: float | None = None
+
+
+class StopBody(Struct, frozen=True, forbid_unknown_fields=True):
+    grace_s: float | None = None
+
+
+class NoBody(Struct, frozen=True, forbid_unknown_fields=True):
+    pass
+
+
+class Control(Protocol):
+    """What a daemon can be asked to do. Raises MeshError, NodeError or ConfigError."""
+
+    async def status(self) -> Json: ...
+    async def mesh_status(self) -> Json: ...
+    async def routes(self, last: int) -> Json: ...
+    async def route(self, route_id: str) -> Json: ...
+    def follow(self) -> AsyncIterator[Json]: ...
+    async def enable(self, priority: int | None, name: str | None) -> Json: ...
+    async def disable(self) -> Json: ...
+    async def add_peer(self, address: str) -> Json: ...
+    async def remove_node(self, name: str) -> Json: ...
+    async def drain(self, node: str, for_s: float | None) -> Json: ...
+    async def undrain(self, node: str) -> Json: ...
+    async def models(self) -> Json: ...
+    async def model(self, name: str) -> Json: ...
+    async def load(self, name: str) -> Json: ...
+    async def unload(self, name: str) -> Json: ...
+    async def reload(self) -> Json: ...
+    async def stop(self, grace_s: float | None) -> Json: ...
+
+
+def admin_app(control: Control) -> web.Application:
+    """The whole admin API over `control`."""
+    app = web.Application(middlewares=[errors_as_json])
+    app.add_routes(
+        [
+            web.get("/v1/status", _get(control.status)),
+            web.get("/v1/mesh/status", _get(control.mesh_status)),
+            web.get("/v1/mesh/routes", lambda r: _json(control.routes(_last(r)))),
+            web.get("/v1/mesh/routes/follow", lambda r: _follow(r, control)),
+            web.get("/v1/mesh/routes/{id}", lambda r: _json(control.route(r.match_info["id"]))),
+            web.post("/v1/mesh/enable", _post(EnableBody, lambda b: control.enable(b.priority, b.name))),
+            web.post("/v1/mesh/disable", _post(NoBody, lambda _: control.disable())),
+            web.post("/v1/mesh/peers", _post(PeerBody, lambda b: control.add_peer(b.address))),
+            web.delete("/v1/mesh/nodes/{name}", lambda r: _json(control.remove_node(r.match_info["name"]))),
+            web.post("/v1/mesh/drain", _post(DrainBody, lambda b: control.drain(b.node, b.for_s))),
+            web.post("/v1/mesh/undrain", _post(DrainBody, lambda b: control.undrain(b.node))),
+            web.get("/v1/models", _get(control.models)),
+            web.get("/v1/models/{name}", lambda r: _json(control.model(r.match_info["name"]))),
+            web.post("/v1/models/{name}/load", lambda r: _json(control.load(r.match_info["name"]))),
+            web.post("/v1/models/{name}/unload", lambda r: _json(control.unload(r.match_info["name"]))),
+            web.post("/v1/reload", _post(NoBody, lambda _: control.reload())),
+            web.post("/v1/stop", _post(StopBody, lambda b: control.stop(b.grace_s))),
+        ]
+    )
+    return app
+
+
+def _refusal(code: str, message: str, status: int) -> web.Response:
+    return web.json_response({"error": {"code": code, "message": message}}, status=status)
+
+
+@web.middleware
+async def errors_as_json(request: web.Request, handler: Callable[..., Any]) -> web.StreamResponse:
+    """A failure is one JSON object, whoever raised it."""
+    try:
+        response: web.StreamResponse = await handler(request)
+    except MeshError as e:
+        return _refusal(e.code, str(e), e.status)
+    except NodeError as e:
+        return _refusal(e.code, e.message, e.status)
+    except ConfigError as e:
+        return _refusal("config", e.message, 400)
+    except web.HTTPException as e:
+        return _refusal("no_such_endpoint", f"{request.method} {request.path}: {e.reason}", e.status)
+    return response
+
+
+async def _json(answer: Awaitable[Json]) -> web.Response:
+    return web.Response(body=msgspec.json.encode(await answer), content_type="application/json")
+
+
+def _get(answer: Callable[[], Awaitable[Json]]) -> Callable[[web.Request], Awaitable[web.Response]]:
+    async def handler(_request: web.Request) -> web.Response:
+        return await _json(answer())
+
+    return handler
+
+
+def _post(body: type[T], answer: Callable[[T], Awaitable[Json]]) -> Callable[[web.Request], Awaitable[web.Response]]:
+    async def handler(request: web.Request) -> web.Response:
+        try:
+            parsed = msgspec.json.decode(await request.read() or b"{}", type=body)
+        except msgspec.MsgspecError as e:
+            raise MeshError("bad_request", f"{request.path}: {e}") from e
+        return await _json(answer(parsed))
+
+    return handler
+
+
+def _last(request: web.Request) -> int:
+    text = request.query.get("last", "20")
+    if not text.isdecimal() or not 1 <= int(text) <= LAST_MAX:
+        raise MeshError("bad_request", f"last={text}: a number from 1 to {LAST_MAX} is wanted")
+    return int(text)
+
+
+async def _follow(request: web.Request, control: Control) -> web.StreamResponse:
+    """One JSON line per route as it ends, until the caller leaves."""
+    response = web.StreamResponse(headers={"content-type": "application/x-ndjson"})
+    await response.prepare(request)
+    async for route in control.follow():
+        await response.write(msgspec.json.encode(route) + b"\n")
+    return response

@@ -1,0 +1,206 @@
+"""What the admin API can ask of a daemon: the words of the command line turned into calls on its parts."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import TYPE_CHECKING, Any
+
+from mesh import config as configuration
+from mesh.config import ConfigError
+from mesh.errors import MeshError
+from mesh.gather import Gatherer
+from mesh.names import display_names, resolve
+from mesh.status import Json, mesh_json, model_json, node_json
+from mesh.store import route_json
+from node.types import NodeId
+
+if TYPE_CHECKING:
+    from mesh.daemon import Daemon
+
+DRAIN_SEEN_S = 5.0  # until a drain asked of another node must show in its report
+
+
+class DaemonControl:
+    """mesh.admin.Control over one Daemon."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self._daemon = daemon
+        self._gather = Gatherer(daemon)
+        self._undrain: asyncio.TimerHandle | None = None
+
+    # Looking
+
+    async def status(self) -> Json:
+        d = self._daemon
+        d.publish()
+        view, names = self._view_and_names()
+        own = view.node(d.id)
+        assert own is not None
+        return {
+            "version": d.version,
+            "pid": os.getpid(),
+            "home": str(d.home.root),
+            "started_at": d.started_at,
+            "uptime_s": round(d.uptime_s(), 1),
+            "url": f"http://localhost:{d.config.port}/v1",
+            "port": d.config.port,
+            "peer_port": d.config.peer_port,
+            "no_stack": d.no_stack,
+            "message": "no stack file: this node serves the models of the mesh only" if d.no_stack else "",
+            "warnings": d.warnings,
+            "mesh": await self.mesh_status(),
+            "node": node_json(own, view, names[d.id], None),
+        }
+
+    async def mesh_status(self) -> Json:
+        """Counts come from the coordinator, asked now: only it knows every open request of the mesh."""
+        d = self._daemon
+        d.publish()
+        account = await self._gather.account()
+        view, names = self._view_and_names()
+        return mesh_json(view, names, account, d.overlay.notes() if d.overlay else ())
+
+    async def routes(self, last: int) -> Json:
+        return await self._gather.routes(last)
+
+    async def route(self, route_id: str) -> Json:
+        found = await self._gather.route(route_id)
+        if found is None:
+            hint = "`mlx-stack mesh routes` lists the ids"
+            raise MeshError("no_such_route", f"no route '{route_id}' on any node that answers", hint=hint, status=404)
+        return found
+
+    async def follow(self) -> AsyncIterator[Json]:
+        with self._daemon.observer.follow() as ended:
+            while True:
+                yield route_json(await ended.get())
+
+    # The mesh
+
+    async def enable(self, priority: int | None, name: str | None) -> Json:
+        changes: dict[str, object] = {"mesh-enabled": True}
+        if priority is not None:
+            changes["mesh-priority"] = priority
+        if name is not None:
+            changes["mesh-name"] = name
+        return await self._set_mesh(changes)
+
+    async def disable(self) -> Json:
+        return await self._set_mesh({"mesh-enabled": False})
+
+    async def _set_mesh(self, changes: dict[str, object]) -> Json:
+        """Writes config.yaml first: what the file says is what a restart does."""
+        d = self._daemon
+        await asyncio.to_thread(configuration.set_values, d.home, changes)
+        d.config_written()
+        config = configuration.load(d.home)
+        for name, wanted in changes.items():
+            key = configuration.find_key(name, "the command line")
+            if config.value(key) != wanted:
+                raise ConfigError(f"'{name}' is written, but {config.source(key)} says {config.value(key)}: unset it")
+        await d.switch_mesh(config)
+        return await self.mesh_status()
+
+    async def add_peer(self, address: str) -> Json:
+        overlay = self._daemon.overlay
+        if overlay is None:
+            raise MeshError("mesh_disabled", "the mesh is off on this node", hint="`mlx-stack mesh enable`", status=409)
+        peer = await overlay.add(address)
+        view, names = self._view_and_names()
+        found = view.node(peer.id)
+        state = found.state.value if found else "waiting"
+        return {"name": names.get(peer.id, peer.name), "id": peer.id, "state": state}
+
+    async def remove_node(self, name: str) -> Json:
+        d = self._daemon
+        node = resolve(d.membership.view(), name)
+        if node == d.id:
+            raise MeshError("self", "this is the node itself", hint="`mlx-stack mesh disable` leaves the mesh")
+        shown = display_names(d.membership.view())[node]
+        if d.overlay is None:
+            raise MeshError("mesh_disabled", "the mesh is off on this node", hint="`mlx-stack mesh enable`", status=409)
+        d.overlay.remove(node)
+        return {"removed": shown, "id": node}
+
+    async def drain(self, node: str, for_s: float | None) -> Json:
+        return await self._set_drain(node, True, for_s)
+
+    async def undrain(self, node: str) -> Json:
+        return await self._set_drain(node, False, None)
+
+    async def _set_drain(self, text: str, on: bool, for_s: float | None) -> Json:
+        d = self._daemon
+        if for_s is not None and for_s <= 0:
+            raise MeshError("bad_request", f"a drain lasts longer than {for_s:g} s")
+        node = resolve(d.membership.view(), text)
+        if node == d.id:
+            self.drain_here(on, for_s)
+        elif d.overlay is None or not d.overlay.ask_drain(node, on, for_s):
+            raise MeshError("unreachable", f"no link to {text} now; say it on that node", status=503)
+        if not await self._until(lambda: self._drains(node) is on, DRAIN_SEEN_S):
+            raise MeshError("unanswered", f"{text} has not confirmed within {DRAIN_SEEN_S:.0f} s", status=504)
+        return {"node": display_names(d.membership.view())[node], "id": node, "draining": on}
+
+    def drain_here(self, on: bool, for_s: float | None) -> None:
+        """Drains this node (for `for_s` seconds; None: until undrained), or ends that."""
+        d = self._daemon
+        if self._undrain is not None:
+            self._undrain.cancel()
+            self._undrain = None
+        if not on:
+            d.host.undrain()
+        else:
+            until = f" for {for_s:g} s" if for_s is not None else ""
+            d.host.drain(f"drained by hand{until}")
+            if for_s is not None:
+                self._undrain = asyncio.get_running_loop().call_later(for_s, d.host.undrain)
+        d.publish()
+
+    def _drains(self, node: NodeId) -> bool | None:
+        found = self._daemon.membership.view().node(node)
+        return found.report.draining if found else None
+
+    # Models
+
+    async def models(self) -> Json:
+        return {"models": [model_json(m) for m in self._daemon.host.models()]}
+
+    async def model(self, name: str) -> Json:
+        for model in self._daemon.host.models():
+            if name == model.name or name in model.aliases:
+                return model_json(model)
+        there = ", ".join(m.name for m in self._daemon.host.models()) or "none"
+        raise MeshError("model_not_found", f"no model '{name}' on this node; there is: {there}", status=404)
+
+    async def load(self, name: str) -> Json:
+        await self._daemon.host.load(name)
+        return await self.model(name)
+
+    async def unload(self, name: str) -> Json:
+        await self._daemon.host.unload(name)
+        return await self.model(name)
+
+    # The daemon
+
+    async def reload(self) -> Json:
+        return {"changed": await self._daemon.reload()}
+
+    async def stop(self, grace_s: float | None) -> Json:
+        self._daemon.stop(grace_s)
+        return {"stopping": True}
+
+    def _view_and_names(self) -> tuple[Any, dict[NodeId, str]]:
+        view = self._daemon.membership.view()
+        return view, display_names(view)
+
+    @staticmethod
+    async def _until(holds: Callable[[], bool], limit_s: float) -> bool:
+        end = time.monotonic() + limit_s
+        while not holds():
+            if time.monotonic() > end:
+                return False
+            await asyncio.sleep(0.02)
+        return True

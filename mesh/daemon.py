@@ -1,0 +1,410 @@
+"""The daemon: builds every part, owns the tasks, starts and ends them in order. `mlx-stack up --foreground` is this."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import secrets
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+
+import aiohttp
+from aiohttp import web
+
+from mesh import config as configuration
+from mesh import stack
+from mesh.admin import admin_app
+from mesh.config import Config, ConfigError
+from mesh.control import DaemonControl
+from mesh.errors import MeshError
+from mesh.events import SelfChanged, Switch
+from mesh.home import Home, HomeError
+from mesh.http import Server, local_only, tcp_sockets
+from mesh.log import DaemonLog, event, utc
+from mesh.membership import Membership
+from mesh.metrics import Gauges, Metrics
+from mesh.observe import Observer
+from mesh.overlay import Overlay, mesh_id
+from mesh.store import RouteStore
+from mesh.wire import PROTOCOL
+from node.errors import NodeError
+from node.io.command import CommandEngine
+from node.io.engine import ModelSpec
+from node.io.external import ExternalEngine
+from node.io.host import Host
+from node.io.identity import node_id
+from node.io.mlx import MlxEngine
+from node.io.probe import Probe
+from node.settings import EngineSettings, NodeSettings
+from node.types import NodeReport, RunningReport, status_of
+from router.io.dispatch import Dispatch
+from router.io.edge import Edge
+from router.settings import EdgeSettings, RouterSettings
+
+PUBLISH_EVERY_S = 1.0  # a whole report at least so often
+PUBLISH_GAP_S = 0.02  # and at most so often: changes in between travel together
+WATCH_EVERY_S = 1.0  # config.yaml and the stack file
+STOP_GRACE_S = 30.0
+LEAVE_GRACE_S = 30.0  # for peers' requests to end here before this node says goodbye
+
+_log = logging.getLogger("mesh.daemon")
+
+
+def program_version() -> str:
+    try:
+        return version("mlx-stack-mesh")
+    except PackageNotFoundError:  # run from a tree that was never installed
+        return "0+unknown"
+
+
+class Daemon:
+    """One node. Build it, `await run()`; `stop()` ends it in order. Not reusable.
+
+    Raises MeshError or ConfigError from `run()` when it cannot start, with what to do.
+    """
+
+    def __init__(self, home: Home, config: Config, log: DaemonLog, *, tiers: Sequence[str] = ()) -> None:
+        self.home, self.config, self.tiers = home, config, tuple(tiers)
+        self.version = program_version()
+        self.id = node_id(home.root, self._note)
+        self.boot = secrets.token_hex(4)
+        self.started_at, self._started = utc(time.time()), time.monotonic()
+        self.warnings: list[str] = list(config.warnings)
+        self.no_stack = False
+        self.probe = Probe()
+        self.store = RouteStore(home.routes, self._note)
+        self.metrics = Metrics(self._gauges)
+        self.observer = Observer(metrics=self.metrics, store=self.store)
+        engine_settings = EngineSettings()
+        self.host = Host(
+            settings=NodeSettings(memory_budget_bytes=config.memory_budget or 0),
+            engines={
+                "mlx-lm": MlxEngine(engine_settings, logs=home.logs, token=self.boot),
+                "command": CommandEngine(engine_settings, logs=home.logs, token=self.boot),
+                "external": ExternalEngine(engine_settings),
+            },
+            report=self.observer.report,
+            changed=self.changed,
+            probe=self.probe,
+        )
+        self.leaving = ""  # why this node takes no more of the mesh's requests, while it leaves
+        self.membership = Membership(self.report(), mesh_name=config.mesh_name, mesh_id=mesh_id(config.mesh_name))
+        self.dispatch = Dispatch(
+            self_id=self.id,
+            settings=RouterSettings(),
+            rng=random.Random(),  # noqa: S311 - spreads retries, keeps no secret
+            send=self._send,
+        )
+        self.control = DaemonControl(self)
+        self.elections = 0
+        self.overlay: Overlay | None = None
+        self.session: aiohttp.ClientSession
+        self.edge: Edge
+        self._daemon_log = log
+        self._dirty = asyncio.Event()
+        self._stop = asyncio.Event()
+        self._grace_s = STOP_GRACE_S
+        self._switching = asyncio.Lock()
+        self._tasks: asyncio.TaskGroup
+        self._overlay_task: asyncio.Task[None] | None = None
+        self._files: dict[str, tuple[int, int] | None] = {}
+
+    # Its life
+
+    async def run(self) -> None:
+        """Serves until `stop()`, SIGTERM or SIGINT; a second signal ends it at once."""
+        edge_sockets = tcp_sockets(self.config.port, self.config.bind, self.probe.port_holder)
+        specs = self._read_stack()
+        timeout = aiohttp.ClientTimeout(total=None)
+        async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as self.session:
+            self.edge = Edge(
+                view=self.membership.view,
+                dispatch=self.dispatch,
+                host=self.host,
+                session=self.session,
+                settings=EdgeSettings(request_timeout_s=self.config.request_timeout),
+                report=self.observer.report,
+                count_bytes=self.metrics.count_bytes,
+                metrics=self.metrics.text,
+            )
+            edge_app = web.Application(middlewares=[local_only], client_max_size=EdgeSettings().body_limit_bytes)
+            edge_app.add_routes(self.edge.routes())
+            servers = Server(edge_app), Server(admin_app(self.control))
+            self._trap_signals()
+            try:
+                async with asyncio.TaskGroup() as self._tasks:
+                    tasks = [self._tasks.create_task(part) for part in (self.host.run(), self.dispatch.run())]
+                    self.dispatch.node_up(status_of(self.report()))
+                    self.dispatch.follow(self.id, 0, ruling=True)
+                    await servers[0].listen(edge_sockets)
+                    socket_path = self.home.prepare_socket()
+                    await servers[1].listen_unix(socket_path)
+                    self.home.write_pid(socket_path)
+                    tasks += [self._tasks.create_task(part) for part in (self._publish(), self._watch_files())]
+                    if self.config.mesh_enabled:
+                        await self.switch_mesh(self.config)
+                    self._note_start()
+                    tasks.append(self._tasks.create_task(self.host.apply(specs)))
+                    await self._stop.wait()
+                    await self._wind_down()
+                    for task in tasks:
+                        task.cancel()
+            finally:
+                for server in servers:
+                    await server.close()
+                self.home.pid_file.unlink(missing_ok=True)
+                self.store.close()
+
+    def stop(self, grace_s: float | None = None) -> None:
+        """Ends `run()` in order: leave the mesh, finish what is open (at most `grace_s` seconds), stop the workers."""
+        if grace_s is not None:
+            self._grace_s = grace_s
+        self._stop.set()
+
+    async def _wind_down(self) -> None:
+        event(_log, logging.INFO, "stopping", f"stopping, at most {self._grace_s:.0f} s for what is open")
+        self.leaving = "stopping"
+        deadline = time.monotonic() + self._grace_s
+        await self.leave_mesh(self._grace_s)
+        await self.edge.drain(max(0.0, deadline - time.monotonic()))
+        await self.host.stop(max(0.0, deadline - time.monotonic()))
+
+    def _trap_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+
+        def on_signal() -> None:
+            if self._stop.is_set():
+                event(_log, logging.WARNING, "forced", "second signal: ending at once")
+                self._daemon_log.close()
+                self.home.pid_file.unlink(missing_ok=True)
+                os._exit(1)  # the workers notice that their parent is gone and end
+            self.stop()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, on_signal)
+
+    # What it says of itself
+
+    def report(self) -> NodeReport:
+        """This node now, as its peers will hear it."""
+        overlay = getattr(self, "overlay", None)
+        draining = self.leaving or (self.host.drain_reason if self.host.draining else "")
+        return NodeReport(
+            id=self.id,
+            boot=self.boot,
+            name=self.config.node_name,
+            version=self.version,
+            protocol=PROTOCOL,
+            priority=self.config.mesh_priority,
+            uptime_s=time.monotonic() - self._started,
+            addresses=overlay.addresses() if overlay else (),
+            port=self.config.port,
+            peer_port=self.config.peer_port,
+            draining=bool(draining),
+            drain_reason=draining,
+            hardware=self.host.hardware(),
+            memory=self.host.memory(),
+            models=self.host.models(),
+            running=self.host.running(),
+        )
+
+    def uptime_s(self) -> float:
+        return time.monotonic() - self._started
+
+    def changed(self) -> None:
+        """Something a report would show has changed: publish soon."""
+        if hasattr(self, "_dirty"):
+            self._dirty.set()
+
+    def publish(self) -> NodeReport:
+        """Tells membership, the scheduler here and every peer what this node is now."""
+        report = self.report()
+        self.membership.step(SelfChanged(report), time.monotonic())
+        self.dispatch.node_changed(status_of(report))
+        self.dispatch.node_running(self.id, report.running)
+        if self.overlay is not None:
+            self.overlay.publish(report)
+        return report
+
+    async def _publish(self) -> None:
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(PUBLISH_EVERY_S):
+                    await self._dirty.wait()
+            self._dirty.clear()
+            self.publish()
+            await asyncio.sleep(PUBLISH_GAP_S)
+
+    def _send(self, node: str, frame: object) -> bool:
+        return self.overlay is not None and self.overlay.send(node, frame)  # type: ignore[arg-type]
+
+    # The mesh, on and off
+
+    async def switch_mesh(self, config: Config) -> None:
+        """Makes the mesh what `config` says: off, or on with its name, priority and static peers."""
+        async with self._switching:
+            before, self.config = self.config, config
+            if self.overlay is not None and (not config.mesh_enabled or config.mesh_name != before.mesh_name):
+                await self._leave(LEAVE_GRACE_S)
+            if self.overlay is not None:
+                self.overlay.retune(config)
+            elif config.mesh_enabled and not self._stop.is_set():
+                await self._join()
+        self.publish()
+
+    async def leave_mesh(self, grace_s: float) -> None:
+        """Finishes what peers asked of this node, says goodbye, and goes on alone."""
+        async with self._switching:
+            if self.overlay is not None:
+                await self._leave(grace_s)
+
+    async def _join(self) -> None:
+        self.membership.step(Switch(True, self.config.mesh_name, mesh_id(self.config.mesh_name)), time.monotonic())
+        overlay = Overlay(self)
+        await overlay.open()
+        self.overlay = overlay
+        self._overlay_task = self._tasks.create_task(overlay.run())
+
+    async def _leave(self, grace_s: float) -> None:
+        overlay, task = self.overlay, self._overlay_task
+        assert overlay is not None
+        assert task is not None
+        why, self.leaving = self.leaving, self.leaving or "leaving the mesh"
+        self.publish()
+        try:
+            async with asyncio.timeout(grace_s):
+                while any(r.id for r in self._of_peers()):
+                    await asyncio.sleep(PUBLISH_GAP_S)
+        except TimeoutError:
+            event(_log, logging.WARNING, "leave", f"left with {len(self._of_peers())} requests of peers unfinished")
+        await overlay.leave(why or "mesh disabled")
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        self.overlay, self._overlay_task, self.leaving = None, None, why
+        overlay.forget_all()
+        self.dispatch.follow(self.id, self.membership.view().term, ruling=True)
+        self.publish()
+
+    def _of_peers(self) -> tuple[RunningReport, ...]:
+        """Requests that run here for other nodes' clients."""
+        return tuple(r for r in self.host.running() if r.edge != self.id)
+
+    # Files
+
+    def config_written(self) -> None:
+        """This process wrote config.yaml itself: the watcher need not take it for an edit."""
+        self._files = self._stamps()
+
+    def _read_stack(self) -> tuple[ModelSpec, ...]:
+        found = stack.load(self.home, self.config, tiers=self.tiers)
+        self.no_stack = not found.found
+        self.warnings = [*self.config.warnings, *found.warnings]
+        for warning in found.warnings:
+            self._note(warning)
+        self._files = self._stamps()
+        return found.specs
+
+    def _stamps(self) -> dict[str, tuple[int, int] | None]:
+        """What tells that a file was edited: inode and time."""
+        stamps: dict[str, tuple[int, int] | None] = {}
+        for path in (self.home.config, self.home.stack):
+            try:
+                facts = path.stat()
+                stamps[str(path)] = (facts.st_ino, facts.st_mtime_ns)
+            except OSError:
+                stamps[str(path)] = None
+        return stamps
+
+    async def _watch_files(self) -> None:
+        while True:
+            await asyncio.sleep(WATCH_EVERY_S)
+            if self._stamps() == self._files:
+                continue
+            try:
+                await self.reload()
+            except (ConfigError, MeshError) as e:
+                self._files = self._stamps()
+                event(_log, logging.ERROR, "reload", f"not taken over: {e}")
+
+    async def reload(self) -> list[str]:
+        """Reads config.yaml and the stack file again and carries out what can change while running. Returns the names
+        of what changed. Raises ConfigError; then nothing has changed."""
+        config = configuration.load(self.home)
+        changed = [k.name for k in configuration.KEYS if config.value(k) != self.config.value(k)]
+        specs = self._read_stack()
+        later = [k.name for k in configuration.KEYS if k.name in changed and k.applies != "at once"]
+        if later:
+            self._note(f"takes effect at the next start: {', '.join(later)}")
+        await self.switch_mesh(config)
+        await self.host.apply(specs)
+        return changed
+
+    # Small things
+
+    def _note(self, text: str) -> None:
+        event(_log, logging.WARNING, "note", text)
+
+    def _note_start(self) -> None:
+        where = f"http://localhost:{self.config.port}/v1"
+        event(_log, logging.INFO, "started", f"{self.config.node_name} {self.version} serves {where}", pid=os.getpid())
+
+    def _gauges(self) -> Gauges:
+        view, account = self.membership.view(), self.dispatch.account()
+        states: dict[str, int] = {}
+        for node in view.nodes:
+            states[node.state.value] = states.get(node.state.value, 0) + 1
+        return Gauges(
+            node=self.config.node_name,
+            version=self.version,
+            coordinator=view.coordinator == self.id,
+            term=view.term,
+            elections=self.elections,
+            nodes=states,
+            queue_depth=account.queue_depth,
+            in_flight=account.total - account.queue_depth,
+            open_requests=self.edge.open_requests,
+            memory=self.host.memory(),
+            resident_bytes=self.probe.process_bytes(os.getpid()),
+            worker_tokens={name: s.generated_tokens for name, s in self.host.worker_stats().items()},
+            model_states={m.name: m.state.value for m in self.host.models()},
+            frames_dropped=self.overlay.dropped() if self.overlay else {},
+            links=self.overlay.links_open() if self.overlay else 0,
+            log_lines_dropped=self._daemon_log.dropped,
+        )
+
+
+def run(home: Home, tiers: Sequence[str] = ()) -> int:
+    """Becomes the daemon of `home` until it is told to stop; the exit code, after one line of what is wrong."""
+    import uvloop  # noqa: PLC0415 - not needed to say `--help`
+
+    async def main(log: DaemonLog) -> None:
+        await Daemon(home, config, log, tiers=tiers).run()
+
+    errors: list[Exception] = []
+    try:
+        with home.lock():
+            config = configuration.load(home)
+            log = DaemonLog(home.daemon_log)
+            try:
+                uvloop.run(main(log))
+            finally:
+                log.close()
+    except* (MeshError, ConfigError, HomeError, NodeError) as group:
+        errors = leaves(group)
+    for error in errors:
+        print(f"mlx-stack: {error}", file=sys.stderr)  # noqa: T201 - nobody else is there to say it
+    return 1 if errors else 0
+
+
+def leaves(group: BaseExceptionGroup[Exception]) -> list[Exception]:
+    """Every exception in a group of groups."""
+    found: list[Exception] = []
+    for error in group.exceptions:
+        found += leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
+    return found

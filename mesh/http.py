@@ -1,0 +1,109 @@
+"""Three HTTP applications, never one: where each listens, and who may reach it."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import os
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+from aiohttp import web
+
+from mesh.errors import MeshError
+from node.io.probe import Holder
+
+_SHARED = ipaddress.ip_network("100.64.0.0/10")  # RFC 6598; Tailscale's addresses
+BACKLOG = 1024
+STOP_S = 5.0  # for handlers to end after their connections were told to
+
+
+@lru_cache(maxsize=1024)
+def is_local(address: str) -> bool:
+    """Is this one of loopback, LAN (private, link-local) or tailnet? What nodes listen on unless `bind` says more."""
+    try:
+        ip = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return False
+    if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
+        ip = ip.ipv4_mapped
+    return ip.is_private or ip.is_link_local or ip.is_loopback or (ip.version == 4 and ip in _SHARED)
+
+
+@web.middleware
+async def local_only(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    """Answers only what arrived at a local address of ours. Addresses come and go, so a wildcard socket with this check
+    stays right where a list of sockets made at the start would not."""
+    here = request.transport.get_extra_info("sockname") if request.transport else None
+    if here is not None and not is_local(str(here[0])):
+        raise web.HTTPForbidden(text="this node serves its LAN, its tailnet and itself; see `bind`\n")
+    return await handler(request)
+
+
+def tcp_sockets(port: int, bind: Sequence[str], holder_of: Callable[[int], Holder | None]) -> list[socket.socket]:
+    """Listening sockets for `port`: on each address of `bind`, or on all when it is empty.
+
+    Raises MeshError naming who holds the port, or the address that is not ours.
+    """
+    sockets: list[socket.socket] = []
+    try:
+        for address in dict.fromkeys(bind) or [""]:
+            sockets.append(_listen(address, port, dualstack=not bind and socket.has_dualstack_ipv6()))
+    except OSError as e:
+        for s in sockets:
+            s.close()
+        raise _why_not(e, address, port, holder_of) from e
+    return sockets
+
+
+def _listen(address: str, port: int, *, dualstack: bool = False) -> socket.socket:
+    family = socket.AF_INET6 if dualstack or ":" in address else socket.AF_INET
+    host, _, scope = address.partition("%")
+    where: tuple[str, int] | tuple[str, int, int, int] = (host, port)
+    if scope:
+        where = (host, port, 0, socket.if_nametoindex(scope))
+    return socket.create_server(where, family=family, backlog=BACKLOG, dualstack_ipv6=dualstack)
+
+
+def _why_not(e: OSError, address: str, port: int, holder_of: Callable[[int], Holder | None]) -> MeshError:
+    if e.errno == errno.EADDRINUSE:
+        holder = holder_of(port)
+        who = f"{holder.name} (pid {holder.pid})" if holder else "another process"
+        hint = "stop it, or choose another port with `mlx-stack config set`"
+        return MeshError("port_taken", f"port {port} is taken by {who}", hint=hint)
+    if e.errno == errno.EACCES:
+        return MeshError("port_forbidden", f"port {port} needs root", hint="choose one above 1023")
+    where = f"{address or 'any address'} port {port}"
+    return MeshError("bad_bind", f"cannot listen on {where}: {e.strerror or e}", hint="correct `bind` in config.yaml")
+
+
+class Server:
+    """One application on its sockets. A handler is cancelled when its client leaves: that is how a cancellation
+    reaches the worker."""
+
+    def __init__(self, app: web.Application) -> None:
+        self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=STOP_S)
+
+    async def listen(self, sockets: Sequence[socket.socket]) -> None:
+        await self._runner.setup()
+        for s in sockets:
+            await web.SockSite(self._runner, s, backlog=BACKLOG).start()
+
+    async def listen_unix(self, path: Path) -> None:
+        """The path must be free (home.prepare_socket); only this user may connect."""
+        await self._runner.setup()
+        s = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        mask = os.umask(0o177)
+        try:
+            s.bind(str(path))
+        finally:
+            os.umask(mask)
+        await web.SockSite(self._runner, s, backlog=BACKLOG).start()
+
+    async def close(self) -> None:
+        """Takes no more connections, ends those that are there. Idempotent."""
+        await self._runner.cleanup()

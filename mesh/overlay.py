@@ -1,0 +1,481 @@
+"""The mesh, switched on: heartbeats, links, discovery, membership and election of one daemon, wired together.
+
+It decides nothing. Events come from sockets and timers, go to the pure machines, and their effects are performed here,
+synchronously: whatever must wait (a dial, a name, a disk) is handed to a part that has its own task.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import random
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, assert_never
+
+from aiohttp import web
+
+from election import messages as election_messages
+from election.machine import Election
+from election.messages import (
+    Follow,
+    Heard,
+    Leave,
+    LinkClosed,
+    Message,
+    PeerForgotten,
+    PeerKnown,
+    Remember,
+    Retune,
+    Send,
+)
+from election.settings import ElectionSettings
+from mesh import events
+from mesh.addresses import Addresses
+from mesh.advert import Advert
+from mesh.discovery import Discovery, hosts_of
+from mesh.errors import MeshError
+from mesh.events import (
+    Added,
+    Beat,
+    Changed,
+    Dial,
+    Down,
+    Forgotten,
+    Gone,
+    HangUp,
+    Known,
+    LinkUp,
+    Removed,
+    Reported,
+    Ruled,
+    Save,
+    Seen,
+    Up,
+)
+from mesh.events import LinkClosed as LinkEnded
+from mesh.files import read_or_set_aside, write_atomic
+from mesh.gather import Gatherer
+from mesh.heartbeats import Heartbeats
+from mesh.http import Server, local_only, tcp_sockets
+from mesh.links import Links
+from mesh.log import event as log_event
+from mesh.peers import PeerStore, resolve_node
+from mesh.settings import PeersSettings
+from mesh.wire import PROTOCOL, AccountFrame, Bye, Drain, Frame, Gossip, Hello, PeerSeen, State
+from node.io import serve
+from node.types import NodeId, NodeReport, status_of
+from router.account import Account
+from router.frames import CoordinatorFrame, EdgeFrame
+
+if TYPE_CHECKING:
+    from mesh.config import Config
+    from mesh.daemon import Daemon
+
+GOSSIP_EVERY_S = 5.0
+SERVE_BODY_BYTES = 33 << 20  # an edge takes 32 MiB from a client
+LEAVE_S = 2.0  # for the goodbyes of election, discovery and links together
+_REQUEST_FRAMES = EdgeFrame | CoordinatorFrame
+
+_log = logging.getLogger("mesh.overlay")
+
+
+def mesh_id(name: str) -> str:
+    """Two meshes of one name are one until nodes have keys (docs/adr/0003)."""
+    return hashlib.blake2b(name.encode(), digest_size=8).hexdigest()
+
+
+class Overlay:
+    """One membership in one mesh, from `open()` to `leave()`. `run()` drives it in between."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self._daemon, self._config = daemon, daemon.config
+        self._membership, self._dispatch = daemon.membership, daemon.dispatch
+        self._loop = asyncio.get_running_loop()
+        self._mesh_id = mesh_id(daemon.config.mesh_name)
+        self._rng = random.Random()  # noqa: S311 - spreads timers, keeps no secret
+        self._store = PeerStore(daemon.home.mesh, self._note)
+        self._addresses = Addresses(daemon.config.bind)
+        self._election = Election(
+            me=daemon.id,
+            boot=daemon.boot + format(self._rng.getrandbits(32), "08x"),  # each Election is a life of its own
+            mesh=daemon.config.mesh_name,
+            priority=daemon.config.mesh_priority,
+            settings=ElectionSettings(),
+            term=self._term_on_disk(),
+            now=self._loop.time(),
+            rng=self._rng,
+        )
+        self._heartbeats = Heartbeats(on_message=self._on_message)
+        self._links = Links(
+            hello=self._hello,
+            session=daemon.session,
+            tell=self._on_link,
+            on_frame=self._on_frame,
+            rng=self._rng,
+            is_far=self._addresses.is_far,
+        )
+        self._discovery = Discovery(daemon.id, on_found=lambda peer: self._tell(Seen(peer)), addresses=self._addresses)
+        self._server: Server
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._closed = False
+        self._ruled = Follow(self._election.role, None, self._election.term, "started")
+        self._name = ""  # the name this node holds as coordinator
+        self._ruled_news = asyncio.Event()
+        self._static_news = asyncio.Event()
+        self.last_account: Account | None = None
+
+    # Its life
+
+    async def open(self) -> None:
+        """Takes the peer port, TCP and UDP. Raises MeshError, with nothing left open."""
+        d = self._daemon
+        app = web.Application(middlewares=[local_only], client_max_size=SERVE_BODY_BYTES)
+        app.add_routes([*serve.routes(d.host), *self._links.routes(), *Gatherer(d).routes_defs()])
+        sockets = tcp_sockets(self._config.peer_port, self._config.bind, d.probe.port_holder)
+        self._server = Server(app)
+        await self._server.listen(sockets)
+        try:
+            await self._heartbeats.open(self._config.bind or ("0.0.0.0", "::"), self._config.peer_port)  # noqa: S104 - local_only's rule holds for datagrams too: other meshes' and strangers' are dropped
+        except OSError as e:
+            await self._server.close()
+            raise MeshError("port_taken", f"UDP port {self._config.peer_port}: {e.strerror}",
+                            hint="choose another `peer-port`") from e  # fmt: skip
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        for peer in self._store.peers():
+            self._tell(Seen(peer))
+        self._elect(election_messages.Tick())
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._links.run())
+            group.create_task(self._discovery.run(self._advert()))
+            group.create_task(self._gossip())
+            group.create_task(self._keep_static())
+            group.create_task(self._keep_name())
+
+    async def leave(self, why: str) -> None:
+        """Says goodbye everywhere, then closes everything. Returns within about LEAVE_S."""
+        self._elect(Leave())
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LEAVE_S):
+                while not self._election.left:
+                    await asyncio.sleep(0.01)
+        self._closed = True
+        for timer in self._timers.values():
+            timer.cancel()
+        await self._discovery.close(successor=len(self._membership.alive()) > 0)
+        await self._links.close(why)
+        self._heartbeats.close()
+        await self._server.close()
+
+    def forget_all(self) -> None:
+        """Nobody is known any more: the scheduler of this node goes on with its own models."""
+        now = self._loop.time()
+        effects = self._membership.step(events.Switch(False, self._config.mesh_name, self._mesh_id), now)
+        for effect in effects:
+            if isinstance(effect, Down):
+                self._dispatch.node_down(effect.node)
+                self._daemon.edge.node_lost(effect.node)
+
+    # The machines and their effects
+
+    def _tell(self, event: events.Event) -> None:
+        for effect in self._membership.step(event, self._loop.time()):
+            self._perform(effect)
+        self._wake("membership", self._membership.deadline, lambda: self._tell(events.Tick()))
+
+    def _perform(self, effect: events.Effect) -> None:
+        match effect:
+            case Known(node, far):
+                self._elect(PeerKnown(node, far))
+            case Forgotten(node):
+                self._heartbeats.forget(node)
+                self._elect(PeerForgotten(node))
+            case Dial(peer, at_once):
+                self._heartbeats.set_peer(peer.id, peer.addresses, peer.peer_port)
+                self._links.dial(peer.id, peer.addresses, peer.peer_port, at_once=at_once)
+            case HangUp(node, reason):
+                self._links.forget(node, reason)
+            case Up(node):
+                self._say_up(node)
+            case Down(node, why):
+                log_event(_log, logging.WARNING, "node", f"{self._shown(node)} is gone: {why}", node=node)
+                self._dispatch.node_down(node)
+                self._daemon.edge.node_lost(node)
+            case Gone(node):
+                self._elect(LinkClosed(node))
+            case Changed():
+                pass
+            case Save():
+                self._store.save(self._membership.to_keep(), self._membership.removed)
+            case _:
+                assert_never(effect)
+
+    def _say_up(self, node: NodeId) -> None:
+        found = self._membership.view().node(node)
+        assert found is not None
+        log_event(_log, logging.INFO, "node", f"{found.report.name} is there, found by {found.via}", node=node)
+        self._dispatch.node_up(status_of(found.report, found.rtt_s or 0.0))
+        self._dispatch.node_running(node, found.report.running)
+
+    def _elect(self, event: election_messages.Event) -> None:
+        for effect in self._election.step(event, self._loop.time()):
+            match effect:
+                case Send(message, to):
+                    self._heartbeats.send(message, NodeId(to) if to is not None else None)
+                case Follow():
+                    self._follow(effect)
+                case Remember(term):
+                    write_atomic(self._term_file, f"{term}\n")
+                case _:
+                    assert_never(effect)
+        self._wake("election", self._election.deadline, lambda: self._elect(election_messages.Tick()))
+
+    def _follow(self, ruled: Follow) -> None:
+        """Who coordinates has changed: membership, the scheduler, mDNS and the name's keeper hear it."""
+        self._ruled = ruled
+        self._daemon.elections += 1
+        who = self._shown(NodeId(ruled.coordinator)) if ruled.coordinator else "nobody"
+        text = f"term {ruled.term}: {who} coordinates ({ruled.why})"
+        log_event(_log, logging.INFO, "coordinator", text, term=ruled.term, coordinator=ruled.coordinator)
+        self._dispatch.follow(NodeId(ruled.coordinator) if ruled.coordinator else None, ruled.term, ruling=self._rules)
+        self._tell_ruled()
+        self._ruled_news.set()
+        self._daemon.changed()
+
+    @property
+    def _rules(self) -> bool:
+        """This node decides: as coordinator, or because it hears nobody."""
+        return self._ruled.role is not election_messages.Role.FOLLOWER
+
+    def _tell_ruled(self) -> None:
+        ruled = self._ruled
+        coordinator = NodeId(ruled.coordinator) if ruled.coordinator else None
+        alone = ruled.role is election_messages.Role.ALONE
+        self._tell(Ruled(coordinator, ruled.term, alone, self._url(coordinator)))
+
+    def _url(self, coordinator: NodeId | None) -> str:
+        """Where the whole mesh answers: the coordinator's name, where others can resolve it."""
+        view = self._membership.view()
+        found = view.node(coordinator) if coordinator else None
+        port = found.report.port if found else self._config.port
+        host = "localhost" if self._addresses.loopback_only else self._discovery.name_of_mesh(self._config.mesh_name)
+        return f"http://{host}:{port}/v1"
+
+    def _wake(self, name: str, at: float | None, step: Callable[[], None]) -> None:
+        """One timer per machine, at its deadline."""
+        timer = self._timers.pop(name, None)
+        if timer is not None:
+            timer.cancel()
+        if at is not None and at != float("inf") and not self._closed:
+            self._timers[name] = self._loop.call_at(at, step)
+
+    # What comes in
+
+    def _on_message(self, message: Message, _address: str) -> None:
+        if message.mesh != self._config.mesh_name or message.sender == self._daemon.id:
+            return
+        if NodeId(message.sender) in self._membership.removed:
+            return
+        self._elect(Heard(message))
+        self._tell(Beat(NodeId(message.sender), message.boot))
+
+    def _on_link(self, event: events.Event) -> None:
+        self._tell(event)
+        if isinstance(event, LinkUp):
+            self._links.send(event.hello.id, State(self._daemon.report()))
+            self._links.send(event.hello.id, Gossip(self._membership.gossip()))
+        elif isinstance(event, LinkEnded):
+            self._dispatch.link_lost(event.node)
+
+    def _on_frame(self, node: NodeId, frame: Frame) -> None:
+        match frame:
+            case State(report):
+                self._on_state(node, report)
+            case AccountFrame(account):
+                if node == self._ruled.coordinator:
+                    self.last_account = account
+            case Gossip(peers):
+                for peer in peers:
+                    self._tell(Seen(peer))
+            case Drain(on, for_s):
+                self._daemon.control.drain_here(on, for_s)
+            case Hello() | Bye():
+                pass
+            case _ if isinstance(frame, _REQUEST_FRAMES):
+                self._dispatch.received(node, frame)
+
+    def _on_state(self, node: NodeId, report: NodeReport) -> None:
+        if report.id != node:
+            return
+        self._tell(Reported(report))
+        found = self._membership.view().node(node)
+        if node in self._membership.alive() and found is not None:
+            self._dispatch.node_changed(status_of(report, found.rtt_s or 0.0))
+            self._dispatch.node_running(node, report.running)
+        if node == self._ruled.coordinator:
+            self._tell_ruled()
+
+    # What goes out
+
+    def send(self, node: NodeId, frame: Frame) -> bool:
+        """False: no link to that node now."""
+        return self._links.send(node, frame)
+
+    def publish(self, report: NodeReport) -> None:
+        """This node's report, and the coordinator's account, to every peer."""
+        self._links.send_all(State(report))
+        if self._rules:
+            self._links.send_all(AccountFrame(self._daemon.dispatch.account()))
+        self._discovery.update(self._advert())
+
+    def ask_drain(self, node: NodeId, on: bool, for_s: float | None) -> bool:
+        return self._links.send(node, Drain(on, for_s))
+
+    def _advert(self) -> Advert:
+        report = self._daemon.report()
+        return Advert(
+            id=report.id,
+            boot=report.boot,
+            name=report.name,
+            mesh=self._config.mesh_name,
+            priority=report.priority,
+            port=report.port,
+            peer_port=report.peer_port,
+            version=report.version,
+            models=tuple(m.name for m in report.models),
+            headroom_bytes=report.memory.headroom_bytes,
+            queue_depth=sum(m.queue_depth for m in report.models),
+            role=self._ruled.role.value,
+            host=self._name,
+        )
+
+    def _hello(self) -> Hello:
+        d = self._daemon
+        return Hello(
+            id=d.id,
+            boot=d.boot,
+            name=d.config.node_name,
+            mesh=self._config.mesh_name,
+            mesh_id=self._mesh_id,
+            version=d.version,
+            protocol=PROTOCOL,
+            peer_port=self._config.peer_port,
+            port=self._config.port,
+        )
+
+    async def _gossip(self) -> None:
+        while True:
+            await asyncio.sleep(GOSSIP_EVERY_S)
+            self._links.send_all(Gossip(self._membership.gossip()))
+
+    # The coordinator's name
+
+    async def _keep_name(self) -> None:
+        """Claims the name when this node coordinates, lets it go when it does not."""
+        previous: tuple[str, ...] = ()
+        while True:
+            await self._ruled_news.wait()
+            self._ruled_news.clear()
+            view = self._membership.view()
+            if self._may_hold_name():
+                self._name = await self._discovery.name.claim(
+                    hosts_of(self._config.mesh_name),
+                    self._addresses.advertised(),
+                    old_addresses=previous,
+                    ours=[a for n in view.nodes for a in n.report.addresses],
+                    fallback=f"mlx-mesh-{self._mesh_id[:4]}.local.",
+                )
+            elif self._name:
+                self._discovery.name.release(goodbye=self._ruled.coordinator is None)
+                self._name = ""
+            holder = view.node(NodeId(self._ruled.coordinator)) if self._ruled.coordinator else None
+            if holder is not None:
+                previous = holder.report.addresses
+            self._discovery.update(self._advert())
+            self._tell_ruled()
+
+    def _may_hold_name(self) -> bool:
+        """The coordinator does. A lone node does when it is not deaf: it heard a stranger, or has nobody to miss."""
+        role = self._ruled.role
+        if role is election_messages.Role.COORDINATOR:
+            return True
+        return role is election_messages.Role.ALONE and self._ruled.coordinator == self._daemon.id
+
+    # Peers by hand
+
+    async def add(self, address: str) -> PeerSeen:
+        """`mesh add`: finds out who is there, makes it a peer, keeps it in `mesh-peers`. Raises MeshError."""
+        peer = await self._resolve(address)
+        self._tell(Added(peer))
+        return peer
+
+    async def _resolve(self, address: str) -> PeerSeen:
+        mesh = self._config.mesh_name
+        return await resolve_node(
+            self._daemon.session, address, me=self._daemon.id, mesh=mesh, addresses=self._addresses
+        )
+
+    def remove(self, node: NodeId) -> None:
+        """`mesh remove`: it is told, forgotten, and stays away until it is added again."""
+        self._tell(Removed(node))
+
+    async def _keep_static(self) -> None:
+        """Asks each address of `mesh-peers` who it is, until it is known; again when it has gone."""
+        s = PeersSettings()
+        pause_s = s.retry_first_s
+        while True:
+            missing = False
+            for address in self._config.mesh_peers:
+                try:
+                    self._tell(Seen(await self._resolve(address)))
+                except MeshError as e:
+                    missing = True
+                    log_event(_log, logging.DEBUG, "peer", f"mesh-peers {address}: {e}")
+            pause_s = min(s.retry_max_s, pause_s * 2) if missing else s.retry_max_s
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    await self._static_news.wait()
+            self._static_news.clear()
+
+    # Small things
+
+    def retune(self, config: Config) -> None:
+        """`mesh-priority`, `mesh-peers` or `node-name` were edited."""
+        before, self._config = self._config, config
+        if config.mesh_priority != before.mesh_priority:
+            self._elect(Retune(config.mesh_priority))
+        if config.mesh_peers != before.mesh_peers:
+            self._static_news.set()
+
+    def addresses(self) -> tuple[str, ...]:
+        return self._addresses.advertised()
+
+    def notes(self) -> list[str]:
+        """What a person should know of the mesh here: why others cannot be found, whom it misses."""
+        return [self._discovery.problem] if self._discovery.problem else []
+
+    def dropped(self) -> dict[str, int]:
+        """Frames and datagrams that could not be used, by reason."""
+        return {**self._links.counts.dropped, **{f"udp_{k}": n for k, n in self._heartbeats.counts.dropped_in.items()}}
+
+    def links_open(self) -> int:
+        return len(self._links.linked())
+
+    @property
+    def _term_file(self) -> Path:
+        return self._daemon.home.mesh / "term"
+
+    def _term_on_disk(self) -> int:
+        """0 when there is none; a file that holds no term is moved aside."""
+        return read_or_set_aside(self._term_file, lambda data: int(data.decode()), self._note) or 0
+
+    def _shown(self, node: NodeId) -> str:
+        found = self._membership.view().node(node)
+        return found.report.name if found else node
+
+    def _note(self, text: str) -> None:
+        log_event(_log, logging.WARNING, "note", text)
