@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import click
 import msgspec
@@ -78,19 +79,45 @@ def _show_rich(blocks: Sequence[Block]) -> None:
             continue
         if block.title:
             console.print(Text(block.title, style="bold"), soft_wrap=True)
-        table = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
-        for column in block.columns:
-            right = column.endswith(">")
-            # Names and figures stay whole; what is long is a reason, and reasons may wrap.
-            table.add_column(
-                column.removesuffix(">"),
-                justify="right" if right else "left",
-                no_wrap=right or column in ("NODE", "MODEL", "STATE", "TIER", "AT", "ID", "KEY"),
-                overflow="fold",
-            )
+        widths = _widths(block, console.width)
+        if widths is None:
+            console.print("\n".join(_records(block)), soft_wrap=True, markup=False)
+            continue
+        table = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, show_edge=False)
+        for column, width in zip(block.columns, widths, strict=True):
+            justify: Literal["left", "right"] = "right" if column.endswith(">") else "left"
+            table.add_column(column.removesuffix(">"), justify=justify, width=width)
         for row in block.rows:
             table.add_row(*(Text(cell, style=STATE_STYLES.get(cell.split(" ")[0], "")) for cell in row))
         console.print(table)
+
+
+def _widths(table: Table, window: int) -> list[int] | None:
+    """A width for each column, so that the table fits and no word is broken; None when that cannot be."""
+    columns = [(column.removesuffix(">"), *cells) for column, *cells in zip(table.columns, *table.rows, strict=True)]
+    widths = [max(map(len, cells)) for cells in columns]
+    words = [max(len(word) for cell in cells for word in cell.split(" ")) for cells in columns]
+    room = window - 2 * (len(columns) - 1)
+    while sum(widths) > room:
+        slack, column = max(
+            (width - word, number) for number, (width, word) in enumerate(zip(widths, words, strict=True))
+        )
+        if slack == 0:
+            return None
+        widths[column] -= 1
+    return widths
+
+
+def _records(table: Table) -> list[str]:
+    """A table that is too wide for the window, a few lines per row."""
+    first, *others = (column.removesuffix(">") for column in table.columns)
+    lines = []
+    for name, *cells in table.rows:
+        pairs = [
+            f"{head.lower()} {cell.strip()}" for head, cell in zip(others, cells, strict=True) if cell not in ("", "-")
+        ]
+        lines += [f"{first} {name.strip()}", f"  {', '.join(pairs)}"]
+    return lines
 
 
 # How figures are written
@@ -181,7 +208,7 @@ def mesh_status(found: answers.MeshStatus) -> list[Block]:
 
 def nodes(found: answers.MeshStatus) -> list[Block]:
     """One row per node, the coordinator marked with a star; below, why any of them is not well."""
-    columns = ("NODE", "STATE", "MODELS", "HEADROOM>", "IN FLIGHT>", "QUEUE>", "UP>", "RTT>", "VERSION")
+    columns = ("NODE", "STATE", "MODELS", "HEADROOM>", "IN FLIGHT>", "QUEUE>", "UP>", "VERSION")
     rows = []
     for node in found.nodes:
         mark = "*" if node.coordinator else " "
@@ -195,7 +222,6 @@ def nodes(found: answers.MeshStatus) -> list[Block]:
                 str(node.in_flight),
                 str(node.queue_depth),
                 duration(node.uptime_s),
-                "-" if node.rtt_ms is None else f"{node.rtt_ms:.1f} ms",
                 node.version + (" far" if node.far else ""),
             )
         )
@@ -260,7 +286,7 @@ def model(found: answers.Model) -> list[Block]:
     return [found.name, *(f"  {name:<13} {value}" for name, value in rows)]
 
 
-_ROUTE_COLUMNS = ("AT", "ID", "MODEL", "NODE", "OUTCOME", "TRIES>", "QUEUE>", "FIRST TOKEN>", "TOTAL>", "TOKENS>")
+_ROUTE_COLUMNS = ("ID", "AT", "MODEL", "NODE", "OUTCOME", "TRIES>", "QUEUE>", "FIRST TOKEN>", "TOTAL>", "TOKENS>")
 
 
 def routes(found: answers.Routes) -> list[Block]:
@@ -275,8 +301,8 @@ def routes(found: answers.Routes) -> list[Block]:
 
 def _route_row(route: answers.Route) -> tuple[str, ...]:
     return (
-        route.at[5:19].replace("T", " "),
         route.id,
+        route.at[5:19].replace("T", " "),
         route.model + (f" ({route.served_model})" if route.served_model not in (None, route.model) else ""),
         route.node or "-",
         f"{route.outcome} {route.status}",
@@ -290,7 +316,7 @@ def _route_row(route: answers.Route) -> tuple[str, ...]:
 
 def route_line(route: answers.Route) -> str:
     """One route as it ends (`mesh routes --follow`)."""
-    at, id_, model_name, node, outcome, tries, queue, first, total, tokens = _route_row(route)
+    id_, at, model_name, node, outcome, tries, queue, first, total, tokens = _route_row(route)
     return (
         f"{at}  {id_}  {model_name} -> {node}  {outcome}  queue {queue}, first token {first}, total {total}, "
         f"{tokens} tokens" + (f", {tries} attempts" if tries not in ("0", "1") else "")

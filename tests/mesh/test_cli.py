@@ -394,7 +394,7 @@ def test_up_waits_for_the_models_and_says_how_each_tier_is(home: Home, fake: Any
     rows = {line.split()[0]: line for line in found.stdout.splitlines()}
     assert rows["good"].split()[1] == "healthy"
     assert "failed" in rows["bad"]
-    assert "not enough memory" in rows["bad"]
+    assert rows["bad:"] == "bad: not enough memory"
     assert "skipped" in rows["big"]
     assert "hello" in found.stdout
     assert "good: ready" in found.stderr
