@@ -26,7 +26,7 @@ from mesh.answers import MeshStatus, Route
 from mesh.client import MeshClient, MeshClientError
 
 QUESTION = "What is the capital of France?"
-CHAT, TINY = "smollm2-135m", "tiny-demo"
+CHAT, TINY = "SmolLM2-135M-Instruct", "tiny-demo"
 START_LIMIT_S = 300.0  # loading two models on two busy cores takes 10-20 s; a slow disk may take longer
 MESH_LIMIT_S = 30.0
 
@@ -45,7 +45,7 @@ class Node:
         self._process: subprocess.Popen[bytes] | None = None
         (self.home / "stacks").mkdir(parents=True)
         self._write("config.yaml", self._config(port, priority))
-        tiers = [{"name": name, "model": str(path), "aliases": ["demo"]} for name, path in models.items()]
+        tiers = [{"name": "chat" if name == CHAT else "small", "model": str(path)} for name, path in models.items()]
         self._write("stacks/default.yaml", {"schema_version": 1, "name": "demo", "tiers": tiers})
         self.client = MeshClient(self.home / "daemon.sock", timeout_s=5.0)
 

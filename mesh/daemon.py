@@ -266,6 +266,9 @@ class Daemon:
 
     async def _join(self) -> None:
         self.membership.step(Switch(True, self.config.mesh_name, mesh_id(self.config.mesh_name)), time.monotonic())
+        self.boot = secrets.token_hex(
+            4
+        )  # each stay in a mesh is a life of its own: no term or datagram of an earlier one
         overlay = Overlay(self)
         await overlay.open()
         self.overlay = overlay

@@ -100,7 +100,7 @@ class Overlay:
         self._addresses = Addresses(daemon.config.bind)
         self._election = Election(
             me=daemon.id,
-            boot=daemon.boot + format(self._rng.getrandbits(32), "08x"),  # each Election is a life of its own
+            boot=daemon.boot,
             mesh=daemon.config.mesh_name,
             priority=daemon.config.mesh_priority,
             settings=ElectionSettings(),

@@ -23,7 +23,7 @@ def addresses(*bind: str, of: tuple[Address, ...] = MAC) -> Addresses:
 
 
 def test_the_lan_comes_first_and_apples_radios_never() -> None:
-    assert addresses().advertised() == ("10.0.0.5", "192.168.1.5", "fd00::5", "fe80::5%en0", "100.101.1.2")
+    assert addresses().advertised() == ("192.168.1.5", "10.0.0.5", "fd00::5", "fe80::5%en0", "100.101.1.2")
     assert addresses().multicast() == ("192.168.1.5", "10.0.0.5")
     assert not addresses().loopback_only
 
@@ -57,7 +57,7 @@ def test_what_is_far() -> None:
 
 
 def test_a_change_is_noticed() -> None:
-    now = [MAC]
+    now: list[tuple[Address, ...]] = [MAC]
     here = Addresses(read=lambda: now[0])
     assert not here.refresh()
     now[0] = MAC[:3]

@@ -246,8 +246,10 @@ async def test_a_static_address_is_asked_until_a_node_answers() -> None:
             raise answer
         return answer
 
+    def problem(text: str, error: MeshError) -> None:
+        problems.append((text, error.code))
+
     async with asyncio.timeout(5):
-        await find_static("mini", resolved, on_found=found.append,
-                          on_problem=lambda text, error: problems.append((text, error.code)), settings=QUICK)  # fmt: skip
+        await find_static("mini", resolved, on_found=found.append, on_problem=problem, settings=QUICK)
     assert found == [PEER]
     assert problems == [("mini", "refused"), ("mini", "unreachable")]

@@ -1,0 +1,308 @@
+"""mesh/discovery.py with real zeroconf on the loopback interface, and mesh/advert.py beside it."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import zeroconf
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec import structs
+from zeroconf import RecordUpdateListener
+from zeroconf.asyncio import AsyncServiceInfo, AsyncZeroconf
+
+from mesh.addresses import Address, Addresses
+from mesh.advert import TXT_BYTES_MAX, Advert, seen_of, txt_bytes
+from mesh.discovery import SERVICE, Discovery, hosts_of, multicast_problem
+from mesh.settings import DiscoverySettings
+from mesh.wire import PROTOCOL, PeerSeen
+from node.types import NodeId
+
+A, B = NodeId("aa" * 8), NodeId("bb" * 8)
+QUICK = DiscoverySettings(interfaces_every_s=0.05, update_at_least_s=0.3, update_every_s=0.6, retry_s=0.1)
+LOOPBACK = Address("lo", 1, "127.0.0.1", 8)
+
+
+def advert(id_: NodeId = A, **more: Any) -> Advert:
+    base: dict[str, Any] = {"boot": "b1", "name": "mini", "mesh": "default", "priority": 100, "port": 4000}
+    return Advert(**{**base, "id": id_, "peer_port": 4001, "version": "0.1", **more})
+
+
+async def until(condition: Callable[[], object], limit_s: float = 8.0) -> None:
+    async with asyncio.timeout(limit_s):
+        while not condition():  # noqa: ASYNC110 - packets, not events of ours
+            await asyncio.sleep(0.005)
+
+
+class Node:
+    def __init__(self, id_: NodeId, interfaces: list[Address], settings: DiscoverySettings = QUICK) -> None:
+        self.id, self.found, self.interfaces = id_, list[PeerSeen](), interfaces
+        self.discovery = Discovery(
+            id_, on_found=self.found.append, settings=settings,
+            addresses=Addresses(["127.0.0.1"], read=lambda: tuple(self.interfaces)),
+        )  # fmt: skip
+
+    def knows(self, id_: NodeId) -> PeerSeen | None:
+        return next((p for p in reversed(self.found) if p.id == id_), None)
+
+
+@asynccontextmanager
+async def running(*nodes: Node, **more: Any) -> AsyncIterator[None]:
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(n.discovery.run(advert(n.id, **more))) for n in nodes]
+        try:
+            yield
+        finally:
+            for node in nodes:
+                await node.discovery.close(successor=False)
+            for task in tasks:
+                task.cancel()
+
+
+async def test_two_nodes_find_each_other_on_loopback() -> None:
+    a, b = Node(A, [LOOPBACK]), Node(B, [LOOPBACK])
+    async with running(a, b, models=("qwen", "llama"), headroom_bytes=12 << 30, queue_depth=3):
+        await until(lambda: a.knows(B) and b.knows(A))
+        assert a.knows(B) == PeerSeen(
+            id=B, name="mini", addresses=("127.0.0.1",), port=4000, peer_port=4001, boot="b1", version="0.1",
+        )  # fmt: skip
+        assert a.knows(A) is None
+        assert a.discovery.problem == ""
+
+
+class Wire(RecordUpdateListener):
+    """Everything an independent listener hears."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[float, zeroconf.DNSRecord]] = []  # type: ignore[name-defined]
+
+    def async_update_records(self, _zc: Any, now: float, records: list[Any]) -> None:
+        self.heard += [(asyncio.get_running_loop().time(), r.new) for r in records]
+
+    def texts(self) -> list[tuple[float, bytes]]:
+        return [(at, r.text) for at, r in self.heard if r.type == 16]
+
+
+@asynccontextmanager
+async def listener() -> AsyncIterator[tuple[AsyncZeroconf, Wire]]:
+    zc, wire = AsyncZeroconf(interfaces=["127.0.0.1"]), Wire()
+    await zc.zeroconf.async_wait_for_start()
+    zc.zeroconf.async_add_listener(wire, None)
+    try:
+        yield zc, wire
+    finally:
+        await zc.async_close()
+
+
+async def test_a_bonjour_browser_sees_models_headroom_and_queue_depth() -> None:
+    a = Node(A, [LOOPBACK])
+    async with listener() as (zc, _), running(a, models=("qwen3-8b", "llama"), headroom_bytes=12 << 30, queue_depth=3):
+        info = AsyncServiceInfo(SERVICE, f"{A}.{SERVICE}")
+        await until(lambda: info.load_from_cache(zc.zeroconf))
+        txt = info.decoded_properties
+        assert (txt["m"], txt["mem"], txt["q"], txt["st"], txt["v"]) == (
+            "qwen3-8b,llama",
+            "12",
+            "3",
+            "F",
+            str(PROTOCOL),
+        )
+        assert info.port == 4000
+
+
+async def test_updates_are_spaced_and_a_change_of_role_goes_first() -> None:
+    a = Node(A, [LOOPBACK])
+    async with listener() as (_, wire), running(a):
+        await until(lambda: len({t for _, t in wire.texts()}) == 1)
+        for depth in range(1, 6):
+            a.discovery.update(advert(queue_depth=depth))
+        a.discovery.update(advert(queue_depth=5, role="L"))
+        await until(lambda: any(b"st=L" in t for _, t in wire.texts()))
+        a.discovery.update(advert(queue_depth=6, role="L"))
+        await until(lambda: any(b"q=6" in t for _, t in wire.texts()))
+        firsts: dict[bytes, float] = {}
+        for at, text in wire.texts():
+            firsts.setdefault(text, at)
+        assert len(firsts) == 3  # the depths between were never said
+        started, role, depth6 = sorted(firsts.values())
+        assert role - started >= QUICK.update_at_least_s - 0.05
+        assert depth6 - role >= QUICK.update_every_s - 0.05
+
+
+async def test_a_goodbye_or_a_crash_removes_nobody() -> None:
+    a, b = Node(A, [LOOPBACK]), Node(B, [LOOPBACK])
+    async with running(a):
+        async with running(b):
+            await until(lambda: a.knows(B))
+        count = len(a.found)
+        async with running(b):  # and it is found again when it returns
+            await until(lambda: len(a.found) > count)
+
+
+async def test_no_interface_is_a_problem_that_ends_when_one_comes() -> None:
+    a, b = Node(A, []), Node(B, [LOOPBACK])
+    async with running(a, b):
+        await until(lambda: "no network interface" in a.discovery.problem)
+        a.interfaces = [LOOPBACK]
+        await until(lambda: a.knows(B) and b.knows(A))
+        assert a.discovery.problem == ""
+        a.interfaces = []
+        await until(lambda: a.discovery.problem)
+        a.found.clear()
+        a.interfaces = [LOOPBACK]  # the cable is back: browses anew
+        await until(lambda: a.knows(B))
+
+
+async def test_multicast_that_cannot_be_sent_is_said_with_the_systems_words() -> None:
+    assert multicast_problem(["127.0.0.1"]) == ""
+    problem = multicast_problem(["203.0.113.77"])
+    assert problem.startswith("multicast cannot be sent, so no other node can be found: 203.0.113.77: ")
+    assert multicast_problem(["203.0.113.77", "127.0.0.1"]) == ""
+
+
+async def test_strangers_on_the_service_type_are_ignored() -> None:
+    a = Node(A, [LOOPBACK])
+    async with listener() as (zc, _), running(a):
+        for name, properties in (
+            ("printer", {"id": "x"}),
+            ("bytes", {b"id": b"\xff\xfe", b"api": b"\xff"}),
+            ("liar", {"id": A, "api": "4000", "peer": "4001", "v": "1"}),
+            ("empty", {}),
+        ):
+            info = AsyncServiceInfo(SERVICE, f"{name}.{SERVICE}", port=1, properties=properties,
+                                    server=f"{name}.local.", parsed_addresses=["127.0.0.1"])  # fmt: skip
+            await zc.async_register_service(info, cooperating_responders=True)
+        good = AsyncServiceInfo(SERVICE, f"{B}.{SERVICE}", port=4000, properties=dict(advert(B).txt()),
+                                server="b.local.", parsed_addresses=["127.0.0.1"])  # fmt: skip
+        await zc.async_register_service(good, cooperating_responders=True)
+        await until(lambda: a.knows(B))
+        assert {p.id for p in a.found} == {B}
+
+
+# The name
+
+
+def addresses_said(wire: Wire, host: str) -> list[tuple[str, int]]:
+    return [
+        (str(ipaddress.ip_address(r.address)), r.ttl)
+        for _, r in wire.heard
+        if r.type == 1 and r.name == host
+    ]  # fmt: skip
+
+
+async def resolved(zc: AsyncZeroconf, host: str) -> set[str]:
+    """What a client's resolver is told: asked on the wire, not from our own cache alone."""
+    resolver = zeroconf.AddressResolverIPv4(host)
+    await resolver.async_request(zc.zeroconf, 1000, question_type=zeroconf.DNSQuestionType.QM)
+    return set(resolver.parsed_addresses())
+
+
+async def test_the_name_is_announced_answered_and_handed_over_in_one_packet() -> None:
+    a, b = Node(A, [LOOPBACK]), Node(B, [LOOPBACK])
+    host = "mlx-mesh.local."
+    async with running(a, b):
+        await until(lambda: a.knows(B) and b.knows(A))
+        async with listener() as (zc, wire):
+            assert await a.discovery.name.claim(hosts_of("default"), ["10.0.0.1"]) == host
+            assert a.discovery.name_of_mesh("default") == "mlx-mesh.local"
+            await until(lambda: ("10.0.0.1", 120) in addresses_said(wire, host))
+            await until(lambda: ("10.0.0.1", 120) in addresses_said(wire, "coordinator.local."))
+        async with listener() as (zc, wire):  # who asks later is answered
+            assert await resolved(zc, host) == {"10.0.0.1"}
+            start = asyncio.get_running_loop().time()
+            assert await b.discovery.name.claim(hosts_of("default"), ["10.0.0.2"], old_addresses=["10.0.0.1"]) == host
+            a.discovery.name.release(goodbye=False)
+            await until(lambda: ("10.0.0.2", 120) in addresses_said(wire, host))
+            assert asyncio.get_running_loop().time() - start < 0.2  # nobody was asked first
+            said = [(at, r) for at, r in wire.heard if r.type == 1 and r.name == host]
+            news = next(at for at, r in said if r.address == ipaddress.ip_address("10.0.0.2").packed)
+            gone = next(at for at, r in said if r.ttl <= 1)
+            assert abs(news - gone) < 0.001  # heard in one packet
+        async with listener() as (zc, _):
+            assert await resolved(zc, host) == {"10.0.0.2"}
+            b.discovery.name.release(goodbye=True)
+            assert b.discovery.name.chosen == ""
+        async with listener() as (zc, _):
+            assert await resolved(zc, host) == set()
+
+
+async def test_a_name_that_another_mesh_holds_is_left_to_it() -> None:
+    a, b = Node(A, [LOOPBACK]), Node(B, [LOOPBACK])
+    async with running(a, b):
+        await until(lambda: a.knows(B) and b.knows(A))
+        await a.discovery.name.claim(hosts_of("default"), ["10.0.0.1"])
+        mine = await b.discovery.name.claim(hosts_of("default"), ["10.0.0.2"], fallback="mlx-mesh-bbbb.local.")
+        assert mine == "mlx-mesh-bbbb.local."
+        assert b.discovery.name_of_mesh("default") == "mlx-mesh-bbbb.local"
+        b.discovery.update(advert(B, role="L", host=mine))
+        async with listener() as (zc, _):
+            assert await resolved(zc, "mlx-mesh.local.") == {"10.0.0.1"}
+            assert await resolved(zc, "coordinator.local.") == {"10.0.0.1"}
+            assert await resolved(zc, mine) == {"10.0.0.2"}
+        # the same address, known to be a node of this mesh (two coordinators after a split): it is ours to take
+        again = await b.discovery.name.claim(hosts_of("default"), ["10.0.0.2"], ours=["10.0.0.1"])
+        assert again == "mlx-mesh.local."
+        assert await b.discovery.name.claim(hosts_of("default"), []) == ""
+
+
+async def test_followers_learn_an_unusual_name() -> None:
+    a, b = Node(A, [LOOPBACK]), Node(B, [LOOPBACK])
+    async with running(a), running(b, role="L", host="mlx-mesh-bbbb.local"):
+        await until(lambda: a.discovery.name_of_mesh("default") == "mlx-mesh-bbbb.local")
+        b.discovery.update(advert(B, role="F"))
+        await until(lambda: a.discovery.name_of_mesh("default") == "mlx-mesh.local")
+
+
+def test_the_names_of_a_mesh() -> None:
+    assert hosts_of("default") == ("mlx-mesh.local.", "coordinator.local.")
+    assert hosts_of("Lab") == ("lab.local.",)
+
+
+# The TXT record
+
+names = st.text(max_size=80)
+
+
+@given(
+    name=names, mesh=names, models=st.lists(names, max_size=30), role=st.sampled_from("FLS"), queue=st.integers(0, 10**6),
+    headroom=st.integers(0, 2**40), priority=st.integers(0, 10**6),
+)  # fmt: skip
+def test_a_txt_record_always_fits_and_comes_back(
+    name: str, mesh: str, models: list[str], role: str, queue: int, headroom: int, priority: int
+) -> None:
+    said = advert(name=name, mesh=mesh, models=tuple(models), role=role, queue_depth=queue, headroom_bytes=headroom,
+                  priority=priority, version="1.2.3", host="mlx-mesh-bbbb.local")  # fmt: skip
+    txt = said.txt()
+    assert txt_bytes(txt) <= TXT_BYTES_MAX
+    assert all(len(f"{key}={value}".encode()) <= 255 for key, value in txt.items())
+    seen = seen_of(txt, ["10.0.0.2"])
+    assert seen is not None
+    assert (seen.id, seen.port, seen.peer_port, seen.priority) == (A, 4000, 4001, priority)
+    assert name.startswith(seen.name) or seen.name == A[:4]
+
+
+@given(txt=st.dictionaries(st.sampled_from(["id", "v", "api", "peer", "p", "name", "m"]), st.none() | names))
+def test_any_txt_record_is_a_peer_or_nothing(txt: dict[str, str | None]) -> None:
+    assert seen_of(txt, ["10.0.0.2"]) is None
+    seen = seen_of({**txt, "id": B, "v": "1", "api": "4000", "peer": "4001"}, ["10.0.0.2"] * 40)
+    assert seen is not None
+    assert len(seen.addresses) <= 16
+
+
+@pytest.mark.parametrize("models", [(), ("a",), ("m" * 300,), tuple(f"model-{i}" for i in range(99))])
+def test_as_many_models_as_fit_are_listed(models: tuple[str, ...]) -> None:
+    listed = advert(models=models).txt()["m"].split(",")
+    if models == tuple(f"model-{i}" for i in range(99)):
+        assert listed[:2] == ["model-0", "model-1"]
+        assert listed[-1] == f"+{99 - len(listed) + 1}"
+        assert len(listed) > 10
+    elif models == ("m" * 300,):
+        assert listed == ["+1"]
+    else:
+        assert listed == [*models] or listed == [""]
+    assert structs.replace(advert(), models=models).txt()["mh"] == advert(models=models[::-1]).txt()["mh"]
