@@ -36,7 +36,7 @@ def test_the_terms_of_a_free_node() -> None:
 def test_waiting_is_for_a_slot_or_for_the_prompts_ahead_whichever_is_longer() -> None:
     busy = lane(slots=2)
     busy.occupy(9.0)
-    assert busy.open
+    assert busy.free[0] == 0.0
     busy.reading_s = 1.5
     assert seconds(busy, request(), 100.0, SETTINGS)[0] == 1.5
     busy.occupy(4.0)
