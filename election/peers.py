@@ -17,15 +17,14 @@ TERM_MAX = 2**53  # a later one is nonsense: a mesh that elects each second need
 class Peer:
     """One peer. `heard` when its last message came (-inf: never, or it is gone)."""
 
-    __slots__ = ("_past_boots", "boot", "far", "heard", "id", "known", "message", "next_beat", "seq", "sticky_s")
+    __slots__ = ("boot", "born", "far", "heard", "id", "known", "message", "next_beat", "seq", "sticky_s")
 
     def __init__(self, peer: Id, sticky_s: float) -> None:
         self.id, self.sticky_s = peer, sticky_s
         self.known = self.far = False
         self.heard, self.next_beat = -inf, -inf
         self.message: Message | None = None
-        self.boot, self.seq = "", 0
-        self._past_boots: tuple[str, ...] = ()
+        self.boot, self.seq, self.born = "", 0, -inf
 
     @property
     def distant(self) -> bool:
@@ -40,18 +39,18 @@ class Peer:
         return rank if (near, steps) == (rank.near, rank.uptime_steps) else replace(rank, near=near, uptime_steps=steps)
 
     def uptime_s(self, now: float) -> float:
-        return self.message.uptime_s + now - self.heard if self.message else 0.0
+        return now - self.born
 
-    def accepts(self, message: Message) -> bool:
-        """False for a datagram that was repeated, overtaken by a later one, or sent before a restart."""
+    def accepts(self, message: Message, now: float, live_s: float) -> bool:
+        """False for a datagram that was repeated, overtaken by a later one, or sent before a restart: of two boots
+        the younger one speaks, unless it has been silent for `live_s`."""
         if message.boot == self.boot:
             return message.seq > self.seq
-        return message.boot not in self._past_boots
+        return now - message.uptime_s > self.born or now - self.heard > live_s
 
     def take_in(self, message: Message, now: float) -> None:
-        if message.boot != self.boot:
-            self._past_boots = (self.boot, *self._past_boots)[:4]
-        self.message, self.heard, self.boot, self.seq = message, now, message.boot, message.seq
+        self.message, self.heard, self.born = message, now, now - message.uptime_s
+        self.boot, self.seq = message.boot, message.seq
 
 
 def plausible(message: Message) -> bool:
@@ -117,7 +116,7 @@ class Peers:
         if not plausible(message):
             return None
         peer = self._all.get(message.sender) or self._admit(message.sender, now)
-        if peer is None or not peer.accepts(message):
+        if peer is None or not peer.accepts(message, now, self._settings.live_s):
             return None
         peer.take_in(message, now)
         return peer

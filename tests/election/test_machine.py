@@ -515,11 +515,25 @@ def test_repeated_overtaken_and_former_datagrams_are_dropped() -> None:
     bench.feed(rival.says(bench.now, reign=Reign()))
     bench.feed(late)
     assert bench.machine.coordinator == "a", "overtaken"
-    again = Other("b", boot="b2")
+    again = Other("b", boot="b2", born=bench.now - 0.1)
     former = rival.rules(bench.now, reign_of(rival, 9))
     bench.feed(again.says(bench.now, reign=Reign()))
     bench.feed(former)
     assert bench.machine.coordinator == "a", "sent before its restart"
+
+
+def test_a_boot_that_fell_silent_gives_way_to_one_that_speaks() -> None:
+    """A stray datagram must not make anybody deaf to the process that runs."""
+    bench, _ = following(Other("a"))
+    running, stray = Other("b", boot="b1", born=0.0), Other("b", boot="b2", born=0.5)
+    bench.feed(running.says(bench.now, reign=Reign()))
+    bench.feed(stray.says(bench.now, reign=Reign()))
+    bench.now += 0.1
+    bench.feed(running.says(bench.now, reign=Reign()))
+    assert bench.machine._peers.get("b").boot == "b2"
+    bench.now += 0.41
+    bench.feed(running.says(bench.now, reign=Reign()))
+    assert bench.machine._peers.get("b").boot == "b1"
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,17 @@ from tests.sim.checkers import NoTermGoesBack, OneHolderPerTerm, TheDeafDeposeNo
 from tests.sim.world import BAD_WIFI, Net, World
 
 ROOT = Path(__file__).parents[2]
-PAST_FAILURES = (15, 48, 79, 84, 120, 206, 245)  # seeds that once showed a fault, of the machine or of the world
+PAST_FAILURES = (
+    15,
+    48,
+    79,
+    84,
+    120,
+    206,
+    245,
+    1000380,
+    1000760,
+)  # seeds that once showed a fault, of the machine or of the world
 
 
 def replay(job: Job, seed: int) -> runs.Result:
