@@ -528,10 +528,10 @@ def test_a_boot_that_fell_silent_gives_way_to_one_that_speaks() -> None:
     running, stray = Other("b", boot="b1", born=0.0), Other("b", boot="b2", born=0.5)
     bench.feed(running.says(bench.now, reign=Reign()))
     bench.feed(stray.says(bench.now, reign=Reign()))
-    bench.now += 0.1
+    bench.wait(bench.now + 0.1)
     bench.feed(running.says(bench.now, reign=Reign()))
     assert bench.machine._peers.get("b").boot == "b2"
-    bench.now += 0.41
+    bench.wait(bench.now + 0.41)
     bench.feed(running.says(bench.now, reign=Reign()))
     assert bench.machine._peers.get("b").boot == "b1"
 
