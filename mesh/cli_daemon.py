@@ -13,8 +13,9 @@ from contextlib import suppress
 from pathlib import Path
 
 import click
+import msgspec
 
-from mesh import answers, config, logfiles, oldstack, render, stack
+from mesh import answers, config, oldstack, render, stack
 from mesh.cli_base import Command, as_json, client, home, warn
 from mesh.client import MeshClient, MeshClientError
 from mesh.home import Home, PidFile
@@ -52,11 +53,10 @@ def up(run_daemon: RunDaemon, foreground: bool, dry_run: bool, tiers: tuple[str,
         raise click.ClickException(oldstack.how_to_stop(old))
     if foreground:
         sys.exit(run_daemon(place, tiers))
-    for warning in (*settings.warnings, *found.warnings):
-        warn(warning)
     place.create()
+    since = place.daemon_log.stat().st_size if place.daemon_log.exists() else 0
     process = _spawn(place, tiers)
-    daemon = _await_answer(place, process)
+    daemon = _await_answer(place, process, since)
     if daemon is not None:
         _await_models(place, daemon, process, found)
 
@@ -121,7 +121,7 @@ def _spawn(place: Home, tiers: Sequence[str]) -> subprocess.Popen[bytes]:
         raise click.ClickException(f"the daemon cannot be started: {error}") from error
 
 
-def _await_answer(place: Home, process: subprocess.Popen[bytes]) -> MeshClient | None:
+def _await_answer(place: Home, process: subprocess.Popen[bytes], since: int) -> MeshClient | None:
     """The client of the new daemon. None: another one was faster. Exits 1 with its last words if it ended."""
     patience = time.monotonic() + ANSWER_WITHIN_S
     while time.monotonic() < patience:
@@ -131,7 +131,9 @@ def _await_answer(place: Home, process: subprocess.Popen[bytes]) -> MeshClient |
             _already(running)
             return None
         if ended:
-            raise click.ClickException(f"the daemon did not start (exit code {process.returncode}){_last_words(place)}")
+            raise click.ClickException(
+                f"the daemon did not start (exit code {process.returncode}){_last_words(place, since)}"
+            )
         if running is not None and running.pid == process.pid:
             daemon = client()
             with suppress(MeshClientError):
@@ -139,16 +141,26 @@ def _await_answer(place: Home, process: subprocess.Popen[bytes]) -> MeshClient |
                 return daemon
         time.sleep(LOOK_EVERY_S)
     raise click.ClickException(
-        f"the daemon (pid {process.pid}) runs but did not answer within {ANSWER_WITHIN_S:.0f} s{_last_words(place)}"
+        f"the daemon (pid {process.pid}) runs but did not answer within {ANSWER_WITHIN_S:.0f} s{_last_words(place, since)}"
     )
 
 
-def _last_words(place: Home, lines: int = 8) -> str:
+def _last_words(place: Home, since: int, lines: int = 8) -> str:
+    """What daemon.log holds beyond `since` bytes: its last lines, those of our own log as people read them."""
     try:
-        said = logfiles.tail(place.daemon_log, lines)
+        with place.daemon_log.open("rb") as log:
+            log.seek(since if since <= place.daemon_log.stat().st_size else 0)
+            said = log.read().decode(errors="replace").splitlines()[-lines:]
     except OSError:
         said = []
-    return "".join(f"\n  {line}" for line in said) or f"; {place.daemon_log} is empty"
+    return "".join(f"\n  {_message(line)}" for line in said) or f"; {place.daemon_log} says nothing of it"
+
+
+def _message(line: str) -> str:
+    try:
+        return str(msgspec.json.decode(line)["message"])
+    except (msgspec.MsgspecError, KeyError, TypeError):
+        return line
 
 
 def _await_models(place: Home, daemon: MeshClient, process: subprocess.Popen[bytes], found: stack.Stack) -> None:
@@ -157,7 +169,9 @@ def _await_models(place: Home, daemon: MeshClient, process: subprocess.Popen[byt
     patience, idle = time.monotonic() + READY_WITHIN_S, 0
     while found.tiers:
         if process.poll() is not None:
-            raise click.ClickException(f"the daemon ended (exit code {process.returncode}){_last_words(place)}")
+            raise click.ClickException(
+                f"the daemon ended (exit code {process.returncode}): see `mlx-stack logs daemon`"
+            )
         with suppress(MeshClientError):  # one slow answer; the process is watched above
             now = {model.name: model for model in daemon.models()}
             for name, model in now.items():
@@ -180,9 +194,9 @@ def _await_models(place: Home, daemon: MeshClient, process: subprocess.Popen[byt
     with suppress(MeshClientError):
         status = daemon.status()
         page.append(f"Up (pid {status.pid}): {status.url or f'http://localhost:{status.port}/v1'}")
-        page += [text for text in (status.message, *(f"Note: {w}" for w in status.warnings)) if text]
+        page += [f"Note: {text}" for text in (status.message, *status.warnings) if text]
     if not rows:
-        page.append("No models here: this node passes requests on. `mlx-stack models add DIRECTORY` adds one.")
+        page.append("No models here: requests are passed on. `mlx-stack models add DIRECTORY` adds one.")
     render.show(page)
     if rows and not any(row[1] == "healthy" for row in rows):
         sys.exit(1)

@@ -127,7 +127,9 @@ def size(count: int) -> str:
     """Bytes, in the GB and MB (2^30, 2^20) memory is sold in."""
     if count >= GIB:
         return f"{count / GIB:.1f} GB"
-    return f"{count / (1 << 20):.1f} MB" if count >= 1 << 20 else f"{count / 1024:.0f} KB" if count else "0"
+    if count >= 1 << 20:
+        return f"{count / (1 << 20):.1f} MB"
+    return f"{count / 1024:.0f} KB" if count >= 1024 else f"{count} B" if count else "0"
 
 
 def duration(seconds: float) -> str:
@@ -169,9 +171,11 @@ def status(found: answers.Status) -> list[Block]:
         page.append(_node_line(found.node))
         if found.node.models:
             page += ["", *models(found.node.models)]
-    if found.no_stack:
-        page.append("No models here: this node passes requests on. `mlx-stack models add DIRECTORY` adds one.")
-    page += [text for text in (found.message, *(f"Note: {w}" for w in found.warnings)) if text]
+    if found.message:
+        page.append(f"Note: {found.message}")
+    page += [f"Note: {warning}" for warning in found.warnings]
+    if found.node is not None and not found.node.models:
+        page.append("`mlx-stack models add DIRECTORY` adds a model here.")
     return page
 
 

@@ -420,15 +420,20 @@ def test_up_without_models_is_fine(home: Home, fake: Any) -> None:
     fake()
     found = run("up")
     assert found.exit_code == 0
-    assert "passes requests on" in found.stdout
+    assert "requests are passed on" in found.stdout
 
 
 def test_up_shows_the_last_words_of_a_daemon_that_did_not_start(home: Home, fake: Any) -> None:
-    fake(script="raise SystemExit('port 4000 is held by pid 1')")
+    home.daemon_log.write_text("of an earlier run\n")
+    line = '{"level": "info", "message": "starting"}'
+    fake(
+        script=f"raise SystemExit({line + chr(10) + 'port 4000 is held by pid 1'!r})".replace("{", "{{").replace(
+            "}", "}}"
+        )
+    )
     found = run("up")
     assert found.exit_code == 1
-    assert "did not start" in found.stderr
-    assert "port 4000 is held by pid 1" in found.stderr
+    assert found.stderr == ("Error: the daemon did not start (exit code 1)\n  starting\n  port 4000 is held by pid 1\n")
 
 
 def test_up_refuses_beside_the_older_stack(home: Home) -> None:
