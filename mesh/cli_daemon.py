@@ -58,7 +58,7 @@ def up(run_daemon: RunDaemon, foreground: bool, dry_run: bool, tiers: tuple[str,
     process = _spawn(place, tiers)
     daemon = _await_answer(place, process, since)
     if daemon is not None:
-        _await_models(place, daemon, process, found)
+        _await_models(daemon, process, found)
 
 
 def _already(running: PidFile) -> None:
@@ -140,9 +140,8 @@ def _await_answer(place: Home, process: subprocess.Popen[bytes], since: int) -> 
                 daemon.status()
                 return daemon
         time.sleep(LOOK_EVERY_S)
-    raise click.ClickException(
-        f"the daemon (pid {process.pid}) runs but did not answer within {ANSWER_WITHIN_S:.0f} s{_last_words(place, since)}"
-    )
+    said = _last_words(place, since)
+    raise click.ClickException(f"pid {process.pid} runs but did not answer within {ANSWER_WITHIN_S:.0f} s{said}")
 
 
 def _last_words(place: Home, since: int, lines: int = 8) -> str:
@@ -163,7 +162,7 @@ def _message(line: str) -> str:
         return line
 
 
-def _await_models(place: Home, daemon: MeshClient, process: subprocess.Popen[bytes], found: stack.Stack) -> None:
+def _await_models(daemon: MeshClient, process: subprocess.Popen[bytes], found: stack.Stack) -> None:
     """Follows the models until each is up or has failed; exits 1 if none came up though there are some."""
     states: dict[str, answers.Model] = {}
     patience, idle = time.monotonic() + READY_WITHIN_S, 0

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -517,12 +516,13 @@ def test_watching_ends_with_ctrl_c_and_exit_code_0(admin: Any) -> None:
         limit.cancel()
 
 
-def test_a_command_is_quick(home: Home) -> None:
+def test_help_is_quick() -> None:
     times = []
     for _ in range(5):
-        started = time.perf_counter()
-        subprocess.run(
-            [sys.executable, "-m", "mesh.cli", "--help"], cwd=REPOSITORY, check=True, stdout=subprocess.DEVNULL
-        )
-        times.append(time.perf_counter() - started)
-    assert min(times) < 0.15  # the best of five: the machine may be busy, the command may not be slow
+        command = [sys.executable, "-m", "mesh.cli", "--help"]
+        process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL)
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        assert process.returncode == 0
+        times.append(used.ru_utime + used.ru_stime)
+    assert min(times) < 0.15  # of the processor: how busy the machine is with others is not the command's fault
