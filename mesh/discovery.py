@@ -73,7 +73,7 @@ class Discovery:
                 try:
                     await self._attend()
                 except (OSError, zeroconf.Error) as error:
-                    self._failed(f"mDNS does not work: {error}")
+                    self._problem(f"mDNS does not work: {error}")
                 self._news.clear()
                 with suppress(TimeoutError):
                     async with asyncio.timeout(self._pause_s()):
@@ -113,7 +113,7 @@ class Discovery:
             return
         interfaces = self._addresses.multicast()
         if not interfaces:
-            self._failed("no network interface with an IPv4 address: no other node can be found")
+            self._problem("no network interface with an IPv4 address: no other node can be found")
             self._interfaces = ()
             return
         due_again = bool(self.problem) and _now() >= self._retry_at
@@ -121,7 +121,7 @@ class Discovery:
             self._problem(multicast_problem(interfaces))
             await self._open(interfaces)
         elif self._txt_due_s() <= 0.0:
-            await self._announce(self._zeroconf)
+            await self._zeroconf.async_update_service(self._info())
 
     async def _open(self, interfaces: tuple[str, ...]) -> None:
         if self._zeroconf is None:
@@ -131,7 +131,9 @@ class Discovery:
             await self._zeroconf.async_register_service(info, cooperating_responders=True)
         else:
             await self._zeroconf.async_update_interfaces(interfaces=list(interfaces))
-            await self._announce(self._zeroconf)  # a flap with the same address announces nothing by itself
+            await self._zeroconf.async_update_service(
+                self._info()
+            )  # a flap with the same address announces nothing by itself
         self._interfaces = interfaces
         self.name.restore()
         if self._browser is not None:
@@ -140,9 +142,6 @@ class Discovery:
         self._browser = AsyncServiceBrowser(
             self._zeroconf.zeroconf, SERVICE, listener=_Listener(self._found), question_type=DNSQuestionType.QM
         )
-
-    async def _announce(self, zc: AsyncZeroconf) -> None:
-        await zc.async_update_service(self._info())
 
     def _info(self) -> AsyncServiceInfo:
         assert self._advert is not None
@@ -168,10 +167,6 @@ class Discovery:
 
     def _pause_s(self) -> float:
         return max(0.01, min(self._settings.interfaces_every_s, self._txt_due_s()))
-
-    def _failed(self, problem: str) -> None:
-        self._problem(problem)
-        self._retry_at = _now() + self._settings.retry_s
 
     def _problem(self, problem: str) -> None:
         if problem and problem != self.problem:
@@ -330,8 +325,14 @@ class NameOwner:
             zc.zeroconf.registry.async_add(self._info(host))
 
     def _unregister(self, zc: AsyncZeroconf) -> None:
+        """Also takes back answers that zeroconf holds for up to 1.1 s (it says a record once a second at most): sent
+        after the loss, one of them would steal the name back."""
         registry = zc.zeroconf.registry
         registry.async_remove([info for host in self._hosts for info in registry.async_get_infos_server(host.lower())])
+        for waiting in (zc.zeroconf.out_queue, zc.zeroconf.out_delay_queue):
+            for group in waiting.queue:
+                for record in [r for r in group.answers if r.name in self._hosts]:
+                    del group.answers[record]
 
     def _info(self, host: str) -> ServiceInfo:
         label = f"{self._me}-{host.split('.', maxsplit=1)[0]}"[:63]

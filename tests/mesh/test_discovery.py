@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -23,13 +24,18 @@ from mesh.settings import DiscoverySettings
 from mesh.wire import PROTOCOL, PeerSeen
 from node.types import NodeId
 
-A, B = NodeId("aa" * 8), NodeId("bb" * 8)
+# Other daemons and other test runs may share this machine's loopback mDNS: every run has ids and names of its own.
+A, B = (NodeId(secrets.token_hex(8)) for _ in "ab")
+RUN = secrets.token_hex(4)
+MESH = f"test-{RUN}"
+HOSTS = (f"mesh-{RUN}.local.", f"coordinator-{RUN}.local.")
+FALLBACK = f"mesh-{RUN}-bbbb.local."
 QUICK = DiscoverySettings(interfaces_every_s=0.05, update_at_least_s=0.3, update_every_s=0.6, retry_s=0.1)
 LOOPBACK = Address("lo", 1, "127.0.0.1", 8)
 
 
 def advert(id_: NodeId = A, **more: Any) -> Advert:
-    base: dict[str, Any] = {"boot": "b1", "name": "mini", "mesh": "default", "priority": 100, "port": 4000}
+    base: dict[str, Any] = {"boot": "b1", "name": "mini", "mesh": MESH, "priority": 100, "port": 4000}
     return Advert(**{**base, "id": id_, "peer_port": 4001, "version": "0.1", **more})
 
 
@@ -69,7 +75,7 @@ async def test_two_nodes_find_each_other_on_loopback() -> None:
     async with running(a, b, models=("qwen", "llama"), headroom_bytes=12 << 30, queue_depth=3):
         await until(lambda: a.knows(B) and b.knows(A))
         assert a.knows(B) == PeerSeen(
-            id=B, name="mini", addresses=("127.0.0.1",), port=4000, peer_port=4001, boot="b1", version="0.1",
+            id=B, name="mini", mesh=MESH, addresses=("127.0.0.1",), port=4000, peer_port=4001, boot="b1", version="0.1",
         )  # fmt: skip
         assert a.knows(A) is None
         assert a.discovery.problem == ""
@@ -85,7 +91,7 @@ class Wire(RecordUpdateListener):
         self.heard += [(asyncio.get_running_loop().time(), r.new) for r in records]
 
     def texts(self) -> list[tuple[float, bytes]]:
-        return [(at, r.text) for at, r in self.heard if r.type == 16]
+        return [(at, r.text) for at, r in self.heard if r.type == 16 and r.name == f"{A}.{SERVICE}"]
 
 
 @asynccontextmanager
@@ -171,7 +177,7 @@ async def test_strangers_on_the_service_type_are_ignored() -> None:
         for name, properties in (
             ("printer", {"id": "x"}),
             ("bytes", {b"id": b"\xff\xfe", b"api": b"\xff"}),
-            ("liar", {"id": A, "api": "4000", "peer": "4001", "v": "1"}),
+            (f"liar-{RUN}", {"id": A, "mesh": MESH, "api": "4000", "peer": "4001", "v": "1"}),
             ("empty", {}),
         ):
             info = AsyncServiceInfo(SERVICE, f"{name}.{SERVICE}", port=1, properties=properties,
@@ -181,7 +187,7 @@ async def test_strangers_on_the_service_type_are_ignored() -> None:
                                 server="b.local.", parsed_addresses=["127.0.0.1"])  # fmt: skip
         await zc.async_register_service(good, cooperating_responders=True)
         await until(lambda: a.knows(B))
-        assert {p.id for p in a.found} == {B}
+        assert {p.id for p in a.found if p.mesh == MESH} == {B}
 
 
 # The name
@@ -197,25 +203,25 @@ def addresses_said(wire: Wire, host: str) -> list[tuple[str, int]]:
 
 async def resolved(zc: AsyncZeroconf, host: str) -> set[str]:
     """What a client's resolver is told: asked on the wire, not from our own cache alone."""
-    resolver = zeroconf.AddressResolverIPv4(host)
+    resolver = zeroconf.AddressResolverIPv4(host)  # type: ignore[attr-defined]
     await resolver.async_request(zc.zeroconf, 1000, question_type=zeroconf.DNSQuestionType.QM)
     return set(resolver.parsed_addresses())
 
 
 async def test_the_name_is_announced_answered_and_handed_over_in_one_packet() -> None:
     a, b = Node(A, [LOOPBACK]), Node(B, [LOOPBACK])
-    host = "mlx-mesh.local."
+    host = HOSTS[0]
     async with running(a, b):
         await until(lambda: a.knows(B) and b.knows(A))
         async with listener() as (zc, wire):
-            assert await a.discovery.name.claim(hosts_of("default"), ["10.0.0.1"]) == host
-            assert a.discovery.name_of_mesh("default") == "mlx-mesh.local"
+            assert await a.discovery.name.claim(HOSTS, ["10.0.0.1"]) == host
+            assert a.discovery.name_of_mesh("default") == HOSTS[0].rstrip(".")
             await until(lambda: ("10.0.0.1", 120) in addresses_said(wire, host))
-            await until(lambda: ("10.0.0.1", 120) in addresses_said(wire, "coordinator.local."))
+            await until(lambda: ("10.0.0.1", 120) in addresses_said(wire, HOSTS[1]))
         async with listener() as (zc, wire):  # who asks later is answered
             assert await resolved(zc, host) == {"10.0.0.1"}
             start = asyncio.get_running_loop().time()
-            assert await b.discovery.name.claim(hosts_of("default"), ["10.0.0.2"], old_addresses=["10.0.0.1"]) == host
+            assert await b.discovery.name.claim(HOSTS, ["10.0.0.2"], old_addresses=["10.0.0.1"]) == host
             a.discovery.name.release(goodbye=False)
             await until(lambda: ("10.0.0.2", 120) in addresses_said(wire, host))
             assert asyncio.get_running_loop().time() - start < 0.2  # nobody was asked first
@@ -235,19 +241,19 @@ async def test_a_name_that_another_mesh_holds_is_left_to_it() -> None:
     a, b = Node(A, [LOOPBACK]), Node(B, [LOOPBACK])
     async with running(a, b):
         await until(lambda: a.knows(B) and b.knows(A))
-        await a.discovery.name.claim(hosts_of("default"), ["10.0.0.1"])
-        mine = await b.discovery.name.claim(hosts_of("default"), ["10.0.0.2"], fallback="mlx-mesh-bbbb.local.")
-        assert mine == "mlx-mesh-bbbb.local."
-        assert b.discovery.name_of_mesh("default") == "mlx-mesh-bbbb.local"
+        await a.discovery.name.claim(HOSTS, ["10.0.0.1"])
+        mine = await b.discovery.name.claim(HOSTS, ["10.0.0.2"], fallback=FALLBACK)
+        assert mine == FALLBACK
+        assert b.discovery.name_of_mesh("default") == FALLBACK.rstrip(".")
         b.discovery.update(advert(B, role="L", host=mine))
         async with listener() as (zc, _):
-            assert await resolved(zc, "mlx-mesh.local.") == {"10.0.0.1"}
-            assert await resolved(zc, "coordinator.local.") == {"10.0.0.1"}
+            assert await resolved(zc, HOSTS[0]) == {"10.0.0.1"}
+            assert await resolved(zc, HOSTS[1]) == {"10.0.0.1"}
             assert await resolved(zc, mine) == {"10.0.0.2"}
         # the same address, known to be a node of this mesh (two coordinators after a split): it is ours to take
-        again = await b.discovery.name.claim(hosts_of("default"), ["10.0.0.2"], ours=["10.0.0.1"])
-        assert again == "mlx-mesh.local."
-        assert await b.discovery.name.claim(hosts_of("default"), []) == ""
+        again = await b.discovery.name.claim(HOSTS, ["10.0.0.2"], ours=["10.0.0.1"])
+        assert again == HOSTS[0]
+        assert await b.discovery.name.claim(HOSTS, []) == ""
 
 
 async def test_followers_learn_an_unusual_name() -> None:
@@ -269,8 +275,8 @@ names = st.text(max_size=80)
 
 
 @given(
-    name=names, mesh=names, models=st.lists(names, max_size=30), role=st.sampled_from("FLS"), queue=st.integers(0, 10**6),
-    headroom=st.integers(0, 2**40), priority=st.integers(0, 10**6),
+    name=names, mesh=names, models=st.lists(names, max_size=30), role=st.sampled_from("FLS"),
+    queue=st.integers(0, 10**6), headroom=st.integers(0, 2**40), priority=st.integers(0, 10**6),
 )  # fmt: skip
 def test_a_txt_record_always_fits_and_comes_back(
     name: str, mesh: str, models: list[str], role: str, queue: int, headroom: int, priority: int
