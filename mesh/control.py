@@ -94,15 +94,23 @@ class DaemonControl:
     async def _set_mesh(self, changes: dict[str, object]) -> Json:
         """Writes config.yaml first: what the file says is what a restart does."""
         d = self._daemon
-        await asyncio.to_thread(configuration.set_values, d.home, changes)
-        d.config_written()
-        config = configuration.load(d.home)
-        for name, wanted in changes.items():
-            key = configuration.find_key(name, "the command line")
-            if config.value(key) != wanted:
-                raise ConfigError(f"'{name}' is written, but {config.source(key)} says {config.value(key)}: unset it")
-        await d.switch_mesh(config)
+        before = configuration.read_file(d.home.config)
+        self._write(changes)
+        try:
+            config = configuration.load(d.home)
+            for name, wanted in changes.items():
+                key = configuration.find_key(name, "the command line")
+                if config.value(key) != wanted:
+                    raise ConfigError(f"'{name}' cannot be changed: {config.source(key)} says {config.value(key)}")
+            await d.switch_mesh(config)
+        except (ConfigError, MeshError):
+            self._write({name: before.get(name) for name in changes})
+            raise
         return await self.mesh_status()
+
+    def _write(self, changes: dict[str, object]) -> None:
+        configuration.set_values(self._daemon.home, changes)
+        self._daemon.config_written()
 
     async def add_peer(self, address: str) -> Json:
         overlay = self._daemon.overlay

@@ -51,6 +51,7 @@ PUBLISH_EVERY_S = 1.0  # a whole report at least so often
 PUBLISH_GAP_S = 0.02  # and at most so often: changes in between travel together
 WATCH_EVERY_S = 1.0  # config.yaml and the stack file
 STOP_GRACE_S = 30.0
+REJOIN_S = 5.0
 LEAVE_GRACE_S = 30.0  # for peers' requests to end here before this node says goodbye
 
 _log = logging.getLogger("mesh.daemon")
@@ -77,6 +78,10 @@ class Daemon:
         self.started_at, self._started = utc(time.time()), time.monotonic()
         self.warnings: list[str] = list(config.warnings)
         self.no_stack = False
+        self.leaving = ""  # why this node takes no more of the mesh's requests, while it leaves
+        self.overlay: Overlay | None = None
+        self._dirty = asyncio.Event()  # the next report will differ
+        self._news = asyncio.Event()  # for who waits for a change of this node
         self.probe = Probe()
         self.store = RouteStore(home.routes, self._note)
         self.metrics = Metrics(self._gauges)
@@ -93,7 +98,6 @@ class Daemon:
             changed=self.changed,
             probe=self.probe,
         )
-        self.leaving = ""  # why this node takes no more of the mesh's requests, while it leaves
         self.membership = Membership(self.report(), mesh_name=config.mesh_name, mesh_id=mesh_id(config.mesh_name))
         self.dispatch = Dispatch(
             self_id=self.id,
@@ -103,11 +107,9 @@ class Daemon:
         )
         self.control = DaemonControl(self)
         self.elections = 0
-        self.overlay: Overlay | None = None
         self.session: aiohttp.ClientSession
         self.edge: Edge
         self._daemon_log = log
-        self._dirty = asyncio.Event()
         self._stop = asyncio.Event()
         self._grace_s = STOP_GRACE_S
         self._switching = asyncio.Lock()
@@ -193,7 +195,6 @@ class Daemon:
 
     def report(self) -> NodeReport:
         """This node now, as its peers will hear it."""
-        overlay = getattr(self, "overlay", None)
         draining = self.leaving or (self.host.drain_reason if self.host.draining else "")
         return NodeReport(
             id=self.id,
@@ -203,7 +204,7 @@ class Daemon:
             protocol=PROTOCOL,
             priority=self.config.mesh_priority,
             uptime_s=time.monotonic() - self._started,
-            addresses=overlay.addresses() if overlay else (),
+            addresses=self.overlay.addresses() if self.overlay else (),
             port=self.config.port,
             peer_port=self.config.peer_port,
             draining=bool(draining),
@@ -219,8 +220,8 @@ class Daemon:
 
     def changed(self) -> None:
         """Something a report would show has changed: publish soon."""
-        if hasattr(self, "_dirty"):
-            self._dirty.set()
+        self._dirty.set()
+        self._news.set()
 
     def publish(self) -> NodeReport:
         """Tells membership, the scheduler here and every peer what this node is now."""
@@ -272,7 +273,20 @@ class Daemon:
         overlay = Overlay(self)
         await overlay.open()
         self.overlay = overlay
-        self._overlay_task = self._tasks.create_task(overlay.run())
+        self._overlay_task = self._tasks.create_task(self._keep_mesh(overlay))
+
+    async def _keep_mesh(self, overlay: Overlay) -> None:
+        """The mesh is an overlay, not a dependency: a fault in it is logged and the mesh begun anew; the node serves."""
+        try:
+            await overlay.run()
+        except Exception:
+            _log.exception("the mesh failed; beginning anew in %.0f s", REJOIN_S)
+            self._tasks.create_task(self._begin_anew())
+
+    async def _begin_anew(self) -> None:
+        await self.leave_mesh(0.0)
+        await asyncio.sleep(REJOIN_S)
+        await self.switch_mesh(self.config)
 
     async def _leave(self, grace_s: float) -> None:
         overlay, task = self.overlay, self._overlay_task
@@ -282,8 +296,9 @@ class Daemon:
         self.publish()
         try:
             async with asyncio.timeout(grace_s):
-                while any(r.id for r in self._of_peers()):
-                    await asyncio.sleep(PUBLISH_GAP_S)
+                while self._of_peers():
+                    self._news.clear()
+                    await self._news.wait()
         except TimeoutError:
             event(_log, logging.WARNING, "leave", f"left with {len(self._of_peers())} requests of peers unfinished")
         await overlay.leave(why or "mesh disabled")

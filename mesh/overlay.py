@@ -123,7 +123,7 @@ class Overlay:
         self._closed = False
         self._ruled = Follow(self._election.role, None, self._election.term, "started")
         self._name = ""  # the name this node holds as coordinator
-        self._ruled_news = asyncio.Event()
+        self._ruled_news, self._left = asyncio.Event(), asyncio.Event()
         self._static_news = asyncio.Event()
         self.last_account: Account | None = None
 
@@ -161,8 +161,7 @@ class Overlay:
         self._elect(Leave())
         with suppress(TimeoutError):
             async with asyncio.timeout(LEAVE_S):
-                while not self._election.left:
-                    await asyncio.sleep(0.01)
+                await self._left.wait()
         self._closed = True
         for timer in self._timers.values():
             timer.cancel()
@@ -232,6 +231,8 @@ class Overlay:
                     write_atomic(self._term_file, f"{term}\n")
                 case _:
                     assert_never(effect)
+        if self._election.left:
+            self._left.set()
         self._wake("election", self._election.deadline, lambda: self._elect(election_messages.Tick()))
 
     def _follow(self, ruled: Follow) -> None:
