@@ -166,7 +166,8 @@ class Host:
         """Returns when the model is ready. Raises NodeError: unknown, no room, or its start failed."""
         model = self._find(name)
         await model.examine()
-        self._keeper.want(model, afresh=True)
+        if self._models.get(model.name) is model:  # The stack file may have changed while its files were read.
+            self._keeper.want(model, afresh=True)
         states = (ModelState.LOADING, ModelState.DRAINING)
         await self._until(lambda: model.problem != "" or (not model.waits_for and model.lifecycle.state not in states))
         if failure := model.failure(_clock()):
@@ -279,6 +280,7 @@ class Host:
     def _retire(self, model: Hosted, what: str) -> None:
         """`model` is in the stack file no more: it finishes what it answers and goes."""
         self._leaving.append(model)
+        model.waits_for = None  # Its turn will not come any more; who waits for it to load must hear that.
         self._keeper.tell(model, Unwanted(f"it was {what} in the stack file"))
         if not model.lifecycle.has_worker:
             self._ended(model)

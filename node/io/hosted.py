@@ -171,8 +171,19 @@ def same_worker(old: ModelSpec, new: ModelSpec) -> bool:
 
 
 def _look(source: str) -> Shape:
-    return weights.shape(weights.locate(source))
+    try:
+        return weights.shape(weights.locate(source))
+    except OSError as error:
+        raise _unreadable(source, error) from error
 
 
 def _fingerprint(source: str) -> str:
-    return weights.fingerprint(weights.locate(source))
+    try:
+        return weights.fingerprint(weights.locate(source))
+    except OSError as error:
+        raise _unreadable(source, error) from error
+
+
+def _unreadable(source: str, error: OSError) -> NodeError:
+    """A folder without permission, a disk that was pulled out, files that go while they are read."""
+    return NodeError(NodeErrorCode.MODEL_FAILED, f"cannot read {source}: {error.strerror}")

@@ -74,6 +74,15 @@ async def test_missing_weights_and_unknown_engines_are_problems(tmp_path: Path) 
         assert rig.engine.workers == []
 
 
+async def test_a_disk_that_fails_is_a_problem_of_that_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def pulled_out(directory: Path) -> None:
+        raise OSError(5, "Input/output error", str(directory))
+
+    monkeypatch.setattr("node.io.weights.shape", pulled_out)
+    async with running(Rig(), ModelSpec(name="m", path=str(tmp_path))) as rig:
+        assert "Input/output error" in (rig.model("m").error or "")
+
+
 async def test_weights_that_appear_later_are_loaded(tmp_path: Path) -> None:
     async with running(Rig(), ModelSpec(name="m", path=str(tmp_path / "m"))) as rig:
         mlx_spec(tmp_path, "m")
@@ -378,6 +387,22 @@ async def test_new_names_do_not_restart_a_worker_but_new_arguments_do() -> None:
         assert rig.model().slots == 4
         assert len(rig.engine.workers) == 2
         assert len(rig.engine.living()) == 1
+
+
+async def test_who_waits_for_a_load_hears_that_the_stack_file_changed_again() -> None:
+    async with running(Rig(), spec()) as rig:
+        await rig.host.load("a")
+        task = asyncio.create_task(rig.answer(call("r1", body=b"gated")))
+        await until(lambda: len(rig.host.running()) == 1)
+        await rig.host.apply([spec(slots=3)])
+        loading = asyncio.create_task(rig.host.load("a"))  # It waits for r1, like the model itself.
+        await asyncio.sleep(0)
+        await rig.host.apply([spec(slots=4)])
+        with pytest.raises(NodeError, match="meanwhile"):
+            await asyncio.wait_for(loading, 5)
+        rig.engine.gate.set()
+        await task
+        await until(lambda: rig.model().state is ModelState.READY)
 
 
 async def test_a_model_removed_and_added_again_starts_after_its_old_worker_is_gone() -> None:

@@ -6,12 +6,16 @@ import asyncio
 import random
 from contextlib import suppress
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from node.errors import NodeError
+from node.io.engine import ModelSpec
 from node.types import ModelState
-from tests.node.fakes import Rig, call, running, spec, until
+from tests.node.fakes import FAST, GIB, Rig, call, running, until
+from tests.node.test_weights import model_directory
 
 bodies = st.sampled_from([b"", b"gated", b"gated", b"cut", b"bad", b"flood"])
 steps = st.lists(
@@ -26,19 +30,28 @@ steps = st.lists(
 )
 
 
-class Watched:
-    """A host and a crowd of clients; `check` holds after every turn of the loop."""
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model that takes 1.05 GiB: 0.5 fixed and 0.5 x 1.1 of KV."""
+    return str(model_directory(tmp_path_factory.mktemp("m"), layers=32, heads=8, head_dim=64, context=8192))
 
-    def __init__(self, rig: Rig, rng: random.Random) -> None:
-        self.rig, self.rng = rig, rng
+
+class Watched:
+    """Two models in memory for one, and a crowd of clients; `check` holds after every turn of the loop."""
+
+    def __init__(self, rig: Rig, rng: random.Random, weights: str) -> None:
+        self.rig, self.rng, self.weights = rig, rng, weights
         self.clients: list[asyncio.Task[str]] = []
         self.others: list[asyncio.Task[None]] = []
         self.admitted = 0
         self.slots = 2
 
+    def specs(self) -> list[ModelSpec]:
+        return [ModelSpec(name=name, path=self.weights, slots=self.slots) for name in "ab"]
+
     async def client(self, number: int, body: bytes, patience: int) -> str:
         """Reads to the end, or closes its stream after `patience` blocks."""
-        stream = self.rig.host.serve(call(f"r{number}", body=body))
+        stream = self.rig.host.serve(call(f"r{number}", self.rng.choice("aaab"), body))
         blocks = 0
         try:
             async for _ in stream:
@@ -65,10 +78,10 @@ class Watched:
                 if not worker.crash.done():
                     worker.crash.set_result("killed by signal 9")
             case "load" | "unload":
-                self.others.append(asyncio.create_task(self.operate(what)))
+                self.others.append(asyncio.create_task(self.operate(what, self.rng.choice("ab"))))
             case "edit":
                 self.slots = 3 if self.slots == 2 else 2
-                self.others.append(asyncio.create_task(host.apply([spec(slots=self.slots)])))
+                self.others.append(asyncio.create_task(host.apply(self.specs())))
             case "open":
                 engine.gate.set()
                 engine.gate = asyncio.Event()
@@ -78,22 +91,22 @@ class Watched:
             await asyncio.sleep(0)
             self.check()
 
-    async def operate(self, what: str) -> None:
+    async def operate(self, what: str, name: str) -> None:
         with suppress(NodeError):  # Its worker crashed meanwhile, or it was unloaded again.
-            await (self.rig.host.load("a") if what == "load" else self.rig.host.unload("a"))
+            await (self.rig.host.load(name) if what == "load" else self.rig.host.unload(name))
 
     def check(self) -> None:
-        host, model = self.rig.host, self.rig.model()
-        everyone = host._everyone()
+        host, everyone = self.rig.host, self.rig.host._everyone()
         opened = sum(len(m.calls) for m in everyone)
         assert len(host.running()) == opened == sum(m.queue.in_flight + m.queue.queue_depth for m in everyone)
         assert sum(r.started for r in host.running()) == sum(m.queue.in_flight for m in everyone)
-        assert model.in_flight <= model.slots
-        assert model.in_flight + model.queue_depth <= 2 * model.slots
         for m in everyone:  # started - finished = in flight, one by one
-            assert m.queue.in_flight == sum(c.started_at is not None for c in m.calls.values())
+            assert m.queue.in_flight == sum(c.started_at is not None for c in m.calls.values()) <= m.queue.slots
+            assert m.queue.in_flight + m.queue.queue_depth <= 2 * m.queue.slots
+        memory = host.memory()
+        assert memory.used_bytes == sum(m.size_bytes for m in everyone if m.lifecycle.has_worker)
+        assert memory.used_bytes <= memory.budget_bytes
         assert len(self.rig.engine.living()) <= 1
-        assert host.memory().used_bytes == 0  # external servers take none here
 
     async def settle(self) -> None:
         """Everybody goes home; then nothing may be left."""
@@ -105,17 +118,20 @@ class Watched:
         assert all(w.streams == 0 for w in self.rig.engine.workers)
         assert len(self.rig.ended()) >= self.admitted
         assert len({(f.id, f.attempt) for f in self.rig.ended()}) == len(self.rig.ended())  # each ends once
+        await until(lambda: not any(w.crash.done() for w in self.rig.engine.living()))
+        await self.rig.host.unload("b")
         await self.rig.host.load("a")
-        await until(lambda: self.rig.model().state is ModelState.READY)
+        assert self.rig.model().state is ModelState.READY
         assert (await self.rig.answer(call("last")))[-1] == b"data: [DONE]\n\n"
 
 
 @settings(max_examples=60, deadline=None)
 @given(script=steps, seed=st.integers(0, 2**32))
-def test_counts_are_exact_and_nothing_leaks(script: list[tuple[str, bytes]], seed: int) -> None:
+def test_counts_are_exact_and_nothing_leaks(weights: str, script: list[tuple[str, bytes]], seed: int) -> None:
     async def scenario() -> None:
-        async with running(Rig(slots=2), spec(slots=2)) as rig:
-            watched = Watched(rig, random.Random(seed))
+        rig = Rig(structs.replace(FAST, memory_budget_bytes=3 * GIB // 2))
+        watched = Watched(rig, random.Random(seed), weights)
+        async with running(rig, *watched.specs()):
             for number, (what, body) in enumerate(script):
                 await watched.act(what, body, number)
                 watched.check()
