@@ -278,8 +278,8 @@ class NameOwner:
         self._register()
         gone = [a for a in _published(old_addresses) if a not in self._addresses]
         self._swap(gone)
-        loop = asyncio.get_running_loop()
-        self._timers = [loop.call_later(at, self._swap, gone) for at in self._settings.swap_at_s if at > 0]
+        later = asyncio.get_running_loop().call_later
+        self._timers = [later(at, self._swap, gone) for at in self._settings.swap_at_s if at > 0]
         return self.chosen
 
     def release(self, *, goodbye: bool) -> None:
@@ -317,12 +317,10 @@ class NameOwner:
 
     def _register(self) -> None:
         """Straight into zeroconf's list of what it answers for: its own announcements would repeat old addresses."""
-        zc = self._zc()
-        if zc is None:
-            return
-        self._unregister(zc)
-        for host in self._hosts:
-            zc.zeroconf.registry.async_add(self._info(host))
+        if (zc := self._zc()) is not None:
+            self._unregister(zc)
+            for host in self._hosts:
+                zc.zeroconf.registry.async_add(self._info(host))
 
     def _unregister(self, zc: AsyncZeroconf) -> None:
         """Also takes back answers that zeroconf holds for up to 1.1 s (it says a record once a second at most): sent
@@ -388,10 +386,9 @@ def multicast_problem(addresses: Sequence[str]) -> str:
                 sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, 1)
                 sock.sendto(out.packets()[0], ("224.0.0.251", 5353))
             except OSError as error:
-                cause = ""
-                if error.errno == errno.EHOSTUNREACH:
-                    cause = " (macOS: allow it under Privacy & Security, Local Network)"
-                said.append(f"{address}: {error.strerror}{cause}")
+                denied = error.errno == errno.EHOSTUNREACH  # what macOS answers without the permission
+                hint = " (macOS: allow it under Privacy & Security, Local Network)" if denied else ""
+                said.append(f"{address}: {error.strerror}{hint}")
             else:
                 return ""
     return f"multicast cannot be sent, so no other node can be found: {'; '.join(said)}"
