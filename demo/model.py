@@ -125,6 +125,7 @@ def _convert(gguf: Path, work: Path) -> None:
         value = _rotary_halves(array, rotary) if rotary else array
         # In half precision MLX's CPU backend takes minutes for an answer; the packed 4-bit weights stay as they are.
         weights[_renamed(name)] = value.astype(mx.float32) if value.dtype == mx.float16 else value
+    config["quantization"] = _quantization(weights)
     mx.save_safetensors(str(work / "model.safetensors"), weights, metadata={"format": "mlx"})
     _write_tokenizer(metadata, work)
     _write_json(work / "config.json", config)
@@ -164,8 +165,18 @@ def _config(metadata: Metadata) -> dict[str, Any]:
         "tie_word_embeddings": True,
         "bos_token_id": number("tokenizer.ggml.bos_token_id"),
         "eos_token_id": number("tokenizer.ggml.eos_token_id"),
-        "quantization": {"group_size": 32, "bits": 4},  # what Q4_1 is
     }
+
+
+def _quantization(weights: Mapping[str, Any]) -> dict[str, Any]:
+    """Q4_1 is 4 bits in groups of 32, Q8_0 (the embeddings here) 8 bits: packed words over groups are the bits."""
+    bits = {
+        name.removesuffix(".scales"): weights[name.replace(".scales", ".weight")].shape[1] // scales.shape[1]
+        for name, scales in weights.items()
+        if name.endswith(".scales")
+    }
+    others = {layer: {"group_size": 32, "bits": count} for layer, count in bits.items() if count != 4}
+    return {"group_size": 32, "bits": 4, **others}
 
 
 def _write_tokenizer(metadata: Metadata, work: Path) -> None:
