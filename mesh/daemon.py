@@ -20,6 +20,7 @@ from aiohttp import web
 from mesh import config as configuration
 from mesh import stack
 from mesh.admin import admin_app
+from mesh.chores import Stamps, rotate_logs, watch_files
 from mesh.config import Config, ConfigError
 from mesh.control import DaemonControl
 from mesh.errors import MeshError
@@ -49,7 +50,6 @@ from router.settings import EdgeSettings, RouterSettings
 
 PUBLISH_EVERY_S = 1.0  # a whole report at least so often
 PUBLISH_GAP_S = 0.02  # and at most so often: changes in between travel together
-WATCH_EVERY_S = 1.0  # config.yaml and the stack file
 STOP_GRACE_S = 30.0
 REJOIN_S = 5.0
 LEAVE_GRACE_S = 30.0  # for peers' requests to end here before this node says goodbye
@@ -78,6 +78,7 @@ class Daemon:
         self.started_at, self._started = utc(time.time()), time.monotonic()
         self.warnings: list[str] = list(config.warnings)
         self.no_stack = False
+        self.stamps = Stamps(home.config, home.stack)
         self.leaving = ""  # why this node takes no more of the mesh's requests, while it leaves
         self.overlay: Overlay | None = None
         self._dirty = asyncio.Event()  # the next report will differ
@@ -114,8 +115,8 @@ class Daemon:
         self._grace_s = STOP_GRACE_S
         self._switching = asyncio.Lock()
         self._tasks: asyncio.TaskGroup
+        self._servers: dict[str, Server] = {}
         self._overlay_task: asyncio.Task[None] | None = None
-        self._files: dict[str, tuple[int, int] | None] = {}
 
     # Its life
 
@@ -137,18 +138,21 @@ class Daemon:
             )
             edge_app = web.Application(middlewares=[local_only], client_max_size=EdgeSettings().body_limit_bytes)
             edge_app.add_routes(self.edge.routes())
-            servers = Server(edge_app), Server(admin_app(self.control))
+            self._servers = {"edge": Server(edge_app), "admin": Server(admin_app(self.control))}
             self._trap_signals()
             try:
                 async with asyncio.TaskGroup() as self._tasks:
                     tasks = [self._tasks.create_task(part) for part in (self.host.run(), self.dispatch.run())]
                     self.dispatch.node_up(status_of(self.report()))
                     self.dispatch.follow(self.id, 0, ruling=True)
-                    await servers[0].listen(edge_sockets)
+                    await self._servers["edge"].listen(edge_sockets)
                     socket_path = self.home.prepare_socket()
-                    await servers[1].listen_unix(socket_path)
+                    await self._servers["admin"].listen_unix(socket_path)
                     self.home.write_pid(socket_path)
-                    tasks += [self._tasks.create_task(part) for part in (self._publish(), self._watch_files())]
+                    tasks += [
+                        self._tasks.create_task(part)
+                        for part in (self._publish(), watch_files(self), rotate_logs(self))
+                    ]
                     if self.config.mesh_enabled:
                         await self.switch_mesh(self.config)
                     self._note_start()
@@ -158,7 +162,7 @@ class Daemon:
                     for task in tasks:
                         task.cancel()
             finally:
-                for server in servers:
+                for server in self._servers.values():
                     await server.close()
                 self.home.pid_file.unlink(missing_ok=True)
                 self.store.close()
@@ -276,10 +280,10 @@ class Daemon:
         self._overlay_task = self._tasks.create_task(self._keep_mesh(overlay))
 
     async def _keep_mesh(self, overlay: Overlay) -> None:
-        """The mesh is an overlay, not a dependency: a fault in it is logged and the mesh begun anew; the node serves."""
+        """The mesh is an overlay, not a dependency: a fault in it is logged, the mesh begun anew, the node serves."""
         try:
             await overlay.run()
-        except Exception:
+        except Exception:  # noqa: BLE001 - whatever it is, this node's own clients are served
             _log.exception("the mesh failed; beginning anew in %.0f s", REJOIN_S)
             self._tasks.create_task(self._begin_anew())
 
@@ -315,40 +319,13 @@ class Daemon:
 
     # Files
 
-    def config_written(self) -> None:
-        """This process wrote config.yaml itself: the watcher need not take it for an edit."""
-        self._files = self._stamps()
-
     def _read_stack(self) -> tuple[ModelSpec, ...]:
         found = stack.load(self.home, self.config, tiers=self.tiers)
         self.no_stack = not found.found
         self.warnings = [*self.config.warnings, *found.warnings]
         for warning in found.warnings:
             self._note(warning)
-        self._files = self._stamps()
         return found.specs
-
-    def _stamps(self) -> dict[str, tuple[int, int] | None]:
-        """What tells that a file was edited: inode and time."""
-        stamps: dict[str, tuple[int, int] | None] = {}
-        for path in (self.home.config, self.home.stack):
-            try:
-                facts = path.stat()
-                stamps[str(path)] = (facts.st_ino, facts.st_mtime_ns)
-            except OSError:
-                stamps[str(path)] = None
-        return stamps
-
-    async def _watch_files(self) -> None:
-        while True:
-            await asyncio.sleep(WATCH_EVERY_S)
-            if self._stamps() == self._files:
-                continue
-            try:
-                await self.reload()
-            except (ConfigError, MeshError) as e:
-                self._files = self._stamps()
-                event(_log, logging.ERROR, "reload", f"not taken over: {e}")
 
     async def reload(self) -> list[str]:
         """Reads config.yaml and the stack file again and carries out what can change while running. Returns the names
@@ -393,6 +370,8 @@ class Daemon:
             model_states={m.name: m.state.value for m in self.host.models()},
             frames_dropped=self.overlay.dropped() if self.overlay else {},
             links=self.overlay.links_open() if self.overlay else 0,
+            connections={name: server.connections for name, server in self._servers.items()},
+            routes_dropped=self.store.dropped,
             log_lines_dropped=self._daemon_log.dropped,
         )
 

@@ -104,6 +104,11 @@ class Server:
             os.umask(mask)
         await web.SockSite(self._runner, s, backlog=BACKLOG).start()
 
+    @property
+    def connections(self) -> int:
+        """Open now."""
+        return len(self._runner.server.connections) if self._runner.server is not None else 0
+
     async def close(self) -> None:
         """Takes no more connections, ends those that are there. Idempotent."""
         await self._runner.cleanup()
