@@ -117,6 +117,7 @@ class DaemonControl:
         if overlay is None:
             raise MeshError("mesh_disabled", "the mesh is off on this node", hint="`mlx-stack mesh enable`", status=409)
         peer = await overlay.add(address)
+        await self._set_peers([*self._daemon.config.mesh_peers, address])
         view, names = self._view_and_names()
         found = view.node(peer.id)
         state = found.state.value if found else "waiting"
@@ -131,7 +132,17 @@ class DaemonControl:
         if d.overlay is None:
             raise MeshError("mesh_disabled", "the mesh is off on this node", hint="`mlx-stack mesh enable`", status=409)
         d.overlay.remove(node)
+        static = d.overlay.static
+        await self._set_peers([address for address in d.config.mesh_peers if static.get(address) != node])
         return {"removed": shown, "id": node}
+
+    async def _set_peers(self, addresses: list[str]) -> None:
+        """`mesh-peers` outlives a change of address and a week of absence, which the cache of peers does not."""
+        d = self._daemon
+        wanted = tuple(dict.fromkeys(addresses))
+        if wanted != d.config.mesh_peers:
+            self._write({"mesh-peers": list(wanted)})
+            await d.switch_mesh(configuration.load(d.home))
 
     async def drain(self, node: str, for_s: float | None) -> Json:
         return await self._set_drain(node, True, for_s)

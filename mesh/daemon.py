@@ -32,6 +32,7 @@ from mesh.membership import Membership
 from mesh.metrics import Gauges, Metrics
 from mesh.observe import Observer
 from mesh.overlay import Overlay, mesh_id
+from mesh.peers import PeerStore
 from mesh.store import RouteStore
 from mesh.wire import PROTOCOL
 from node.errors import NodeError
@@ -99,7 +100,13 @@ class Daemon:
             changed=self.changed,
             probe=self.probe,
         )
-        self.membership = Membership(self.report(), mesh_name=config.mesh_name, mesh_id=mesh_id(config.mesh_name))
+        self.peers = PeerStore(home.mesh, self._note)
+        self.membership = Membership(
+            self.report(),
+            mesh_name=config.mesh_name,
+            mesh_id=mesh_id(config.mesh_name),
+            removed=tuple(self.peers.removed),
+        )
         self.dispatch = Dispatch(
             self_id=self.id,
             settings=RouterSettings(),

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, assert_never
 
 from aiohttp import web
+from msgspec.structs import replace
 
 from election import messages as election_messages
 from election.machine import Election
@@ -62,8 +63,7 @@ from mesh.heartbeats import Heartbeats
 from mesh.http import Server, local_only, tcp_sockets
 from mesh.links import Links
 from mesh.log import event as log_event
-from mesh.peers import PeerStore, resolve_node
-from mesh.settings import PeersSettings
+from mesh.peers import find_static, resolve_node
 from mesh.wire import PROTOCOL, AccountFrame, Bye, Drain, Frame, Gossip, Hello, PeerSeen, State
 from node.io import serve
 from node.types import NodeId, NodeReport, status_of
@@ -96,7 +96,6 @@ class Overlay:
         self._loop = asyncio.get_running_loop()
         self._mesh_id = mesh_id(daemon.config.mesh_name)
         self._rng = random.Random()  # noqa: S311 - spreads timers, keeps no secret
-        self._store = PeerStore(daemon.home.mesh, self._note)
         self._addresses = Addresses(daemon.config.bind)
         self._election = Election(
             me=daemon.id,
@@ -125,6 +124,8 @@ class Overlay:
         self._name = ""  # the name this node holds as coordinator
         self._ruled_news, self._left = asyncio.Event(), asyncio.Event()
         self._static_news = asyncio.Event()
+        self._static_problems: dict[str, str] = {}  # by address
+        self.static: dict[str, NodeId] = {}  # who was found at which address of `mesh-peers`
         self.last_account: Account | None = None
 
     # Its life
@@ -146,7 +147,7 @@ class Overlay:
 
     async def run(self) -> None:
         """Until cancelled."""
-        for peer in self._store.peers():
+        for peer in self._daemon.peers.peers():
             self._tell(Seen(peer))
         self._elect(election_messages.Tick())
         async with asyncio.TaskGroup() as group:
@@ -165,6 +166,7 @@ class Overlay:
         self._closed = True
         for timer in self._timers.values():
             timer.cancel()
+        self._save_peers()
         await self._discovery.close(successor=len(self._membership.alive()) > 0)
         await self._links.close(why)
         self._heartbeats.close()
@@ -209,7 +211,7 @@ class Overlay:
             case Changed():
                 pass
             case Save():
-                self._store.save(self._membership.to_keep(), self._membership.removed)
+                self._save_peers()
             case _:
                 assert_never(effect)
 
@@ -301,7 +303,8 @@ class Overlay:
                     self.last_account = account
             case Gossip(peers):
                 for peer in peers:
-                    self._tell(Seen(peer))
+                    far = self._addresses.all_far(peer.addresses)
+                    self._tell(Seen(replace(peer, via="gossip", far=far)))
             case Drain(on, for_s):
                 self._daemon.control.drain_here(on, for_s)
             case Hello() | Bye():
@@ -373,6 +376,10 @@ class Overlay:
             await asyncio.sleep(GOSSIP_EVERY_S)
             self._links.send_all(Gossip(self._membership.gossip()))
 
+    def _save_peers(self) -> None:
+        m = self._membership
+        self._daemon.peers.save(m.to_keep(), m.removed, m.alive())
+
     # The coordinator's name
 
     async def _keep_name(self) -> None:
@@ -409,8 +416,9 @@ class Overlay:
     # Peers by hand
 
     async def add(self, address: str) -> PeerSeen:
-        """`mesh add`: finds out who is there, makes it a peer, keeps it in `mesh-peers`. Raises MeshError."""
+        """`mesh add`: finds out who is there and makes it a peer. Raises MeshError."""
         peer = await self._resolve(address)
+        self.static[address] = peer.id
         self._tell(Added(peer))
         return peer
 
@@ -425,22 +433,26 @@ class Overlay:
         self._tell(Removed(node))
 
     async def _keep_static(self) -> None:
-        """Asks each address of `mesh-peers` who it is, until it is known; again when it has gone."""
-        s = PeersSettings()
-        pause_s = s.retry_first_s
+        """Looks for each address of `mesh-peers` until a node answers there; anew when the list is edited."""
         while True:
-            missing = False
-            for address in self._config.mesh_peers:
-                try:
-                    self._tell(Seen(await self._resolve(address)))
-                except MeshError as e:
-                    missing = True
-                    log_event(_log, logging.DEBUG, "peer", f"mesh-peers {address}: {e}")
-            pause_s = min(s.retry_max_s, pause_s * 2) if missing else s.retry_max_s
-            with suppress(TimeoutError):
-                async with asyncio.timeout(pause_s):
-                    await self._static_news.wait()
             self._static_news.clear()
+            self._static_problems.clear()
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(self._find_static(address)) for address in self._config.mesh_peers]
+                await self._static_news.wait()
+                for task in tasks:
+                    task.cancel()
+
+    async def _find_static(self, address: str) -> None:
+        def found(peer: PeerSeen) -> None:
+            self._static_problems.pop(address, None)
+            self.static[address] = peer.id
+            self._tell(Seen(peer))
+
+        def failed(text: str, error: MeshError) -> None:
+            self._static_problems[text] = str(error)
+
+        await find_static(address, self._resolve, on_found=found, on_problem=failed)
 
     # Small things
 
@@ -457,7 +469,8 @@ class Overlay:
 
     def notes(self) -> list[str]:
         """What a person should know of the mesh here: why others cannot be found, whom it misses."""
-        return [self._discovery.problem] if self._discovery.problem else []
+        problems = [f"mesh-peers {address}: {why}" for address, why in self._static_problems.items()]
+        return [*filter(None, [self._discovery.problem]), *problems]
 
     def dropped(self) -> dict[str, int]:
         """Frames and datagrams that could not be used, by reason."""
