@@ -226,8 +226,8 @@ class Fleet:
 
     def _believe(self, node: NodeId, model: str, state: ModelState) -> None:
         found = self._find(node, model)
-        if found is None or found[1].state in CAN_ANSWER:
-            return
+        if found is None or found[1].state not in (ModelState.ABSENT, *COMING):
+            return  # What failed or is on its way out since then is not put back by an old proof.
         status, old = found
         new = structs.replace(old, state=state)
         self._nodes[node] = structs.replace(status, models=tuple(new if m is old else m for m in status.models))

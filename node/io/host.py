@@ -178,8 +178,10 @@ class Host:
     async def unload(self, name: str) -> None:
         """Returns when its process is gone; what it is answering finishes first. Raises NodeError when unknown."""
         model = self._find(name)
+        await self._until(lambda: model.waits_for is None)
         self._keeper.tell(model, Unwanted("it is being unloaded"))
-        await self._until(lambda: model.lifecycle.state is not ModelState.DRAINING)
+        leaving = (ModelState.DRAINING, ModelState.ABSENT)  # Else somebody wants it again.
+        await self._until(lambda: not model.lifecycle.has_worker or model.lifecycle.state not in leaving)
 
     # Calls
 

@@ -74,6 +74,7 @@ class FakeWorker:
 
     async def stop(self, grace_s: float) -> None:
         await asyncio.sleep(0)
+        await self._engine.may_stop.wait()
         self.stopped = True
 
     async def exited(self) -> str:
@@ -88,6 +89,8 @@ class FakeEngine:
         self.workers: list[FakeWorker] = []
         self.may_start = asyncio.Event()
         self.may_start.set()
+        self.may_stop = asyncio.Event()
+        self.may_stop.set()
         self.start_errors: list[Exception] = []
         self.starting = self.most_starting = 0
         self.gate = asyncio.Event()  # b"gated" answers wait for it after their first block

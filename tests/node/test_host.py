@@ -332,6 +332,34 @@ async def test_unloading_waits_for_what_is_in_flight() -> None:
         assert rig.engine.workers[0].stopped
 
 
+async def test_unloading_a_crashed_model_waits_for_its_process_too() -> None:
+    async with running(Rig(structs.replace(FAST, backoff_first_s=5.0, backoff_cap_s=5.0)), spec()) as rig:
+        await rig.host.load("a")
+        rig.engine.may_stop.clear()
+        rig.engine.workers[0].crash.set_result("killed by signal 9")
+        await until(lambda: rig.model().state is ModelState.FAILED)
+        unload = asyncio.create_task(rig.host.unload("a"))
+        await until(lambda: rig.model().state is ModelState.ABSENT)
+        assert not unload.done()
+        rig.engine.may_stop.set()
+        await unload
+        assert rig.engine.living() == []
+
+
+async def test_unloading_what_waits_for_its_predecessor() -> None:
+    async with running(Rig(), spec()) as rig:
+        await rig.host.load("a")
+        task = asyncio.create_task(rig.answer(call("r1", body=b"gated")))
+        await until(lambda: len(rig.host.running()) == 1)
+        await rig.host.apply([spec(slots=3)])
+        unload = asyncio.create_task(rig.host.unload("a"))
+        await asyncio.sleep(0)
+        rig.engine.gate.set()
+        await asyncio.gather(task, unload)
+        assert rig.model().state is ModelState.ABSENT
+        assert rig.engine.living() == []
+
+
 async def test_a_draining_node_finishes_and_takes_no_more() -> None:
     async with running(Rig(), spec()) as rig:
         await rig.host.load("a")

@@ -11,6 +11,7 @@ from msgspec import structs
 from node.types import ModelState, ModelStatus, NodeId, NodeStatus, Pressure, RequestId, Usage
 from router.cost import Lane, seconds
 from router.events import Outcome
+from router.filters import match, unfit
 from router.schedule import (
     Adopt,
     Cancel,
@@ -130,6 +131,12 @@ class Checked:
             case _:
                 pass
 
+    def live(self, name: str, request: Request) -> list[tuple[NodeStatus, ModelStatus]]:
+        """Who could serve `request` under this one of its names, now or later. Uses the statuses the scheduler
+        believes (a first token proves a load) and its filter: what is checked is the waiting."""
+        held = [(s, m) for s in self.scheduler._fleet._nodes.values() if (m := match(s, name)) is not None]
+        return [(s, m) for s, m in held if unfit(s, m, request) is None]
+
     def _check_grant(self, grant: Grant, request: Request) -> None:
         status = self.nodes[grant.node]
         model = next(m for m in status.models if m.name == grant.model)
@@ -176,20 +183,11 @@ def test_every_request_ends_or_waits_for_a_live_candidate_and_no_slot_leaks(
     for name, _, wait_s in c.scheduler.waiting():
         assert wait_s >= 0
         asked = c.asked[name]
-        live = [
-            (s, m)
-            for s in c.nodes.values()
-            if s.node not in asked.excluded and not s.draining
-            for m in s.models
-            if m.state is not ModelState.FAILED and set(asked.models) & {m.name, *m.aliases}
-        ]
+        live = next((found for n in asked.models if (found := c.live(n, asked))), [])
         assert live, "it waits for nobody"
-        assert all(
-            m.state in (ModelState.LOADING, ModelState.DOWNLOADING, ModelState.DRAINING)
-            or s.foreign_in_flight >= m.slots
-            for s, m in live
-            if m.state in (ModelState.READY, ModelState.BUSY)
-        ), "a free node that has it loaded must not stand beside a waiting request"
+        assert not [
+            s.node for s, m in live if m.state in (ModelState.READY, ModelState.BUSY) and s.foreign_in_flight < m.slots
+        ], "a free node that has it loaded must not stand beside a waiting request"
     assert c.scheduler.in_flight() == {}
 
 

@@ -1,10 +1,16 @@
-"""The demo models, built once and kept (demo/model.py), and engines whose logs go where a test can read them."""
+"""The demo models, built once and kept (demo/model.py), engines whose logs go where a test can read them, and daemons.
+
+A failing test shows the end of the log of each daemon that lives.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +18,7 @@ from demo.model import build_chat, build_tiny, default_cache
 from node.io.engine import ModelSpec
 from node.io.mlx import MlxEngine, MlxWorker
 from node.settings import EngineSettings
+from tests.server.daemons import LIVE, Node, mesh_of, tier
 
 
 @pytest.fixture(scope="session")
@@ -56,3 +63,57 @@ async def started(engine: MlxEngine) -> AsyncIterator[Callable[..., Awaitable[Ml
             return worker
 
         yield start
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Any:
+    outcome: Any = yield
+    report = outcome.get_result()
+    if report.failed:
+        report.sections += [(f"{node.name}, pid {node.pid}", node.log()[-6000:]) for node in LIVE]
+
+
+@pytest.fixture(scope="session")
+def short_folder() -> Iterator[Path]:
+    """Where homes go: admin sockets want short paths."""
+    folder = Path(tempfile.mkdtemp(prefix="mlx-t-"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def folder(short_folder: Path) -> Path:
+    return Path(tempfile.mkdtemp(dir=short_folder))
+
+
+@pytest.fixture
+def node(folder: Path) -> Iterator[Callable[..., Node]]:
+    """node(name, tiers, **config): a node that is not started yet; stopped when the test ends."""
+    made: list[Node] = []
+
+    def make(name: str, tiers: Any = (), **config: Any) -> Node:
+        made.append(Node(folder, name, tiers, **config))
+        return made[-1]
+
+    yield make
+    for one in reversed(made):
+        one.stop()
+
+
+@pytest.fixture(scope="session")
+def trio(short_folder: Path, chat_model: Path, tiny_model: Path, slow_model: Path) -> Iterator[tuple[Node, Node, Node]]:
+    """ada coordinates and holds only `quick`; bob has `slow` and the chat model, cyd `slow` and `quick`."""
+    quick = tier(tiny_model, name="quick")
+    slow = tier(slow_model, name="slow")
+    before = len(LIVE)
+    try:
+        ada, bob, cyd = mesh_of(
+            short_folder,
+            ada={"tiers": [quick]},
+            bob={"tiers": [slow, tier(chat_model, name="chat")]},
+            cyd={"tiers": [slow, quick]},
+        )
+        yield ada, bob, cyd
+    finally:
+        for one in reversed(LIVE[before:]):
+            one.stop()
