@@ -36,7 +36,7 @@ class Dispatch:
         self._answers: dict[RequestId, tuple[int, OnAnswer]] = {}
         self._inbox: deque[EdgeFrame | CoordinatorFrame] = deque()  # said here, to be heard here
         self._draining = self._closed = False
-        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._timers: dict[str, tuple[float, asyncio.Handle]] = {}  # when (uvloop does not tell), and
 
     async def run(self) -> None:
         """Until cancelled; then no timer is left."""
@@ -44,7 +44,7 @@ class Dispatch:
             await self._loop.create_future()
         finally:
             self._closed = True
-            for timer in self._timers.values():
+            for _, timer in self._timers.values():
                 timer.cancel()
 
     # The edge's side
@@ -189,11 +189,11 @@ class Dispatch:
 
     def _wake(self, name: str, at: float | None, step: Callable[[Tick], None]) -> None:
         """One timer per machine, at its deadline."""
-        timer = self._timers.get(name)
+        due, timer = self._timers.get(name, (0.0, None))
         if timer is not None:
-            if at is not None and timer.when() == at and not timer.cancelled() and at > self._loop.time():
+            if due == at and not timer.cancelled() and due > self._loop.time():
                 return
             timer.cancel()
             del self._timers[name]
         if at is not None and not self._closed:
-            self._timers[name] = self._loop.call_at(at, step, Tick())
+            self._timers[name] = at, self._loop.call_at(at, step, Tick())

@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable
 
 import pytest
+import uvloop
 
 from node.types import ModelState, ModelStatus, NodeId, NodeStatus, RequestId, RunningReport, Usage
 from router.errors import ErrorCode
@@ -216,4 +217,19 @@ async def test_run_leaves_no_timer_behind() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert all(timer.cancelled() for timer in w.at[A]._timers.values())
+    assert all(timer.cancelled() for _, timer in w.at[A]._timers.values())
+
+
+def test_a_deadline_that_has_passed_is_kept_on_uvloop_too() -> None:
+    """There, a timer set for the past is a handle that cannot tell its time."""
+
+    async def main() -> None:
+        w = World(A)
+        due = asyncio.get_running_loop().time() - 1.0
+        fired: list[object] = []
+        w.at[A]._wake("desk", due, fired.append)
+        w.at[A]._wake("desk", due, fired.append)
+        await until(lambda: len(fired) == 1)
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main())
