@@ -1,0 +1,78 @@
+"""A client: the official `openai` package asking one URL, run as a program inside a namespace (macs.Asker starts it).
+
+Its argument is JSON. It prints `ready`, waits for a line on its input, then `open` as each request begins and one
+JSON line as it ends. The end of its input, or a second line, means: no further requests.
+"""
+
+import json
+import sys
+import threading
+import time
+
+import openai
+
+
+def ask(client: openai.OpenAI, wanted: dict) -> dict:
+    chunks = 1
+    question = dict(
+        model=wanted["model"],
+        messages=[{"role": "user", "content": "Tell me something."}],
+        max_tokens=wanted["max_tokens"],
+        temperature=0,
+    )
+    if not wanted["stream"]:
+        answer = client.chat.completions.create(**question)
+        assert answer.choices[0].finish_reason in ("length", "stop"), answer.choices[0]
+        return {"text": answer.choices[0].message.content, "chunks": chunks}
+    text, chunks, reason = "", 0, None
+    with client.chat.completions.create(**question, stream=True) as stream:
+        for chunk in stream:
+            chunks += 1
+            for choice in chunk.choices:
+                text += choice.delta.content or ""
+                reason = choice.finish_reason or reason
+    assert reason in ("length", "stop"), "the stream ended without a reason"
+    return {"text": text, "chunks": chunks}
+
+
+def main() -> None:
+    wanted = json.loads(sys.argv[1])
+    saying, over = threading.Lock(), threading.Event()
+
+    def say(text: str) -> None:
+        with saying:
+            print(text, flush=True)
+
+    def work() -> None:
+        client = openai.OpenAI(
+            base_url=wanted["url"],
+            api_key="none",
+            max_retries=wanted["retries"],
+            timeout=openai.Timeout(120, connect=2),
+        )
+        done = 0
+        while not over.is_set() and (not wanted["count"] or done < wanted["count"]):
+            say("open")
+            start, result = time.monotonic(), {}
+            try:
+                result = ask(client, wanted)
+            except Exception as error:
+                result = {"error": f"{type(error).__name__}: {error}"}
+            say(json.dumps({"start": start, "end": time.monotonic(), "stream": wanted["stream"], **result}))
+            done += 1
+
+    def listen() -> None:
+        sys.stdin.readline()
+        over.set()
+
+    say("ready")
+    sys.stdin.readline()
+    threading.Thread(target=listen, daemon=True).start()
+    workers = [threading.Thread(target=work) for _ in range(wanted["workers"])]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+
+
+main()

@@ -1,0 +1,277 @@
+"""Macs in the lab: each is one real daemon in a network namespace, with a home folder and a stack of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any
+
+import msgspec
+import yaml
+
+from mesh.answers import MeshStatus, Node, Route
+from mesh.client import MeshClient, MeshClientError
+from tests.lab.netlab import Lab
+
+ROOT = Path(__file__).parents[2]
+LIMIT_S = 60.0  # for what should take a second or ten: the machine may be slow and busy
+TAIL_LINES = 40
+
+
+def wait_until(holds: Callable[[], object], what: str, limit_s: float = LIMIT_S) -> float:
+    """Polls until `holds()` is true; returns the seconds it took. An AssertionError names `what` at the limit."""
+    start = time.monotonic()
+    while not holds():
+        assert time.monotonic() - start < limit_s, f"not within {limit_s:.0f} s: {what}"
+        time.sleep(0.02)
+    return time.monotonic() - start
+
+
+class Mac:
+    """One daemon. `config` are the keys of its config.yaml beside `mesh-enabled`; without `model` it only passes on."""
+
+    def __init__(
+        self, lab: Lab, name: str, folder: Path, *, model: Path | None = None, id_: str = "", **config: Any
+    ) -> None:
+        self.lab, self.name, self.home, self.model = lab, name, folder / name, model
+        self.client = MeshClient(self.home / "daemon.sock", timeout_s=3.0)
+        self.process: subprocess.Popen[bytes] | None = None
+        self.started_at = 0.0  # monotonic, of the last start
+        for part in ("stacks", "node"):
+            (self.home / part).mkdir(parents=True)
+        if id_:
+            (self.home / "node" / "id").write_text(id_ + "\n")
+        keys = {"mesh-enabled": True, **{key.replace("_", "-"): value for key, value in config.items()}}
+        (self.home / "config.yaml").write_text(yaml.safe_dump(keys))
+        if model is not None:
+            stack = {"schema_version": 1, "name": "lab", "tiers": [{"name": "small", "model": str(model)}]}
+            (self.home / "stacks" / "default.yaml").write_text(yaml.safe_dump(stack))
+
+    @property
+    def ip(self) -> str:
+        return self.lab.ip(self.name)
+
+    @property
+    def url(self) -> str:
+        """Where its clients reach it from other Macs."""
+        return f"http://{self.ip}:4000/v1"
+
+    # Its life
+
+    def start(self) -> Mac:
+        """Starts its daemon and returns at once. The namespace gets a host name of its own, as every Mac has one."""
+        become = f'hostname {self.name} && exec "$0" -m mesh.cli up --foreground'
+        with (self.home / "output.log").open("ab") as output:
+            self.started_at = time.monotonic()
+            self.process = self.lab.popen(
+                self.name,
+                ["unshare", "--uts", "sh", "-c", become, sys.executable],
+                env={**os.environ, "MLX_STACK_HOME": str(self.home), "PYTHONPATH": str(ROOT)},
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+        return self
+
+    def _signal(self, number: int) -> None:
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    def kill(self) -> float:
+        """SIGKILL, as a crash: no goodbye. Returns when (monotonic); its workers notice and end."""
+        self._signal(signal.SIGKILL)
+        at = time.monotonic()
+        assert self.process is not None
+        self.process.wait()
+        return at
+
+    def stop(self, limit_s: float = LIMIT_S) -> int:
+        """SIGTERM and its end, in order; returns the exit code."""
+        self._signal(signal.SIGTERM)
+        assert self.process is not None
+        return self.process.wait(limit_s)
+
+    def freeze(self) -> float:
+        """Its process stands still; its kernel goes on. Returns when (monotonic)."""
+        self._signal(signal.SIGSTOP)
+        return time.monotonic()
+
+    def thaw(self) -> None:
+        self._signal(signal.SIGCONT)
+
+    @property
+    def runs(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    # What it says
+
+    def status(self) -> MeshStatus | None:
+        """`mesh status`; None while it does not answer. AssertionError when the daemon ended by itself."""
+        if not self.runs:
+            code = self.process.returncode if self.process else None
+            assert code in (None, -signal.SIGKILL, 0), f"{self.name} ended with code {code}"
+            return None
+        try:
+            return self.client.mesh_status()
+        except MeshClientError:
+            return None
+
+    def sees(self, name: str) -> Node | None:
+        """What it says of the node `name`; None when it says nothing."""
+        status = self.status()
+        return next((n for n in status.nodes if n.name == name), None) if status else None
+
+    @property
+    def coordinator(self) -> str | None:
+        """Whom it follows; None also while it does not answer."""
+        status = self.status()
+        return status.mesh.coordinator if status else None
+
+    def routes(self, last: int = 50) -> list[Route]:
+        """The requests that entered here, the newest first."""
+        return [r for r in self.client.routes(last).routes if r.edge == self.name]
+
+    def metric(self, name: str) -> float:
+        """The sum over all labels of a metric on its own /metrics."""
+        script = f"import urllib.request as u; print(u.urlopen('http://{self.ip}:4000/metrics', timeout=5).read().decode())"
+        done = self.lab.run(self.name, [sys.executable, "-c", script], capture_output=True, text=True, check=True)
+        lines = (line.rsplit(" ", 1) for line in done.stdout.splitlines() if not line.startswith("#"))
+        return sum(float(value) for key, value in (line for line in lines if len(line) == 2) if _is(key, name))
+
+    def tail(self) -> str:
+        """The end of what it said, for a person who looks into a failure."""
+        path = self.home / "output.log"
+        lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+        return "\n".join(lines[-TAIL_LINES:])
+
+
+def _is(key: str, name: str) -> bool:
+    return key == name or key.startswith(name + "{")
+
+
+def agreed(macs: Iterable[Mac]) -> bool:
+    """All of them see each other alive, under the same one coordinator of one term, with every model ready."""
+    macs = list(macs)
+    statuses = [mac.status() for mac in macs]
+    names = {mac.name for mac in macs}
+    seen = set()
+    for status in statuses:
+        if status is None or {n.name for n in status.nodes if n.state == "ok"} != names:
+            return False
+        if any(m.state not in ("ready", "busy") for n in status.nodes if n.state == "ok" for m in n.models):
+            return False
+        if any(not n.models for mac in macs if mac.model for n in status.nodes if n.name == mac.name):
+            return False
+        seen.add((status.mesh.coordinator, status.mesh.term))
+    return len(seen) == 1 and next(iter(seen))[0] in names
+
+
+class Said(msgspec.Struct, frozen=True):
+    """One request's end, as the client saw it. `start` and `end` on the monotonic clock of all namespaces."""
+
+    start: float
+    end: float
+    stream: bool
+    text: str = ""
+    chunks: int = 0
+    error: str = ""
+
+
+class Asker:
+    """The official client as a program of its own on one Mac of the lab: `workers` ask again and again until `end()`,
+    or `count` times each. Entering with `with` makes sure that it ends."""
+
+    def __init__(
+        self,
+        lab: Lab,
+        mac: str,
+        url: str,
+        model: str,
+        *,
+        workers: int = 1,
+        count: int = 0,
+        max_tokens: int = 8,
+        stream: bool = False,
+        retries: int = 0,
+    ) -> None:
+        wanted = {
+            "url": url, "model": model, "workers": workers, "count": count, "max_tokens": max_tokens,
+            "stream": stream, "retries": retries,
+        }  # fmt: skip
+        self._process: subprocess.Popen[str] = lab.popen(
+            mac,
+            [sys.executable, str(Path(__file__).parent / "asker.py"), json.dumps(wanted)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self._process.stdout is not None
+        self._out: IO[str] = self._process.stdout
+        os.set_blocking(self._out.fileno(), False)
+        self._rest = ""
+        self._lines: list[str] = []
+
+    def __enter__(self) -> Asker:
+        try:
+            wait_until(lambda: "ready" in self._read(), "the client has started")
+        except BaseException:
+            self._process.kill()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.wait()
+
+    def go(self) -> Asker:
+        """Its workers begin to ask."""
+        self._write("go\n")
+        return self
+
+    def said(self) -> list[Said]:
+        """Every request that has ended."""
+        return [msgspec.json.decode(line, type=Said) for line in self._read() if line.startswith("{")]
+
+    def opened(self) -> int:
+        """Requests begun so far."""
+        return self._read().count("open")
+
+    def answered(self) -> list[Said]:
+        return [s for s in self.said() if not s.error]
+
+    def failed(self) -> list[Said]:
+        return [s for s in self.said() if s.error]
+
+    def end(self) -> list[Said]:
+        """Its workers finish what they have open; returns everything that was said."""
+        self._write("end\n")
+        return self.wait()
+
+    def wait(self) -> list[Said]:
+        """Until all have ended."""
+        wait_until(lambda: self._process.poll() is not None, "the client's requests have ended", 120.0)
+        assert self._process.returncode == 0, f"the client ended with {self._process.returncode}"
+        return self.said()
+
+    def _write(self, text: str) -> None:
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):
+            self._process.stdin.write(text)
+            self._process.stdin.flush()
+
+    def _read(self) -> list[str]:
+        with suppress(BlockingIOError, TypeError):
+            while more := os.read(self._out.fileno(), 1 << 16):
+                self._rest += more.decode()
+        *lines, self._rest = self._rest.split("\n")
+        self._lines += lines
+        return self._lines
