@@ -101,6 +101,16 @@ class Addresses:
         return tuple(sorted(dict.fromkeys(addresses), key=lambda a: (self.is_far(a), ":" in a)))
 
 
+def plain(address: str) -> str:
+    """A socket for both families shows an IPv4 caller as ::ffff:192.168.1.5; here it is 192.168.1.5 like everywhere."""
+    try:
+        ip = ipaddress.ip_address(address)
+    except ValueError:
+        return address
+    mapped = ip.ipv4_mapped if isinstance(ip, ipaddress.IPv6Address) else None
+    return str(mapped) if mapped else address
+
+
 def in_tailnet(address: str) -> bool:
     """Tailscale's range (100.64.0.0/10)."""
     try:

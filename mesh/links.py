@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import aiohttp
 from aiohttp import WSMsgType, web
 
+from mesh.addresses import plain
 from mesh.dial import Connected, Failed, fails, race
 from mesh.events import Event, LinkClosed, LinkUp, Tried, Unfit
 from mesh.link import Counts, Link, Ways, WebSocket, closing, now
@@ -240,7 +241,7 @@ class Links:
         try:
             theirs = await self._first(ws)
             if isinstance(theirs, Hello):
-                link = await self._answered(ws, theirs, request.remote or "")
+                link = await self._answered(ws, theirs, plain(request.remote or ""))
         except (TimeoutError, WireError, OSError) as error:
             self.counts.drop(error.code if isinstance(error, WireError) else "no_hello")
         if link:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mesh.addresses import Address, Addresses, in_tailnet, read_interfaces
+from mesh.addresses import Address, Addresses, in_tailnet, plain, read_interfaces
 
 MAC = (
     Address("awdl0", 9, "fe80::a", 64),
@@ -67,3 +67,10 @@ def test_a_change_is_noticed() -> None:
 
 def test_this_machine_can_be_read() -> None:
     assert "127.0.0.1" in {a.ip for a in read_interfaces()}
+
+
+def test_an_ipv4_caller_of_a_socket_for_both_families_is_known_by_its_own_address() -> None:
+    """As ::ffff:... it would pass for a node of another site."""
+    assert plain("::ffff:192.168.1.5") == "192.168.1.5"
+    assert not addresses().is_far(plain("::ffff:192.168.1.7"))
+    assert [plain(a) for a in ("192.168.1.5", "fe80::5%en0", "::1", "")] == ["192.168.1.5", "fe80::5%en0", "::1", ""]
