@@ -49,6 +49,7 @@ class EngineSettings(Struct, frozen=True, kw_only=True):
     stats_limit_s: float = 2.0  # one question for counters
     stats_misses: int = 15  # unanswered questions in a row after which a worker counts as dead
     exit_notice_s: float = 2.0  # how long a broken stream waits to learn that its process has ended, and why
+    worker_nice: int = 5  # below the daemon: heartbeats and other nodes' requests stay on time while all cores compute
     port_tries: int = 3  # somebody may take a free port between our look and the worker's bind
 
     tail_bytes: int = 16_384  # of a worker's output, read for the diagnosis

@@ -43,8 +43,10 @@ class Child:
         self._swept = False
 
     @classmethod
-    async def spawn(cls, argv: Sequence[str], *, env: Mapping[str, str], log: Path, tail_bytes: int) -> Child:
-        """Starts `argv` with stdout and stderr appended to `log`. Raises OSError."""
+    async def spawn(
+        cls, argv: Sequence[str], *, env: Mapping[str, str], log: Path, tail_bytes: int, nice: int = 0
+    ) -> Child:
+        """Starts `argv` with stdout and stderr appended to `log`, `nice` steps below our priority. Raises OSError."""
         output, start = _opened(log)
         try:
             process = await asyncio.create_subprocess_exec(
@@ -57,6 +59,9 @@ class Child:
             )
         finally:
             os.close(output)
+        if nice:
+            with suppress(OSError):  # gone already, or not allowed: it runs at our priority then
+                os.setpriority(os.PRIO_PROCESS, process.pid, os.getpriority(os.PRIO_PROCESS, 0) + nice)
         return cls(process, log, start, tail_bytes)
 
     @property

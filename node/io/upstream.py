@@ -80,6 +80,9 @@ class Upstream:
                 for block in splitter.feed(data):
                     limit_s = self._settings.silence_limit_s
                     yield block
+        except aiohttp.ConnectionTimeoutError as error:
+            connect_s = self._settings.connect_limit_s
+            raise _failed(f"the model server took no connection within {connect_s:g} s") from error
         except TimeoutError as error:
             raise _failed(f"the model server said nothing for {limit_s:g} s") from error
         except aiohttp.ClientConnectorError as error:

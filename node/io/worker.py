@@ -127,7 +127,13 @@ class ServerWorker(ABC):
         self._on_progress("starting")
         env = child_environment(self._token, self.environment())
         try:
-            child = await Child.spawn(self.argv(port), env=env, log=self._log, tail_bytes=self.settings.tail_bytes)
+            child = await Child.spawn(
+                self.argv(port),
+                env=env,
+                log=self._log,
+                tail_bytes=self.settings.tail_bytes,
+                nice=self.settings.worker_nice,
+            )
         except OSError as error:
             raise self._failed(f"cannot start it: {error}") from error
         self._child, self._upstream = child, self.connect(f"http://{HOST}:{port}/v1")

@@ -75,6 +75,14 @@ async def test_children_carry_the_token(tmp_path: Path) -> None:
     assert child.tail() == "mine\n"
 
 
+async def test_a_nice_child_gives_way_to_us(tmp_path: Path) -> None:
+    argv, env = (sys.executable, "-c", "input()"), child_environment("mine", {})
+    child = await Child.spawn(argv, env=env, log=tmp_path / "x.log", tail_bytes=1000, nice=3)
+    ours = os.getpriority(os.PRIO_PROCESS, 0)
+    assert os.getpriority(os.PRIO_PROCESS, child.pid) == min(ours + 3, 19)
+    await child.stop(5.0)
+
+
 async def test_what_ignores_a_polite_end_is_killed_after_the_grace(tmp_path: Path) -> None:
     child = await spawned(tmp_path / "x.log", sys.executable, "-c", STUBBORN)
     await until(lambda: "up" in child.tail())
