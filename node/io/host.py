@@ -288,15 +288,14 @@ class Host:
             self._ended(model)
 
     def _ended(self, model: Hosted) -> None:
-        """Its process is gone. If it was leaving, that is over, and who replaces it starts."""
-        if model not in self._leaving:
-            return
-        model.disarm()
-        self._leaving.remove(model)
-        for waiting in self._models.values():
-            if waiting.waits_for is model:
-                waiting.waits_for = None
-                self._keeper.want(waiting)
+        """Its process is gone, its memory free. If it was leaving, that is over, and who replaces it starts."""
+        if model in self._leaving:
+            model.disarm()
+            self._leaving.remove(model)
+            for waiting in self._models.values():
+                if waiting.waits_for is model:
+                    waiting.waits_for = None
+                    self._keeper.want(waiting)
         self._changed()
 
     def _find(self, name: str) -> Hosted:

@@ -116,7 +116,7 @@ class FakeEngine:
         if body == b"cut":
             return
         if body == b"flood":
-            for n in range(10_000):
+            for n in range(300):
                 yield data(str(n))
         yield data("lo")
         yield usage(40, 8, 2)

@@ -171,7 +171,7 @@ async def test_a_slow_reader_stops_the_worker() -> None:
         (admitted,) = rig.host._models["a"].calls.values()
         assert admitted._out.qsize() <= 4
         rest = [b async for b in stream]
-        assert len([b for b in rest if b.startswith(b"data: {")]) == 10_000
+        assert len([b for b in rest if b.startswith(b"data: {")]) == 300
 
 
 async def test_the_silent_second_is_filled_while_the_worker_thinks() -> None:
