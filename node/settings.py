@@ -10,7 +10,8 @@ class NodeSettings(Struct, frozen=True, kw_only=True):
 
     memory_budget_bytes: int = 0  # 0: headroom.default_budget decides
     kv_tokens: int = 32_768  # tokens of KV cache that are budgeted for a model, at most its context
-    cache_seqs: int = 10  # prompt caches mlx_lm.server keeps (its --prompt-cache-size default)
+    cache_seqs: int = 1000  # what peers are told of a worker's prompt cache: as EngineSettings bounds it
+    cache_bytes: int = 2 * 2**30
     disk_bytes_per_s: float = 1.5e9  # assumed until a load is measured: an internal SSD, uncached
     load_fixed_s: float = 4.0  # Python, MLX and the first token, whatever the size
 

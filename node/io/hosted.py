@@ -38,6 +38,7 @@ class Hosted:
         self.waits_for: Hosted | None = None  # its predecessor of the same name, until that is gone
         self.size_bytes = 0
         self.context = spec.context
+        self.cache_tokens = 0
         self.load_s = _EXTERNAL_LOAD_S if spec.engine == "external" else settings.load_fixed_s
         self.fingerprint = f"asserted:{spec.weights}" if spec.weights else ""
         self.speed = Speed()
@@ -64,6 +65,8 @@ class Hosted:
         self.problem = ""
         self.context = self.spec.context or shape.context
         sized = structs.replace(shape, context=self.context)
+        per_token = headroom.kv_bytes_per_token(shape)
+        self.cache_tokens = self._settings.cache_bytes // per_token if per_token else 0
         self.size_bytes = headroom.model_bytes(sized, self._settings.kv_tokens)
         self.load_s = headroom.load_s(shape.weight_bytes, self._settings.disk_bytes_per_s, self._settings.load_fixed_s)
 
@@ -146,7 +149,7 @@ class Hosted:
             resume=self.engine.resume if self.engine else Resume.NO,
             error=self.problem or self.error,
             load_s=self.load_s,
-            cache_tokens=self._settings.kv_tokens if cached else 0,
+            cache_tokens=self.cache_tokens if cached else 0,
             cache_seqs=self._settings.cache_seqs if cached else 0,
             context=self.context,
             paths=spec.paths,

@@ -12,7 +12,7 @@ from node.errors import NodeError, NodeErrorCode
 from node.facts import WorkerFact
 from node.io.calls import ALIVE, DONE
 from node.io.engine import ModelSpec, WorkerStats
-from node.settings import NodeSettings
+from node.settings import EngineSettings, NodeSettings
 from node.types import ModelState
 from tests.node.fakes import FAST, GIB, Rig, call, data, running, spec, until, usage
 from tests.node.test_weights import model_directory
@@ -72,6 +72,14 @@ async def test_missing_weights_and_unknown_engines_are_problems(tmp_path: Path) 
         assert "no such directory" in (rig.model("gone").error or "")
         assert "unknown engine 'gpt'" in (rig.model("odd").error or "")
         assert rig.engine.workers == []
+
+
+async def test_peers_are_told_the_bounds_of_the_prompt_cache_that_workers_have(tmp_path: Path) -> None:
+    assert NodeSettings().cache_seqs == EngineSettings().prompt_cache_seqs
+    assert NodeSettings().cache_bytes == EngineSettings().prompt_cache_bytes
+    async with running(Rig(), mlx_spec(tmp_path, "m"), spec()) as rig:
+        assert (rig.model("m").cache_tokens, rig.model("m").cache_seqs) == (2 * GIB // 65_536, 1000)
+        assert (rig.model("a").cache_tokens, rig.model("a").cache_seqs) == (0, 0)
 
 
 async def test_a_disk_that_fails_is_a_problem_of_that_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
