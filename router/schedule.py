@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import bisect
 import random
+from collections import deque
+from collections.abc import Hashable
 
 from node.types import NodeId, RequestId
 from router.cost import Lane, explain, seconds, service_s
@@ -75,6 +77,12 @@ class Waiting:
         self.request, self.since, self.order = request, since, order
         self.wait_s = 0.0
 
+    @property
+    def equality(self) -> Hashable:
+        """Requests with the same are interchangeable for placing."""
+        r = self.request
+        return r.models, r.excluded, r.prompt_tokens, r.max_tokens
+
 
 class Walk:
     """What one walk of the queue knows: lanes as placing has changed them, and who could have been served but chose
@@ -84,6 +92,7 @@ class Walk:
         self.lanes: dict[tuple[str, str], Lane] = {}
         self.options: dict[tuple[tuple[str, ...], tuple[NodeId, ...]], Options] = {}
         self.passed: set[tuple[str, str]] = set()
+        self.held: dict[Hashable, deque[Waiting]] = {}  # placed, but not to start now: equal requests, oldest first
 
 
 class Scheduler:
@@ -225,14 +234,14 @@ class Scheduler:
     def _walk(self, effects: list[SchedulerEffect], now: float) -> None:
         self._walked = now
         self._pauses = {lane: until for lane, until in self._pauses.items() if until > now}
-        walk, kept = Walk(), []
+        walk, gone = Walk(), set()
         for waiting in self._queue:
             effect = self._place(waiting, walk, now)
-            if effect is None:
-                kept.append(waiting)
-            else:
+            if effect is not None:
                 effects.append(effect)
-        self._queue = kept
+                gone.add(effect.id)  # Maybe an older one than `waiting`.
+        if gone:
+            self._queue = [w for w in self._queue if w.request.id not in gone]
         self._passed = {k: self._passed.get(k, now) for k in sorted(walk.passed) if walk.lanes[k].open}
 
     def _place(self, waiting: Waiting, walk: Walk, now: float) -> SchedulerEffect | None:
@@ -252,14 +261,20 @@ class Scheduler:
         lane = self._choose(options, request, now)
         output = self._fleet.output(lane.model.name, request)
         read_s, write_s = service_s(lane, request, output, self._settings)
+        equals = walk.held.setdefault(waiting.equality, deque())
         if lane.open:
-            effect = self._grant(waiting, lane, options, now)
+            # Among equals the oldest goes first: it hoped for better, this one takes its place.
+            equals.append(waiting)
+            first = equals.popleft()
+            waiting.wait_s = first.wait_s
+            effect = self._grant(first, lane, options, now)
             lane.reading_s += read_s
             lane.streams += 1
             lane.occupy(lane.load_s + read_s + write_s)
             lane.steady = lane.steady and lane.load_s <= 0  # One grant starts a load; the others wait for it.
             self._passed.pop(lane.key, None)
             return effect
+        equals.append(waiting)
         waiting.wait_s = max(lane.wait_s(), lane.load_s)
         lane.occupy((lane.load_s if lane.free[0] <= 0 else 0.0) + read_s + write_s)
         walk.passed.update(other.key for other in options.lanes if other.open and other.load_s <= 0)
@@ -311,6 +326,7 @@ class Scheduler:
             "models": list(request.models),
             "model": options.name,
             "fallback": options.note,
+            "idle": self._idle_note(chosen, priced[0], now),
             "prompt_tokens": request.prompt_tokens,
             "max_tokens": request.max_tokens,
             "expected_tokens": round(self._fleet.output(chosen.model.name, request)),
@@ -323,6 +339,13 @@ class Scheduler:
             waited_ms=max(0.0, now - waiting.since) * 1000,
             candidates=(*priced, *options.unfit),
         )
+
+    def _idle_note(self, chosen: Lane, cheapest: Candidate, now: float) -> str | None:
+        """Why it is not the cheapest that was chosen: the one exception there is."""
+        if (chosen.status.node, chosen.model.name) == (cheapest.node, cheapest.model):
+            return None
+        idle_s = now - self._passed.get(chosen.key, now)
+        return f"it stood idle for {idle_s:.0f} s while requests it can serve waited for a better node"
 
     def _refusal(self, code: ErrorCode, text: str, retry_s: float | None) -> Refusal:
         spread = None if retry_s is None else round(retry_s * self._rng.uniform(0.8, 1.2), 2)

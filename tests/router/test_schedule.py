@@ -105,13 +105,16 @@ def test_no_node_that_could_start_it_stands_idle_for_longer_than_the_bound() -> 
     s.step(ask("1", prompt_tokens=20_000), 0.0)
     assert s.step(ask("2", prompt_tokens=20_000), 0.0) == []
     now = 0.0
-    grants: list[tuple[str, str]] = []
-    while not grants:
+    effects: list[SchedulerEffect] = []
+    while not effects:
         assert s.deadline is not None
         now = max(now + 0.001, s.deadline)
-        grants = granted(s.step(Tick(), now))
-    assert grants == [("2", "slow")]
+        effects = s.step(Tick(), now)
+    assert granted(effects) == [("2", "slow")]
     assert 44.0 <= now <= 47.0
+    [grant] = effects
+    assert isinstance(grant, Grant)
+    assert "stood idle for 45 s" in str(grant.decision.request["idle"])
 
 
 def test_a_request_behind_others_that_cannot_start_is_not_held_up_by_them() -> None:
