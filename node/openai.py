@@ -82,9 +82,13 @@ def clean_request(body: bytes, *, model: str) -> bytes:
     the top level, which mlx_lm.server refuses; the answer is streamed and tells its usage. Unknown fields and all
     nested values stay byte for byte. Raises NodeError(BAD_REQUEST) when the body is no JSON object.
     """
-    fields = {name: value for name, value in _decoded(body).items() if name not in STRIPPED and bytes(value) != b"null"}
+    fields = {name: value for name, value in _decoded(body).items() if name not in STRIPPED and not _is_null(value)}
     _check_stop(fields.get("stop"))
     return _encode({**fields, **FORCED, "model": model})
+
+
+def _is_null(value: Raw) -> bool:
+    return memoryview(value).nbytes == 4 and bytes(value) == b"null"  # no copy of a long prompt just to look
 
 
 def _check_stop(stop: Raw | None) -> None:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 from pathlib import Path
 
@@ -17,80 +14,19 @@ import aiohttp
 import psutil
 import pytest
 
-from node.errors import NodeError, NodeErrorCode
+from node.errors import NodeErrorCode
 from node.io.command import CommandEngine
-from node.io.engine import ModelSpec, WorkerStats
+from node.io.engine import ModelSpec
 from node.io.external import ExternalEngine
 from node.io.mlx import MlxEngine, MlxWorker
 from node.io.process import TOKEN_VARIABLE
 from node.openai import is_comment, usage_of
 from node.settings import EngineSettings
+from tests.server.talk import Start, blocks_of, broken, chat, chunks_of, fails, gone, text_of, until
 
 pytestmark = pytest.mark.server
 
 ROOT = Path(__file__).resolve().parents[2]
-Start = Callable[..., Awaitable[MlxWorker]]
-
-
-def chat(text: str = "Hello", **fields: object) -> bytes:
-    return json.dumps({"model": "x", "messages": [{"role": "user", "content": text}], **fields}).encode()
-
-
-async def blocks_of(worker, body: bytes, model_name: str, path: str = "chat/completions") -> list[bytes]:
-    async with aclosing(worker.stream(path, body, model_name=model_name)) as blocks:
-        return [block async for block in blocks]
-
-
-def chunks_of(blocks: Sequence[bytes]) -> list[dict]:
-    return [json.loads(block[6:]) for block in blocks if not is_comment(block) and block != b"data: [DONE]\n\n"]
-
-
-def text_of(blocks: Sequence[bytes]) -> str:
-    choices = [chunk["choices"][0] for chunk in chunks_of(blocks) if chunk["choices"]]
-    return "".join(choice.get("text") or choice.get("delta", {}).get("content") or "" for choice in choices)
-
-
-async def until(condition: Callable[[], Awaitable[bool]], limit_s: float = 60.0) -> None:
-    async with asyncio.timeout(limit_s):
-        while not await condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.1)
-
-
-async def stands_still(worker: MlxWorker) -> WorkerStats:
-    """Waits until the worker works on nothing and its counters have not moved for half a second; the counters."""
-    seen = WorkerStats()
-
-    async def still() -> bool:
-        nonlocal seen
-        before, seen = seen, await worker.stats()
-        await asyncio.sleep(0.5)
-        return seen.active == 0 and before == seen
-
-    await until(still)
-    return seen
-
-
-async def fails(awaitable: Awaitable[object], code: NodeErrorCode = NodeErrorCode.MODEL_FAILED) -> str:
-    with pytest.raises(NodeError) as caught:
-        await awaitable
-    assert caught.value.code is code
-    return caught.value.message
-
-
-def broken(model: Path, target: Path, name: str, content: bytes | None) -> Path:
-    """A copy of `model` in which the file `name` holds `content`, or is missing."""
-    shutil.copytree(model, target)
-    (target / name).unlink()
-    if content is not None:
-        (target / name).write_bytes(content)
-    return target
-
-
-def gone(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 async def test_the_chat_model_knows_paris(started: Start, chat_model: Path) -> None:
@@ -180,77 +116,6 @@ async def test_a_worker_killed_in_the_middle_of_an_answer_is_named(started: Star
     assert not stats.alive
     assert "SIGKILL" in stats.why
     assert "SIGKILL" in await worker.exited()
-
-
-async def test_a_closed_stream_stops_the_generation(started: Start, slow_model: Path) -> None:
-    worker = await started(slow_model)
-    async with aclosing(worker.stream("chat/completions", chat(max_tokens=8000), model_name="x")) as blocks:
-        async for block in blocks:
-            if not is_comment(block):
-                break
-    assert 0 < (await stands_still(worker)).generated_tokens < 1000
-
-
-@pytest.mark.parametrize("seed", [None, 7], ids=["in a batch", "alone"])
-async def test_a_plain_request_stops_when_its_caller_leaves(started: Start, slow_model: Path, seed: int | None) -> None:
-    worker = await started(slow_model)
-    body = {"prompt": "a", "max_tokens": 8000, **({"seed": seed} if seed else {})}
-
-    async def ask() -> None:
-        async with aiohttp.ClientSession() as session:
-            await session.post(f"{worker.upstream.base}/completions", json=body)
-
-    async def generating() -> bool:
-        return (await worker.stats()).generated_tokens > 10
-
-    asking = asyncio.ensure_future(ask())
-    await until(generating)
-    asking.cancel()
-    await asyncio.wait({asking})
-    assert (await stands_still(worker)).generated_tokens < 1000
-
-
-@pytest.mark.parametrize("seed", [None, 7], ids=["in a batch", "alone"])
-async def test_reading_a_prompt_stops_when_its_caller_leaves(
-    started: Start, slow_model: Path, seed: int | None
-) -> None:
-    worker = await started(slow_model, extra_args=("--prefill-step-size", "32"))
-    before = await worker.stats()
-    body = chat("one two three " * 800, max_tokens=5, **({"seed": seed} if seed else {}))
-
-    async def ask() -> None:
-        await blocks_of(worker, body, "x")
-
-    async def reading() -> bool:
-        return (await worker.stats()).prompt_tokens > before.prompt_tokens + 32
-
-    asking = asyncio.ensure_future(ask())
-    await until(reading)
-    asking.cancel()
-    await asyncio.wait({asking})
-    after = await stands_still(worker)
-    assert after.generated_tokens == before.generated_tokens
-    assert after.prompt_tokens - before.prompt_tokens < 2000
-
-
-async def test_work_that_waits_is_dropped_with_its_caller(started: Start, slow_model: Path) -> None:
-    worker = await started(slow_model)
-    alone = chat(max_tokens=60, seed=1, temperature=0)  # a seeded request runs alone, so the next one waits
-    first = asyncio.ensure_future(blocks_of(worker, alone, "x"))
-
-    async def busy() -> bool:
-        return (await worker.stats()).active == 1
-
-    async def both() -> bool:
-        return (await worker.stats()).active == 2
-
-    await until(busy)
-    second = asyncio.ensure_future(blocks_of(worker, chat(max_tokens=8000), "x"))
-    await until(both)
-    second.cancel()
-    await asyncio.wait({second})
-    assert (await first)[-1] == b"data: [DONE]\n\n"
-    assert (await stands_still(worker)).generated_tokens <= 62  # the first's, and one of the start
 
 
 @pytest.mark.parametrize(
