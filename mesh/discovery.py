@@ -54,6 +54,7 @@ class Discovery:
         self._browser: AsyncServiceBrowser | None = None
         self._group: asyncio.TaskGroup | None = None
         self._advert: Advert | None = None
+        self._closed = False
         self._interfaces: tuple[str, ...] = ()
         self._sent: Txt = {}
         self._sent_at = 0.0
@@ -81,6 +82,8 @@ class Discovery:
 
     def update(self, advert: Advert) -> None:
         """The facts to advertise from now on. Said at most every update_every_s; a change of role at once."""
+        if self._closed:  # or it would open and announce everything anew
+            return
         before, self._advert = self._advert, advert
         if before is None or (before.role, before.host) != (advert.role, advert.host):
             self._news.set()
@@ -94,7 +97,7 @@ class Discovery:
     async def close(self, *, successor: bool) -> None:
         """Says goodbye, the name's only without a `successor`. Afterwards run() is to be cancelled."""
         self.name.release(goodbye=not successor)
-        self._advert = None
+        self._closed, self._advert = True, None
         await self._shut()
 
     def name_of_mesh(self, mesh: str) -> str:

@@ -63,6 +63,7 @@ class Links:
         self._idle = asyncio.Event()
         self._wanted: dict[NodeId, _Wanted] = {}
         self._group: asyncio.TaskGroup | None = None
+        self._closing = False
         self.counts = Counts()
         self._ways = Ways(tell=tell, on_frame=on_frame, over=self._drop)
 
@@ -84,7 +85,8 @@ class Links:
             self._group = None
 
     async def close(self, reason: str) -> None:
-        """Says bye on every link and dials no more; returns when all are closed, at most 2 x close_s later."""
+        """Says bye on every link, dials and accepts no more; returns when all are closed, at most 2 x close_s later."""
+        self._closing = True
         for node in set(self._wanted) | set(self._links):
             self.forget(node, reason)
         with suppress(TimeoutError):
@@ -95,6 +97,8 @@ class Links:
 
     def dial(self, node: NodeId, addresses: Sequence[str], peer_port: int, *, at_once: bool) -> None:
         """Keep a link with `node` from now on, at these addresses, best first; `at_once` skips the back-off."""
+        if self._closing:  # membership wants every lost link back
+            return
         wanted = self._wanted.get(node)
         if wanted is None:
             wanted = self._wanted[node] = _Wanted(node, tuple(addresses), peer_port)
@@ -231,14 +235,14 @@ class Links:
     # Accepting
 
     async def _accept(self, request: web.Request) -> web.StreamResponse:
-        if self._group is None:
+        if self._group is None or self._closing:
             raise web.HTTPServiceUnavailable(text="the mesh is switched off on this node")
         ws = web.WebSocketResponse(
             max_msg_size=FRAME_BYTES_MAX, compress=False, timeout=self._settings.close_s, autoclose=False
         )
-        await ws.prepare(request)
         link = None
         try:
+            await ws.prepare(request)
             theirs = await self._first(ws)
             if isinstance(theirs, Hello):
                 link = await self._answered(ws, theirs, plain(request.remote or ""))

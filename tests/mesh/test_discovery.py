@@ -140,6 +140,19 @@ async def test_updates_are_spaced_and_a_change_of_role_goes_first() -> None:
         assert depth6 - role >= QUICK.update_every_s - 0.05
 
 
+async def test_after_its_goodbye_it_says_no_more() -> None:
+    """The daemon publishes until the last moment: that must not open and announce everything anew."""
+    a, b = Node(A, [LOOPBACK]), Node(B, [LOOPBACK])
+    async with listener() as (_, wire), running(a):
+        await until(lambda: wire.texts())
+        await a.discovery.close(successor=True)
+        a.discovery.update(advert(role="L"))
+        async with running(b, role="S"):
+            await until(lambda: any(b"st=S" in t for _, t in wire.texts()))
+            assert not any(b"st=L" in t for _, t in wire.texts())
+            assert a.discovery._zeroconf is None
+
+
 async def test_a_goodbye_or_a_crash_removes_nobody() -> None:
     a, b = Node(A, [LOOPBACK]), Node(B, [LOOPBACK])
     async with running(a):

@@ -392,6 +392,19 @@ async def test_close_says_bye_on_every_link() -> None:
         assert a.links.linked() == frozenset()
 
 
+async def test_a_closed_node_takes_nobody_back() -> None:
+    """Neither by dialling (membership wants every lost link back) nor by answering: it would undo its bye."""
+    async with world(A, B) as (a, b):
+        a.dial(b)
+        b.dial(a)
+        await until(lambda: a.linked(b) and b.linked(a))
+        await a.links.close("mesh disabled")
+        a.dial(b)
+        await until(lambda: b.of(Tried))
+        assert "503" in b.of(Tried)[0].why
+        assert len(a.of(LinkUp)) == len(b.of(LinkUp)) == 1
+
+
 async def test_switched_off_it_answers_503() -> None:
     async with aiohttp.ClientSession() as session:
         node = Node(A, session)
