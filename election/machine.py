@@ -61,8 +61,7 @@ class Election:
         self._settings, self._rng = settings, rng
         self._peers = Peers(settings)
         self._voice = Voice(me, boot, mesh, self._peers, settings)
-        self._born = now  # start or last wake: uptime counts from here
-        self._since = now  # the running reign began, as seen from here
+        self._born = self._since = now  # start or last wake, for uptime; when the running reign began, as seen here
         self._heard = now + settings.listen_s  # the coordinator was last heard; in the future: listen first
         self._suspect: float | None = None  # it has been silent for too long since
         self._asks, self._next_ask = 0, inf
@@ -274,8 +273,7 @@ class Election:
             return
         self._claim = now + self._peers.turn_s(self.rank(now), self.coordinator, now) + extra_s
         self._doubt = now - self._settings.listen_s if doubt is None else doubt
-        self._suspect = None
-        self._why = why
+        self._suspect, self._why = None, why
         if self.role is Role.FOLLOWER:
             self.coordinator = None
 

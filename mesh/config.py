@@ -125,8 +125,8 @@ KEYS: tuple[Key, ...] = (
         read=values.seconds(None),
         default=None,
         automatic="10, 5 or 3 min by RAM",
-        what="an unused model is unloaded after this; negative: never; nothing is unloaded yet (default: 10 min from 64 GB of RAM on, 5 min "
-        "from 24 GB on, else 3 min)",
+        what="an unused model is unloaded after this, negative: never; nothing is unloaded yet (default: 10 min from "
+        "64 GB of RAM on, 5 min from 24 GB on, else 3 min)",
     ),
     Key(name="log-max-size-mb", read=values.whole(1), default=50, what="a log is rotated at this size"),
     Key(name="log-max-files", read=values.whole(1), default=5, what="rotated files kept per log"),

@@ -6,9 +6,9 @@ an edge repeats what is open, a higher attempt ends the one before, and what nod
 
 from __future__ import annotations
 
-import random
 from collections import OrderedDict
 from collections.abc import Iterator
+from random import Random
 from typing import TypeAlias, assert_never
 
 from msgspec import Struct, structs
@@ -80,7 +80,7 @@ DeskEvent: TypeAlias = FromEdge | EdgeLost | Rule | Reported | NodeUp | NodeChan
 class Desk:
     """`step(event, now) -> what to say to whom`; wake it with a Tick at `deadline`."""
 
-    def __init__(self, me: NodeId, settings: RouterSettings, rng: random.Random) -> None:
+    def __init__(self, me: NodeId, settings: RouterSettings, rng: Random) -> None:
         self.me, self.ruling = me, False
         self._settings = settings
         self._scheduler = Scheduler(settings, rng)

@@ -55,7 +55,7 @@ class Candidate(Struct, frozen=True):
 class Decision(Struct, frozen=True, kw_only=True):
     """Why a request went where it went (`mesh routes --why`): ROUTE.decision of DESIGN section 4."""
 
-    request: dict[str, str | int | float | None | list[str]]
+    request: dict[str, str | int | float | list[str] | None]
     chosen: NodeId | None
     waited_ms: float
     candidates: tuple[Candidate, ...]

@@ -8,9 +8,9 @@ this scheduler sent out itself (`ledger`) counts at once; reports of nodes only 
 from __future__ import annotations
 
 import bisect
-import random
 from collections import deque
 from collections.abc import Hashable
+from random import Random
 
 from node.types import NodeId, RequestId
 from router.cost import Lane, explain, seconds, service_s
@@ -98,7 +98,7 @@ class Walk:
 class Scheduler:
     """`step(event, now) -> effects`; wake it with a Tick at `deadline` (None: only events). `now` never goes back."""
 
-    def __init__(self, settings: RouterSettings, rng: random.Random) -> None:
+    def __init__(self, settings: RouterSettings, rng: Random) -> None:
         self._settings, self._rng = settings, rng
         self._ledger = Ledger(settings)
         self._fleet = Fleet(settings, self._ledger)

@@ -136,8 +136,8 @@ class Mac:
         return status.mesh.coordinator if status else None
 
     def routes(self, last: int = 50) -> list[Route]:
-        """The requests that entered here, the newest first."""
-        return [r for r in self.client.routes(last).routes if r.edge == self.name]
+        """The newest `last` of the requests that entered here."""
+        return [r for r in self.client.routes(1000).routes if r.edge == self.name][:last]
 
     def metric(self, name: str) -> float:
         """The sum over all labels of a metric on its own /metrics."""

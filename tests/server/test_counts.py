@@ -9,7 +9,6 @@ import msgspec
 import pytest
 
 from mesh.answers import MeshStatus
-
 from tests.server.daemons import Node, wait_for
 
 pytestmark = pytest.mark.server

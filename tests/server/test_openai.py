@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -46,7 +45,7 @@ def still(node: Node, model: str) -> float:
     seen: list[float] = []
 
     def unmoved() -> bool:
-        seen.append(metric(node, "mlx_mesh_worker_tokens", model=model))
+        seen.append(metric(node, "mlx_mesh_worker_tokens_total", model=model))
         return len(seen) > 3 and len(set(seen[-4:])) == 1
 
     wait_for(f"{model} on {node.name} stands still", unmoved, 30.0, every_s=0.5)
@@ -151,11 +150,10 @@ def test_temperature_stop_and_max_tokens_are_honoured(client: openai.OpenAI) -> 
     assert cold.text == say(temperature=0).text
     assert cold.finish_reason == "length"
     assert len({say(temperature=1.5).text for _ in range(3)}) == 3
-    word = re.findall(r"[a-z]{3,}", cold.text)[2]
-    stopped = say(temperature=0, stop=word)
-    assert word not in stopped.text
-    assert cold.text.startswith(stopped.text)
-    assert stopped.finish_reason == "stop"
+    question: Any = [{"role": "user", "content": "What is the capital of France?"}]
+    stopped = client.chat.completions.create(model="chat", messages=question, temperature=0, stop=" Paris")
+    assert stopped.choices[0].message.content == "The capital of France is"
+    assert stopped.choices[0].finish_reason == "stop"
 
 
 def test_more_than_one_choice_is_refused(client: openai.OpenAI) -> None:
@@ -198,8 +196,9 @@ def test_an_unknown_model_is_answered_with_what_exists(client: openai.OpenAI) ->
     assert refused.value.code == "model_not_found"
     for name in ("gpt-4o", "tiny-a", "SmolLM2-135M-Instruct"):
         assert name in refused.value.message
-    with pytest.raises(openai.NotFoundError, match="model_not_found"):
+    with pytest.raises(openai.NotFoundError, match="gpt-4o") as missing:
         client.models.retrieve("gpt-4o")
+    assert missing.value.code == "model_not_found"
 
 
 @pytest.mark.parametrize(
@@ -208,7 +207,8 @@ def test_an_unknown_model_is_answered_with_what_exists(client: openai.OpenAI) ->
         (b'{"model": "quick"', 400, "JSON"),
         (b"[]", 400, "object"),
         (b"", 400, ""),
-        (b'{"messages": []}', 400, "model"),
+        (b'{"messages": [{"role": "user", "content": "x"}]}', 400, "model"),
+        (b'{"model": "quick", "messages": []}', 400, "messages"),
         (b'{"model": 3, "messages": []}', 400, "model"),
         (b'{"model": "quick"}', 400, "messages"),
         (b'{"model": "quick", "messages": "hello"}', 400, "messages"),
@@ -250,7 +250,9 @@ async def test_a_client_that_leaves_stops_the_worker(trio: tuple[Node, Node, Nod
             await answer.read()
 
     def generated() -> dict[str, float]:
-        return {n.name: metric(n, "mlx_mesh_worker_tokens", model="tiny-30-layers") - before[n.name] for n in holders}
+        return {
+            n.name: metric(n, "mlx_mesh_worker_tokens_total", model="tiny-30-layers") - before[n.name] for n in holders
+        }
 
     asking = asyncio.ensure_future(ask())
     await asyncio.to_thread(wait_for, "it generates", lambda: max(generated().values()) > 5)
@@ -296,4 +298,4 @@ async def test_the_other_doors(ada: Node) -> None:
             assert answer.status == 405
         for path in ("/v1/models/tiny-a/load", "/v1/stop", "/v1/reload"):
             async with session.post(path, json={}) as answer:
-                assert answer.status == 404, "nothing changes through :4000"
+                assert answer.status in (404, 405), "nothing changes through :4000"
