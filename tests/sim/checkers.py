@@ -37,10 +37,10 @@ class OneHolderPerTerm:
             if machine.rank(world.now).priority == 0 and world.now > retuned + world.settings.handover_s + 0.2:
                 raise ViolationError(f"{world.now:.3f}: {node.id} coordinates with priority 0")
         elif machine.role is Role.FOLLOWER and machine.coordinator is not None:
-            holder = self._holders.get(reign.key())
-            if holder is None or holder[0] != machine.coordinator:
+            known = self._holders.get(reign.key())
+            if known is None or known[0] != machine.coordinator:
                 raise ViolationError(
-                    f"{world.now:.3f}: {node.id} follows {machine.coordinator} in {reign}, held by {holder}"
+                    f"{world.now:.3f}: {node.id} follows {machine.coordinator} in {reign}, held by {known}"
                 )
 
 
