@@ -144,11 +144,11 @@ async def test_after_its_goodbye_it_says_no_more() -> None:
     """The daemon publishes until the last moment: that must not open and announce everything anew."""
     a, b = Node(A, [LOOPBACK]), Node(B, [LOOPBACK])
     async with listener() as (_, wire), running(a):
-        await until(lambda: wire.texts())
+        await until(wire.texts)
         await a.discovery.close(successor=True)
         a.discovery.update(advert(role="L"))
-        async with running(b, role="S"):
-            await until(lambda: any(b"st=S" in t for _, t in wire.texts()))
+        async with running(b):
+            await until(lambda: any(r.name == f"{B}.{SERVICE}" for _, r in wire.heard))
             assert not any(b"st=L" in t for _, t in wire.texts())
             assert a.discovery._zeroconf is None
 
