@@ -105,15 +105,12 @@ def trio(short_folder: Path, chat_model: Path, tiny_model: Path, slow_model: Pat
     """ada coordinates and holds only `quick`; bob has `slow` and the chat model, cyd `slow` and `quick`."""
     quick = tier(tiny_model, name="quick")
     slow = tier(slow_model, name="slow")
-    before = len(LIVE)
-    try:
-        ada, bob, cyd = mesh_of(
-            short_folder,
-            ada={"tiers": [quick]},
-            bob={"tiers": [slow, tier(chat_model, name="chat")]},
-            cyd={"tiers": [slow, quick]},
-        )
-        yield ada, bob, cyd
-    finally:
-        for one in reversed(LIVE[before:]):
-            one.stop()
+    nodes = mesh_of(
+        short_folder,
+        ada={"tiers": [quick]},
+        bob={"tiers": [slow, tier(chat_model, name="chat")]},
+        cyd={"tiers": [slow, quick]},
+    )
+    yield nodes[0], nodes[1], nodes[2]
+    for node in reversed(nodes):
+        node.stop()

@@ -252,15 +252,21 @@ def mesh_of(folder: Path, **nodes: dict[str, Any]) -> list[Node]:
     """A mesh of these nodes, by name, the first one its coordinator: started, all models ready, all agreed."""
     name = mesh_name()
     mesh: list[Node] = []
-    for priority, (node, config) in zip(range(200, 0, -1), nodes.items(), strict=False):
-        settings = {"mesh_enabled": True, "mesh_name": name, "mesh_priority": priority} | config
-        mesh.append(Node(folder, node, **settings).start())
-        if len(mesh) == 1:
-            wait_for(f"{node} coordinates", lambda: mesh[0].client.mesh_status().mesh.coordinator == mesh[0].name)
-    for one in mesh:
-        if one.tiers:
-            one.wait_models()
-    agree(*mesh)
+    try:
+        for priority, (node, config) in zip(range(200, 0, -1), nodes.items(), strict=False):
+            settings = {"mesh_enabled": True, "mesh_name": name, "mesh_priority": priority} | config
+            mesh.append(Node(folder, node, **settings).start())
+            if len(mesh) == 1:
+                wait_for(f"{node} coordinates", lambda: mesh[0].client.mesh_status().mesh.coordinator == mesh[0].name)
+        for one in mesh:
+            if one.tiers:
+                one.wait_models()
+        agree(*mesh)
+    except BaseException as error:
+        for one in mesh:
+            error.add_note(f"{one.name}: {one.client.models() if one in LIVE else 'ended'}\n{one.log()[-5000:]}")
+            one.stop()
+        raise
     return mesh
 
 
