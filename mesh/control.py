@@ -132,8 +132,8 @@ class DaemonControl:
         if d.overlay is None:
             raise MeshError("mesh_disabled", "the mesh is off on this node", hint="`mlx-stack mesh enable`", status=409)
         d.overlay.remove(node)
-        static = d.overlay.static
-        await self._set_peers([address for address in d.config.mesh_peers if static.get(address) != node])
+        found = d.overlay.static.found
+        await self._set_peers([address for address in d.config.mesh_peers if found.get(address) != node])
         return {"removed": shown, "id": node}
 
     async def _set_peers(self, addresses: list[str]) -> None:

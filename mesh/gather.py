@@ -51,7 +51,8 @@ class Gatherer:
         return self._daemon.dispatch.account()
 
     async def routes(self, last: int) -> Json:
-        """The newest `last` routes of all nodes together, and the names of those that did not answer."""
+        """The newest `last` routes of all nodes together, and the names of those that did not answer, the dead too:
+        what came in there is missing."""
         others = [n for n in self._daemon.membership.view().nodes if self._is_other(n)]
         own, *answers = await asyncio.gather(
             asyncio.to_thread(self._daemon.store.last, last),
@@ -62,8 +63,10 @@ class Gatherer:
         for answer in answers:
             routes += answer or []
         routes.sort(key=lambda route: str(route["at"]), reverse=True)
-        silent = [names[n.report.id] for n, answer in zip(others, answers, strict=True) if answer is None]
-        return {"routes": routes[:last], "unreachable": sorted(silent)}
+        dead = [n for n in self._daemon.membership.view().nodes if n.state is NodeState.DEAD]
+        silent = [n for n, answer in zip(others, answers, strict=True) if answer is None]
+        unreachable = sorted({names[n.report.id] for n in (*silent, *dead) if n.report.id in names})
+        return {"routes": routes[:last], "unreachable": unreachable}
 
     async def route(self, route_id: str) -> Json | None:
         """The route with this id (or unique start of one, or client's request id), from whichever node keeps it."""
@@ -77,7 +80,7 @@ class Gatherer:
         return next((answer for answer in answers if answer), None)
 
     def _is_other(self, node: NodeView) -> bool:
-        """Worth asking: alive or nearly; the dead and the strangers are not part of an answer."""
+        """Worth asking: alive or nearly."""
         alive = (NodeState.OK, NodeState.SUSPECT, NodeState.DRAINING)
         return node.report.id != self._daemon.id and node.state in alive
 

@@ -36,7 +36,7 @@ from election.settings import ElectionSettings
 from mesh import events
 from mesh.addresses import Addresses
 from mesh.advert import Advert
-from mesh.discovery import Discovery, hosts_of
+from mesh.discovery import Discovery
 from mesh.errors import MeshError
 from mesh.events import (
     Added,
@@ -63,7 +63,10 @@ from mesh.heartbeats import Heartbeats
 from mesh.http import Server, local_only, tcp_sockets
 from mesh.links import Links
 from mesh.log import event as log_event
-from mesh.peers import find_static, resolve_node
+from mesh.peers import resolve_node
+from mesh.static import StaticPeers
+from mesh.title import Title
+from mesh.turns import Turns
 from mesh.wire import PROTOCOL, AccountFrame, Bye, Drain, Frame, Gossip, Hello, PeerSeen, State
 from node.io import serve
 from node.types import NodeId, NodeReport, status_of
@@ -119,13 +122,13 @@ class Overlay:
         self._discovery = Discovery(daemon.id, on_found=lambda peer: self._tell(Seen(peer)), addresses=self._addresses)
         self._server: Server
         self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._membership_turns, self._election_turns = Turns(), Turns()
         self._closed = False
         self._ruled = Follow(self._election.role, None, self._election.term, "started")
-        self._name = ""  # the name this node holds as coordinator
-        self._ruled_news, self._left = asyncio.Event(), asyncio.Event()
-        self._static_news = asyncio.Event()
-        self._static_problems: dict[str, str] = {}  # by address
-        self.static: dict[str, NodeId] = {}  # who was found at which address of `mesh-peers`
+        self._title = Title(self._discovery.name, self._addresses, self._membership.view, self._title_changed)
+        self._left = asyncio.Event()
+        self.static = StaticPeers(self._resolve, on_found=lambda peer: self._tell(Seen(peer)))
+        self.static.set(daemon.config.mesh_peers)
         self.last_account: Account | None = None
 
     # Its life
@@ -154,8 +157,8 @@ class Overlay:
             group.create_task(self._links.run())
             group.create_task(self._discovery.run(self._advert()))
             group.create_task(self._gossip())
-            group.create_task(self._keep_static())
-            group.create_task(self._keep_name())
+            group.create_task(self.static.run())
+            group.create_task(self._title.run())
 
     async def leave(self, why: str) -> None:
         """Says goodbye everywhere, then closes everything. Returns within about LEAVE_S."""
@@ -184,14 +187,19 @@ class Overlay:
     # The machines and their effects
 
     def _tell(self, event: events.Event) -> None:
-        for effect in self._membership.step(event, self._loop.time()):
-            self._perform(effect)
-        self._wake("membership", self._membership.deadline, lambda: self._tell(events.Tick()))
+        """Steps membership. What its effects lead to waits its turn, so that effects happen in the order decided."""
+
+        def step() -> None:
+            for effect in self._membership.step(event, self._loop.time()):
+                self._perform(effect)
+            self._wake("membership", self._membership.deadline, lambda: self._tell(events.Tick()))
+
+        self._membership_turns.take(step)
 
     def _perform(self, effect: events.Effect) -> None:
         match effect:
             case Known(node, far):
-                self._elect(PeerKnown(node, far))
+                self._elect(PeerKnown(node, far and self._added(node)))
             case Forgotten(node):
                 self._heartbeats.forget(node)
                 self._elect(PeerForgotten(node))
@@ -222,20 +230,33 @@ class Overlay:
         self._dispatch.node_up(status_of(found.report, found.rtt_s or 0.0))
         self._dispatch.node_running(node, found.report.running)
 
+    def _added(self, node: NodeId) -> bool:
+        """This side ran `mesh add`: then that side ranks last."""
+        found = self._membership.view().node(node)
+        return found is not None and found.via in ("static", "tailscale")
+
     def _elect(self, event: election_messages.Event) -> None:
-        for effect in self._election.step(event, self._loop.time()):
-            match effect:
-                case Send(message, to):
-                    self._heartbeats.send(message, NodeId(to) if to is not None else None)
-                case Follow():
-                    self._follow(effect)
-                case Remember(term):
-                    write_atomic(self._term_file, f"{term}\n")
-                case _:
-                    assert_never(effect)
-        if self._election.left:
-            self._left.set()
-        self._wake("election", self._election.deadline, lambda: self._elect(election_messages.Tick()))
+        """Steps the election, in turn like `_tell`: a message sent late would be dropped as overtaken."""
+
+        def step() -> None:
+            for effect in self._election.step(event, self._loop.time()):
+                self._perform_election(effect)
+            if self._election.left:
+                self._left.set()
+            self._wake("election", self._election.deadline, lambda: self._elect(election_messages.Tick()))
+
+        self._election_turns.take(step)
+
+    def _perform_election(self, effect: election_messages.Effect) -> None:
+        match effect:
+            case Send(message, to):
+                self._heartbeats.send(message, NodeId(to) if to is not None else None)
+            case Follow():
+                self._follow(effect)
+            case Remember(term):
+                write_atomic(self._term_file, f"{term}\n")
+            case _:
+                assert_never(effect)
 
     def _follow(self, ruled: Follow) -> None:
         """Who coordinates has changed: membership, the scheduler, mDNS and the name's keeper hear it."""
@@ -246,7 +267,7 @@ class Overlay:
         log_event(_log, logging.INFO, "coordinator", text, term=ruled.term, coordinator=ruled.coordinator)
         self._dispatch.follow(NodeId(ruled.coordinator) if ruled.coordinator else None, ruled.term, ruling=self._rules)
         self._tell_ruled()
-        self._ruled_news.set()
+        self._title.rule(ruled.role, NodeId(ruled.coordinator) if ruled.coordinator else None)
         self._daemon.changed()
 
     @property
@@ -259,6 +280,10 @@ class Overlay:
         coordinator = NodeId(ruled.coordinator) if ruled.coordinator else None
         alone = ruled.role is election_messages.Role.ALONE
         self._tell(Ruled(coordinator, ruled.term, alone, self._url(coordinator)))
+
+    def _title_changed(self) -> None:
+        self._discovery.update(self._advert())
+        self._tell_ruled()
 
     def _url(self, coordinator: NodeId | None) -> str:
         """Where the whole mesh answers: the coordinator's name, where others can resolve it."""
@@ -354,7 +379,7 @@ class Overlay:
             headroom_bytes=report.memory.headroom_bytes,
             queue_depth=sum(m.queue_depth for m in report.models),
             role=self._ruled.role.value,
-            host=self._name,
+            host=self._title.name,
         )
 
     def _hello(self) -> Hello:
@@ -380,45 +405,12 @@ class Overlay:
         m = self._membership
         self._daemon.peers.save(m.to_keep(), m.removed, m.alive())
 
-    # The coordinator's name
-
-    async def _keep_name(self) -> None:
-        """Claims the name when this node coordinates, lets it go when it does not."""
-        previous: tuple[str, ...] = ()
-        while True:
-            await self._ruled_news.wait()
-            self._ruled_news.clear()
-            view = self._membership.view()
-            if self._may_hold_name():
-                self._name = await self._discovery.name.claim(
-                    hosts_of(self._config.mesh_name),
-                    self._addresses.advertised(),
-                    old_addresses=previous,
-                    ours=[a for n in view.nodes for a in n.report.addresses],
-                    fallback=f"mlx-mesh-{self._mesh_id[:4]}.local.",
-                )
-            elif self._name:
-                self._discovery.name.release(goodbye=self._ruled.coordinator is None)
-                self._name = ""
-            holder = view.node(NodeId(self._ruled.coordinator)) if self._ruled.coordinator else None
-            if holder is not None:
-                previous = holder.report.addresses
-            self._discovery.update(self._advert())
-            self._tell_ruled()
-
-    def _may_hold_name(self) -> bool:
-        """The coordinator does. A lone node does when it is not deaf: it heard a stranger, or has nobody to miss."""
-        role = self._ruled.role
-        if role is election_messages.Role.COORDINATOR:
-            return True
-        return role is election_messages.Role.ALONE and self._ruled.coordinator == self._daemon.id
-
     # Peers by hand
 
     async def add(self, address: str) -> PeerSeen:
         """`mesh add`: finds out who is there and makes it a peer. Raises MeshError."""
         peer = await self._resolve(address)
-        self.static[address] = peer.id
+        self.static.found[address] = peer.id
         self._tell(Added(peer))
         return peer
 
@@ -432,28 +424,6 @@ class Overlay:
         """`mesh remove`: it is told, forgotten, and stays away until it is added again."""
         self._tell(Removed(node))
 
-    async def _keep_static(self) -> None:
-        """Looks for each address of `mesh-peers` until a node answers there; anew when the list is edited."""
-        while True:
-            self._static_news.clear()
-            self._static_problems.clear()
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._find_static(address)) for address in self._config.mesh_peers]
-                await self._static_news.wait()
-                for task in tasks:
-                    task.cancel()
-
-    async def _find_static(self, address: str) -> None:
-        def found(peer: PeerSeen) -> None:
-            self._static_problems.pop(address, None)
-            self.static[address] = peer.id
-            self._tell(Seen(peer))
-
-        def failed(text: str, error: MeshError) -> None:
-            self._static_problems[text] = str(error)
-
-        await find_static(address, self._resolve, on_found=found, on_problem=failed)
-
     # Small things
 
     def retune(self, config: Config) -> None:
@@ -461,15 +431,14 @@ class Overlay:
         before, self._config = self._config, config
         if config.mesh_priority != before.mesh_priority:
             self._elect(Retune(config.mesh_priority))
-        if config.mesh_peers != before.mesh_peers:
-            self._static_news.set()
+        self.static.set(config.mesh_peers)
 
     def addresses(self) -> tuple[str, ...]:
         return self._addresses.advertised()
 
     def notes(self) -> list[str]:
         """What a person should know of the mesh here: why others cannot be found, whom it misses."""
-        problems = [f"mesh-peers {address}: {why}" for address, why in self._static_problems.items()]
+        problems = [f"mesh-peers {address}: {why}" for address, why in self.static.problems.items()]
         return [*filter(None, [self._discovery.problem]), *problems]
 
     def dropped(self) -> dict[str, int]:

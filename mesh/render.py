@@ -376,7 +376,7 @@ def _decision(decision: answers.Decision, names: Mapping[str, str]) -> list[Bloc
     ]
     if decision.request:
         known = ", ".join(
-            f"{name} {_said(value)}" for name, value in decision.request.items() if value not in (None, [])
+            f"{name} {_said(value)}" for name, value in decision.request.items() if value not in (None, [], "")
         )
         page.append(f"Decided on: {known}")
     return [*page, *(["", "Why each second:"] if reasons else []), *reasons]
