@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
 
@@ -146,11 +147,24 @@ class Mac:
         lines = (line.rsplit(" ", 1) for line in done.stdout.splitlines() if not line.startswith("#"))
         return sum(float(value) for key, value in (line for line in lines if len(line) == 2) if _is(key, name))
 
+    @property
+    def ruled_at(self) -> float:
+        """When (monotonic) it last wrote down a change of coordinator. Sooner than anybody who polls could tell."""
+        told = [json.loads(line) for line in self._output().splitlines() if '"event":"coordinator"' in line]
+        return datetime.fromisoformat(told[-1]["at"]).timestamp() - time.time() + time.monotonic() if told else 0.0
+
+    def processes(self) -> list[int]:
+        """The ids of all that run in its namespace."""
+        done = subprocess.run(["ip", "netns", "pids", self.lab.ns(self.name)], capture_output=True, text=True, check=True)
+        return [int(pid) for pid in done.stdout.split()]
+
+    def _output(self) -> str:
+        path = self.home / "output.log"
+        return path.read_text(errors="replace") if path.exists() else ""
+
     def tail(self) -> str:
         """The end of what it said, for a person who looks into a failure."""
-        path = self.home / "output.log"
-        lines = path.read_text(errors="replace").splitlines() if path.exists() else []
-        return "\n".join(lines[-TAIL_LINES:])
+        return "\n".join(self._output().splitlines()[-TAIL_LINES:])
 
 
 def _is(key: str, name: str) -> bool:
@@ -158,7 +172,7 @@ def _is(key: str, name: str) -> bool:
 
 
 def agreed(macs: Iterable[Mac]) -> bool:
-    """All of them see each other alive, under the same one coordinator of one term, with every model ready."""
+    """All of them, and only they, are alive for each other, under the same one coordinator of one term, with every model ready."""
     macs = list(macs)
     statuses = [mac.status() for mac in macs]
     names = {mac.name for mac in macs}

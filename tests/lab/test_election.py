@@ -1,0 +1,91 @@
+"""Who coordinates, by rule: priority, then uptime, and priority 0 never. On real clocks, so the longest of our tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tests.lab.conftest import Place
+from tests.lab.macs import Mac, agreed, wait_until
+
+Figure = Callable[[str, float], None]
+HANDOVER_S = 30.0  # of the newcomer's uptime and of the running term
+LOW, MIDDLE, HIGH = "1" * 16, "7" * 16, "f" * 16  # node ids: they decide when nothing else does
+
+
+def uptime_s(mac: Mac) -> float:
+    node = mac.sees(mac.name)
+    return node.uptime_s if node else 0.0
+
+
+def test_a_higher_priority_joins_and_takes_over_after_the_handover_time(
+    place: Callable[[int], Place], figure: Figure
+) -> None:
+    lab = place(3)
+    old, other, best = lab.mac(1), lab.mac(2), lab.mac(3, mesh_priority=200)
+    old.start()
+    wait_until(lambda: old.coordinator == "mac1", "the first coordinates itself")
+    for mac in (other, best):
+        mac.start()
+    macs = [old, other, best]
+    wait_until(lambda: agreed(macs), "all agree")
+    assert old.coordinator == "mac1", "who comes later waits, whatever its priority"
+    followed_s = wait_until(lambda: all(mac.coordinator == "mac3" for mac in macs), "the higher priority coordinates")
+    assert followed_s > 0.5 * HANDOVER_S
+    figure("from its start until the higher priority coordinates (30 s and its start)", best.ruled_at - best.started_at)
+    assert best.ruled_at - best.started_at > HANDOVER_S - 1.0
+    assert max(m.ruled_at for m in macs) - min(m.ruled_at for m in macs) < 5.0
+
+
+def test_of_equal_priorities_the_longer_uptime_coordinates(place: Callable[[int], Place]) -> None:
+    lab = place(3)
+    first, second = lab.mac(1, id_=LOW), lab.mac(2, id_=MIDDLE)
+    late = lab.mac(3, id_=HIGH)  # would win by its id
+    for mac in (first, second):
+        mac.start()
+    wait_until(lambda: agreed([first, second]), "the two agree")
+    wait_until(lambda: min(uptime_s(first), uptime_s(second)) > 12.0, "an uptime that ranks: it counts in steps of 10 s")
+    late.start()
+    macs = {mac.name: mac for mac in (first, second, late)}
+    wait_until(lambda: agreed(macs.values()), "all three agree")
+    coordinator = macs.pop(str(late.coordinator))
+    assert coordinator is not late, "who comes later waits"
+    coordinator.kill()
+    wait_until(lambda: len({m.coordinator for m in macs.values()} - {None, coordinator.name}) == 1, "a successor")
+    wait_until(lambda: all(m.coordinator == late.coordinator for m in macs.values()), "both agree")
+    assert late.coordinator in ("mac1", "mac2")
+    assert late.coordinator != coordinator.name
+
+
+def test_priority_0_never_coordinates_not_even_when_it_is_left_alone(place: Callable[[int], Place]) -> None:
+    lab = place(3)
+    macs = [lab.mac(1, id_=LOW), lab.mac(2, mesh_priority=0, id_=MIDDLE), lab.mac(3, mesh_priority=0, id_=HIGH)]
+    for mac in macs:
+        mac.start()
+    wait_until(lambda: agreed(macs), "all agree")
+    assert macs[2].coordinator == "mac1"
+    macs[0].kill()
+    for mac in macs[1:]:
+        wait_until(lambda mac=mac: state(mac, "mac1") == "dead" and told(mac) is None, "it knows that nobody does")  # type: ignore[misc]
+    macs[1].kill()
+    wait_until(lambda: state(macs[2], "mac2") == "dead", "the last one knows that it is alone")
+    wait_until(lambda: alone(macs[2]), "it rules itself only")
+    assert told(macs[2]) is None
+    for mac in macs[1:]:
+        assert f"{mac.name} coordinates" not in mac.tail()
+
+
+def state(mac: Mac, name: str) -> str:
+    node = mac.sees(name)
+    return node.state if node else ""
+
+
+def told(mac: Mac) -> str | None:
+    status = mac.status()
+    assert status is not None
+    assert not any(n.coordinator for n in status.nodes if n.name == mac.name)
+    return status.mesh.coordinator
+
+
+def alone(mac: Mac) -> bool:
+    status = mac.status()
+    return status is not None and status.mesh.alone

@@ -1,0 +1,172 @@
+"""Macs that die, lose their network or stand still while clients ask: nobody sees a failed request.
+
+mac1 and mac2 hold no model and have the higher priority, so one of them coordinates and the other is there to take
+over; mac3 and mac4 serve. mac5 is only a client. Each test leaves the mesh whole, the other one coordinating.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.lab.conftest import Place
+from tests.lab.macs import Asker, Mac, Said, agreed, wait_until
+
+Figure = Callable[[str, float], None]
+NAME = "http://mlx-mesh.local:4000/v1"
+
+
+@dataclass
+class Five:
+    place: Place
+    macs: list[Mac]
+    model: str
+
+    def asker(self, mac: str, url: str = "http://localhost:4000/v1", **of: object) -> Asker:
+        return Asker(self.place.lab, mac, url, self.model, **of)  # type: ignore[arg-type]
+
+    @property
+    def coordinator(self) -> Mac:
+        name = self.macs[2].coordinator
+        return next(mac for mac in self.macs if mac.name == name)
+
+    def after(self, lost: Mac) -> tuple[str, float]:
+        """Waits until those that are left agree on another coordinator; who, and when (monotonic)."""
+        left = [mac for mac in self.macs if mac is not lost]
+        who: set[str | None] = set()
+
+        def settled() -> bool:
+            who.clear()
+            who.update(mac.coordinator for mac in left)
+            return len(who) == 1 and not who & {None, lost.name}
+
+        wait_until(settled, f"another coordinator than {lost.name}")
+        return str(who.pop()), max(mac.ruled_at for mac in left)
+
+
+@pytest.fixture(scope="module")
+def built(shared_place: Callable[[int], Place], model: Path) -> Iterator[Five]:
+    place = shared_place(5)
+    first = [place.mac(1, mesh_priority=200), place.mac(2, mesh_priority=200)]
+    macs = [*first, place.mac(3, model=model), place.mac(4, model=model)]
+    for mac in first:
+        mac.start()
+    wait_until(lambda: agreed(first), "the first two agree")
+    for mac in macs[2:]:
+        mac.start()
+    place.lab.avahi("mac5")
+    yield Five(place, macs, model.name)
+
+
+@pytest.fixture
+def five(built: Five) -> Five:
+    """The mesh, whole again after whatever the test before did to it."""
+    built.place.lab.heal()
+    for mac in built.macs:
+        if mac.runs:
+            mac.thaw()
+        else:
+            mac.start()
+    wait_until(lambda: agreed(built.macs), "the mesh is whole")
+    assert built.coordinator.name in ("mac1", "mac2")
+    return built
+
+
+def busy(mac: Mac, name: str) -> int:
+    node = mac.sees(name)
+    return node.in_flight if node else 0
+
+
+def slowest_s(said: list[Said]) -> float:
+    return max(s.end - s.start for s in said)
+
+
+def errors(said: list[Said]) -> list[str]:
+    return [s.error for s in said if s.error]
+
+
+def test_a_serving_mac_dies_and_its_plain_requests_are_answered_elsewhere(five: Five, figure: Figure) -> None:
+    entry = next(mac for mac in five.macs[:2] if mac is not five.coordinator)
+    lost, left = five.macs[2:]
+    with five.asker(entry.name, workers=6, count=1, max_tokens=100) as client:
+        client.go()
+        wait_until(lambda: busy(entry, lost.name) >= 2, f"{lost.name} works on some")
+        at = lost.kill()
+        said = client.wait()
+    assert errors(said) == []
+    assert all(s.end > at for s in said), "all were in flight"
+    figure("slowest of the requests in flight when the serving Mac died", slowest_s(said))
+    wait_until(lambda: len(entry.routes(6)) == 6, "the routes are recorded")
+    retried = [r for r in entry.routes(6) if len(r.attempts) > 1]
+    assert len(retried) >= 2
+    assert {[(a.node, a.outcome) for a in r.attempts] == [(lost.name, "failed"), (left.name, "ok")] for r in retried} == {True}
+    workers_s = wait_until(lambda: not lost.processes(), "its model server ended with it")
+    figure("until the dead daemon's model server had ended too", workers_s)
+
+
+def test_the_coordinator_dies_and_the_others_go_on(five: Five, figure: Figure) -> None:
+    lost = five.coordinator
+    with ExitStack() as stack:
+        plain = stack.enter_context(five.asker("mac4", workers=2))
+        stream = stack.enter_context(five.asker("mac4", workers=1, stream=True, max_tokens=30))
+        name = stack.enter_context(five.asker("mac5", NAME, workers=2, retries=2))
+        clients = [plain, stream, name]
+        for client in clients:
+            client.go()
+        wait_until(lambda: all(len(c.answered()) > 3 for c in clients), "all are being answered")
+        at = lost.kill()
+        _, agreed_at = five.after(lost)
+        wait_until(lambda: all(sum(s.start > agreed_at for s in c.said()) > 3 for c in clients), "all go on")
+        ends = [client.end() for client in clients]
+    figure("from the coordinator's death until the others agree on the next (goal 5)", agreed_at - at)
+    figure("slowest plain request through another Mac", slowest_s(ends[0]))
+    figure("slowest request through the name", slowest_s(ends[2]))
+    assert agreed_at - at < 15
+    assert [errors(said) for said in ends] == [[], [], []]
+
+
+@pytest.mark.parametrize("how", ["cut", "freeze"])
+def test_the_coordinator_falls_silent_and_the_others_go_on(five: Five, how: str, figure: Figure) -> None:
+    lost = five.coordinator
+    with five.asker("mac4", workers=2) as plain, five.asker("mac3", stream=True, max_tokens=30) as stream:
+        for client in (plain, stream):
+            client.go()
+        wait_until(lambda: all(len(c.answered()) > 3 for c in (plain, stream)), "both are being answered")
+        at = lost.freeze() if how == "freeze" else cut(five, lost)
+        after, agreed_at = five.after(lost)
+        wait_until(lambda: all(sum(s.start > agreed_at for s in c.said()) > 3 for c in (plain, stream)), "both go on")
+        ends = [plain.end(), stream.end()]
+    figure(f"from the coordinator's {how} until the others agree on the next", agreed_at - at)
+    figure("slowest plain request through another Mac", slowest_s(ends[0]))
+    assert agreed_at - at < 15
+    assert [errors(said) for said in ends] == [[], []]
+    found = five.place.lab.run("mac5", ["getent", "ahostsv4", "mlx-mesh.local"], capture_output=True, text=True).stdout
+    assert found.split()[:1] == [next(mac.ip for mac in five.macs if mac.name == after)]
+    five.place.lab.heal()
+    lost.thaw()
+    settled_s = wait_until(lambda: agreed(five.macs), "one mesh again")
+    figure("from its return until all agree again", settled_s)
+    assert five.coordinator.name == after
+
+
+def cut(five: Five, mac: Mac) -> float:
+    five.place.lab.cut(mac.name)
+    return time.monotonic()
+
+
+def test_a_serving_mac_is_cut_off_and_its_plain_requests_are_answered_elsewhere(five: Five, figure: Figure) -> None:
+    entry = next(mac for mac in five.macs[:2] if mac is not five.coordinator)
+    lost = five.macs[3]
+    with five.asker(entry.name, workers=6, count=1, max_tokens=100) as client:
+        client.go()
+        wait_until(lambda: busy(entry, lost.name) >= 2, f"{lost.name} works on some")
+        cut(five, lost)
+        said = client.wait()
+    assert errors(said) == []
+    figure("slowest of the requests in flight when the serving Mac was cut off", slowest_s(said))
+    wait_until(lambda: any(len(r.attempts) > 1 for r in entry.routes(6)), "the routes are recorded")

@@ -1,0 +1,119 @@
+"""Networks that are not as they should be: without multicast, torn in two, gone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.lab.conftest import Place
+from tests.lab.macs import Asker, Mac, agreed, wait_until
+from tests.lab.netlab import Lab
+
+Figure = Callable[[str, float], None]
+
+
+@contextmanager
+def no_mdns_on_the_lan(lab: Lab) -> Iterator[None]:
+    """A switch that passes everything but multicast DNS."""
+    rules = "table bridge quiet {\n chain f { type filter hook forward priority 1; udp dport 5353 drop; }\n}\n"
+    lab._ns(lab.hub, "nft", "-f", "-", inp=rules)
+    try:
+        yield
+    finally:
+        lab._ns(lab.hub, "nft", "delete", "table", "bridge", "quiet")
+
+
+def known(mac: Mac) -> set[str]:
+    status = mac.status()
+    return {n.name for n in status.nodes} if status else set()
+
+
+def test_without_multicast_on_the_lan_one_mac_is_added_by_hand_and_the_third_follows(
+    place: Callable[[int], Place], figure: Figure
+) -> None:
+    lab = place(3)
+    macs = [lab.mac(n) for n in (1, 2, 3)]
+    with no_mdns_on_the_lan(lab.lab):
+        for mac in macs:
+            mac.start()
+        wait_until(lambda: all(mac.coordinator == mac.name for mac in macs), "each rules itself")
+        assert [known(mac) for mac in macs] == [{"mac1"}, {"mac2"}, {"mac3"}]
+        added = macs[0].client.add(macs[1].ip)
+        assert added["name"] == "mac2"
+        two_s = wait_until(lambda: agreed(macs[:2]), "two agree")
+        figure("from `mesh add` until both agree", two_s)
+        node = macs[0].sees("mac2")
+        assert node is not None
+        assert (node.via, node.far) == ("static", False)
+        macs[1].client.add(f"{macs[2].ip}:4000")
+        three_s = wait_until(lambda: agreed(macs), "the third is known to all, the first by what the second says")
+        figure("from the second `mesh add` until all three agree", three_s)
+        third = macs[0].sees("mac3")
+        assert third is not None
+        assert third.via == "gossip"
+        macs[1].stop()
+        macs[1].start()
+        again_s = wait_until(lambda: agreed(macs), "a restarted Mac finds its peers again without mDNS")
+        figure("from a Mac's restart until all three agree", again_s)
+
+
+def test_a_mac_that_may_not_send_multicast_works_alone_and_says_why(place: Callable[[int], Place], model: Path) -> None:
+    lab = place(2)
+    mac, other = lab.mac(1, model=model), lab.mac(2)
+    rules = "table ip quiet {\n chain f { type filter hook output priority 0; udp dport 5353 drop; }\n}\n"
+    for name in ("mac1", "mac2"):
+        lab.lab.run(name, ["nft", "-f", "-"], input=rules, text=True, check=True)
+    mac.start()
+    other.start()
+    wait_until(lambda: agreed([mac]), "it works")
+    status = mac.status()
+    assert status is not None
+    assert (status.mesh.alone, status.mesh.coordinator, len(status.nodes)) == (True, "mac1", 1)
+    assert any("multicast" in note for note in status.notes), status.notes
+    with Asker(lab.lab, "mac1", "http://localhost:4000/v1", model.name, count=2) as client:
+        assert [s.error for s in client.go().wait()] == ["", ""]
+    for name in ("mac1", "mac2"):
+        lab.lab.run(name, ["nft", "delete", "table", "ip", "quiet"], check=True)
+    wait_until(lambda: agreed([mac, other]), "they find each other as soon as they may")
+    wait_until(lambda: (s := mac.status()) is not None and not s.notes, "the note is gone")
+
+
+def test_a_torn_mesh_is_two_and_a_healed_one_has_one_coordinator(
+    place: Callable[[int], Place], model: Path, figure: Figure
+) -> None:
+    lab = place(2)
+    macs = [lab.mac(1, model=model), lab.mac(2, model=model)]
+    for mac in macs:
+        mac.start()
+    wait_until(lambda: agreed(macs), "both agree")
+    for round_ in ("first", "second"):
+        lab.lab.partition(["mac1"], ["mac2"])
+        wait_until(lambda: all(mac.coordinator == mac.name for mac in macs), "each rules itself")
+        with (
+            Asker(lab.lab, "mac1", "http://localhost:4000/v1", model.name, count=2) as one,
+            Asker(lab.lab, "mac2", "http://localhost:4000/v1", model.name, count=2) as two,
+        ):
+            one.go()
+            two.go()
+            assert [s.error for s in (*one.wait(), *two.wait())] == [""] * 4
+        lab.lab.heal()
+        healed_s = wait_until(lambda: agreed(macs), "one mesh again")
+        figure(f"from the {round_} healing until both agree", healed_s)
+
+
+@pytest.mark.parametrize("how", ["silent", "carrier"])
+def test_a_mac_whose_cable_was_out_is_back_when_it_is_in_again(
+    place: Callable[[int], Place], figure: Figure, how: str
+) -> None:
+    lab = place(3)
+    macs = [lab.mac(n) for n in (1, 2, 3)]
+    for mac in macs:
+        mac.start()
+    wait_until(lambda: agreed(macs), "all agree")
+    lab.lab.cut("mac3", how)
+    wait_until(lambda: agreed(macs[:2]) and macs[2].coordinator == "mac3", "two go on, one rules itself")
+    lab.lab.restore("mac3")
+    figure(f"from the cable ({how}) in again until all agree", wait_until(lambda: agreed(macs), "all agree again"))
