@@ -31,6 +31,7 @@ _PATTERNS = {said: re.compile("|".join(parts)) for said, parts in _KINDS.items()
 _TELLING = re.compile(
     r"^(?:mlx_worker: |(?:\w+\.)*\w*(?:Error|Exception|NotFound)\b.*:|.*terminating due to|cannot run )"
 )
+_ROUTINE = re.compile(r"^\d{4}-\d\d-\d\d [\d:,.]+ - (?:INFO|DEBUG) - |^[\d.:a-f]+ - - \[")  # mlx_lm's log of its work
 _LINE_CHARS = 400
 
 
@@ -55,8 +56,8 @@ def _about(tail: str) -> str:
 
 
 def _telling_line(tail: str) -> str:
-    """The last line that names an error, else the last one at all."""
-    lines = [line.strip() for line in tail.splitlines() if line.strip()]
+    """The last line that names an error, else the last one that is not routine."""
+    lines = [line.strip() for line in tail.splitlines() if line.strip() and not _ROUTINE.match(line)]
     telling = next((line for line in reversed(lines) if _TELLING.match(line)), lines[-1] if lines else "")
     return telling.removeprefix("mlx_worker: ")[:_LINE_CHARS]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Literal, TypeAlias
@@ -13,6 +14,7 @@ from router import catalog
 from router.asked import Asked
 from router.attempts import Attempts, Fail, Finish
 from router.errors import ErrorCode, Refusal
+from router.events import Decision
 from router.facts import RouteFact
 from router.frames import Granted
 from router.io.said import Said
@@ -67,7 +69,7 @@ class Record:
             cached_tokens=usage.cached,
             completion_tokens=usage.completion,
             attempts=tuple(structs.replace(f, node=names.get(NodeId(f.node), f.node)) for f in facts),
-            decision=self.granted.decision if self.granted is not None else None,
+            decision=_named(self.granted.decision, names) if self.granted is not None else None,
             error=self._error(),
         )
 
@@ -93,3 +95,20 @@ class Record:
 
 def _ms(seconds: float) -> float:
     return round(seconds * 1e3, 2)
+
+
+def _named(decision: Decision, names: Mapping[NodeId, str]) -> Decision:
+    """The coordinator decides over ids; people know names."""
+
+    def name(node: str) -> NodeId:
+        return NodeId(names.get(NodeId(node), node))
+
+    request = dict(decision.request)
+    if isinstance(excluded := request.get("excluded"), list):
+        request["excluded"] = [name(node) for node in excluded]
+    return structs.replace(
+        decision,
+        request=request,
+        chosen=None if decision.chosen is None else name(decision.chosen),
+        candidates=tuple(structs.replace(c, node=name(c.node)) for c in decision.candidates),
+    )

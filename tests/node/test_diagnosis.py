@@ -43,3 +43,10 @@ def test_without_words_the_exit_code_is_all_there_is() -> None:
 def test_an_earlier_warning_is_not_taken_for_the_cause() -> None:
     tail = "UserWarning: the tokenizer is slow\n" + TRACEBACK + "RuntimeError: division failed\n"
     assert diagnose(1, tail) == "RuntimeError: division failed; exit code 1"
+
+
+def test_routine_is_not_taken_for_last_words() -> None:
+    work = "2026-11-20 07:18:44,039 - INFO - Prompt processing progress: 1/1\n"
+    asked = '127.0.0.1 - - [20/Nov/2026 07:18:44] "POST /v1/completions HTTP/1.1" 200 -\n'
+    assert diagnose(-15, work + asked) == "ended by SIGTERM"
+    assert diagnose(-15, "something odd\n" + work).startswith("something odd")
