@@ -128,7 +128,7 @@ class Node:
 
     def _answers(self) -> bool:
         assert self.process is not None
-        assert self.process.poll() is None, f"{self.name} ended with {self.process.returncode}"
+        assert self.process.poll() is None, f"{self.name} ended with {self.process.returncode}: {self.log()[-2000:]}"
         try:
             self.client.status()
         except MeshClientError:
