@@ -176,13 +176,13 @@ class Overlay:
         await self._server.close()
 
     def forget_all(self) -> None:
-        """Nobody is known any more: the scheduler of this node goes on with its own models."""
+        """Nobody is known any more: the scheduler of this node goes on with its own models. Peers have not died: what
+        they answer to clients of this node is carried to its end."""
         now = self._loop.time()
         effects = self._membership.step(events.Switch(False, self._config.mesh_name, self._mesh_id), now)
         for effect in effects:
             if isinstance(effect, Down):
                 self._dispatch.node_down(effect.node)
-                self._daemon.edge.node_lost(effect.node)
 
     # The machines and their effects
 

@@ -25,6 +25,7 @@ class EdgeSettings(Struct, frozen=True, kw_only=True):
     busy_pause_s: float = 0.1  # when every candidate was full; doubles each time
     busy_pause_cap_s: float = 2.0
     retry_after_s: float = 2.0  # told to a client when nothing better is known
+    stopping_retry_s: float = 0.3  # told by a node that stops: the name has another owner already
 
     head_hold_s: float = 10.0  # a stream's head waits this long for the first byte
     comfort_every_s: float = 5.0  # after that: comments, so that the client sees a sign of life

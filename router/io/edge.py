@@ -113,7 +113,10 @@ class Edge:
         self._open.add(exchange)
         self._idle.clear()
         try:
-            return await exchange.run(closed)
+            response = await exchange.run(closed)
+            if self._stopping:
+                response.force_close()  # the client's next request shall look for a node that stays
+            return response
         finally:
             self._open.discard(exchange)
             if not self._open:
@@ -122,7 +125,8 @@ class Edge:
     def _closed(self) -> Refusal | None:
         """Why this edge takes no request now."""
         if self._stopping:
-            return Refusal(ErrorCode.NO_NODE_AVAILABLE, "this node is stopping")
+            wait_s = self._settings.stopping_retry_s
+            return Refusal(ErrorCode.NO_NODE_AVAILABLE, "this node is stopping", wait_s)
         if len(self._open) >= self._settings.open_limit:
             return Refusal(ErrorCode.MESH_SATURATED, f"{self._settings.open_limit} requests are open here already")
         return None

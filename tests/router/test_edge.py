@@ -875,12 +875,13 @@ async def test_draining_refuses_what_is_new_and_waits_for_what_is_open() -> None
         await asyncio.sleep(0)
         status, body, headers = await send(rig, "/v1/chat/completions", json=message())
         assert (status, body["error"]["code"]) == (503, "no_node_available")
-        assert "retry-after" in headers
+        assert (headers["retry-after-ms"], headers["connection"]) == ("300", "close")  # elsewhere, and soon
         assert [f.outcome for f in rig.facts] == ["refused"]
         assert (await send(rig, "/ready", "GET"))[0] == 503
         assert not drained.done()
         gate.set()
-        assert (await first)[0] == 200
+        status, _, headers = await first
+        assert (status, headers["connection"]) == (200, "close")
         await drained
         assert edge.open_requests == 0
 
