@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +87,6 @@ def shared_place() -> Iterator[Callable[[int], Place]]:
 
 @contextmanager
 def _places() -> Iterator[Callable[[int], Place]]:
-    from contextlib import ExitStack
-
     with ExitStack() as stack:
         yield lambda nodes: stack.enter_context(opened(nodes))
 

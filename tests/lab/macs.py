@@ -142,8 +142,9 @@ class Mac:
 
     def metric(self, name: str) -> float:
         """The sum over all labels of a metric on its own /metrics."""
-        script = f"import urllib.request as u; print(u.urlopen('http://{self.ip}:4000/metrics', timeout=5).read().decode())"
-        done = self.lab.run(self.name, [sys.executable, "-c", script], capture_output=True, text=True, check=True)
+        script = "import sys, urllib.request as u; print(u.urlopen(sys.argv[1], timeout=5).read().decode())"
+        argv = [sys.executable, "-c", script, f"http://{self.ip}:4000/metrics"]
+        done = self.lab.run(self.name, argv, capture_output=True, text=True, check=True)
         lines = (line.rsplit(" ", 1) for line in done.stdout.splitlines() if not line.startswith("#"))
         return sum(float(value) for key, value in (line for line in lines if len(line) == 2) if _is(key, name))
 
@@ -155,7 +156,9 @@ class Mac:
 
     def processes(self) -> list[int]:
         """The ids of all that run in its namespace."""
-        done = subprocess.run(["ip", "netns", "pids", self.lab.ns(self.name)], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            ["ip", "netns", "pids", self.lab.ns(self.name)], capture_output=True, text=True, check=True
+        )
         return [int(pid) for pid in done.stdout.split()]
 
     def _output(self) -> str:
@@ -172,7 +175,7 @@ def _is(key: str, name: str) -> bool:
 
 
 def agreed(macs: Iterable[Mac]) -> bool:
-    """All of them, and only they, are alive for each other, under the same one coordinator of one term, with every model ready."""
+    """All of them, and only they, are alive for each other, with every model ready, under the same one coordinator."""
     macs = list(macs)
     statuses = [mac.status() for mac in macs]
     names = {mac.name for mac in macs}

@@ -1,4 +1,4 @@
-"""Who coordinates, by rule: priority, then uptime, and priority 0 never. On real clocks, so the longest of our tests."""
+"""Who coordinates, by rule: priority, then uptime, and priority 0 never. On real clocks, so these take longest."""
 
 from __future__ import annotations
 
@@ -43,7 +43,9 @@ def test_of_equal_priorities_the_longer_uptime_coordinates(place: Callable[[int]
     for mac in (first, second):
         mac.start()
     wait_until(lambda: agreed([first, second]), "the two agree")
-    wait_until(lambda: min(uptime_s(first), uptime_s(second)) > 12.0, "an uptime that ranks: it counts in steps of 10 s")
+    wait_until(
+        lambda: min(uptime_s(first), uptime_s(second)) > 12.0, "an uptime that ranks: it counts in steps of 10 s"
+    )
     late.start()
     macs = {mac.name: mac for mac in (first, second, late)}
     wait_until(lambda: agreed(macs.values()), "all three agree")

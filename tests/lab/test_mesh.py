@@ -1,8 +1,9 @@
-"""A healthy mesh of three Macs that were told nothing but `mesh-enabled`, and a fourth machine that is only a client."""
+"""A healthy mesh of three Macs that were told only `mesh-enabled`, and a fourth machine that is only a client."""
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ class Trio:
 
 
 @pytest.fixture(scope="module")
-def trio(shared_place: Callable[[int], Place], model: Path) -> Iterator[Trio]:
+def trio(shared_place: Callable[[int], Place], model: Path) -> Trio:
     place = shared_place(4)
     other = build_tiny(default_cache() / "tiny-other", seed=6)
     macs = [place.mac(1, model=other), place.mac(2, model=model), place.mac(3, model=model)]
@@ -41,16 +42,10 @@ def trio(shared_place: Callable[[int], Place], model: Path) -> Iterator[Trio]:
     for mac in macs[1:]:
         mac.start()
     wait_until(lambda: all(_all_seen(mac, macs) for mac in macs), "every Mac sees all three")
-    found_s = _now() - macs[-1].started_at
+    found_s = time.monotonic() - macs[-1].started_at
     wait_until(lambda: agreed(macs), "all agree and every model is ready")
     place.lab.avahi("mac4")
-    yield Trio(place.lab, macs, model.name, found_s)
-
-
-def _now() -> float:
-    import time
-
-    return time.monotonic()
+    return Trio(place.lab, macs, model.name, found_s)
 
 
 def _all_seen(mac: Mac, macs: list[Mac]) -> bool:
