@@ -16,10 +16,13 @@ from mesh.names import display_names, resolve
 from mesh.status import Json, mesh_json, model_json, node_json
 from mesh.store import route_json
 from node.types import NodeId
+from router.view import NodeState
 
 if TYPE_CHECKING:
     from mesh.daemon import Daemon
 
+JOINED_S = 2.0  # for an answer to say who coordinates; a node alone decides in half a second
+ADDED_S = 2.0  # for a peer that was added to be linked before its state is told
 DRAIN_SEEN_S = 5.0  # until a drain asked of another node must show in its report
 
 
@@ -106,6 +109,8 @@ class DaemonControl:
         except (ConfigError, MeshError):
             self._write({name: before.get(name) for name in changes})
             raise
+        if config.mesh_enabled:
+            await self._until(lambda: d.membership.view().coordinator is not None, JOINED_S)
         return await self.mesh_status()
 
     def _write(self, changes: dict[str, object]) -> None:
@@ -118,10 +123,14 @@ class DaemonControl:
             raise MeshError("mesh_disabled", "the mesh is off on this node", hint="`mlx-stack mesh enable`", status=409)
         peer = await overlay.add(address)
         await self._set_peers([*self._daemon.config.mesh_peers, address])
-        view, names = self._view_and_names()
-        found = view.node(peer.id)
-        state = found.state.value if found else "waiting"
-        return {"name": names.get(peer.id, peer.name), "id": peer.id, "state": state}
+
+        def state() -> NodeState:
+            found = self._daemon.membership.view().node(peer.id)
+            return found.state if found else NodeState.WAITING
+
+        await self._until(lambda: state() is not NodeState.WAITING, ADDED_S)
+        _, names = self._view_and_names()
+        return {"name": names.get(peer.id, peer.name), "id": peer.id, "state": state().value}
 
     async def remove_node(self, name: str) -> Json:
         d = self._daemon

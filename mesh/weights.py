@@ -39,10 +39,8 @@ def find(model: str, source: str, home: Home, config: Config, *, check: bool = T
     hub_id = next((w for w in (source, model) if HUB_ID.match(w)), None)
     if hub_id and not (source or model).startswith((".", "/", "~")):
         raise ValueError(f"not downloaded: get it with `hf download {hub_id}`, then `mlx-stack models load {model}`")
-    raise ValueError(
-        f"no weights: neither {config.model_dir / model} nor {source or model} is a directory; put them there or "
-        "correct `source`"
-    )
+    places = " nor ".join(dict.fromkeys((str(config.model_dir / model), source or model)))
+    raise ValueError(f"no weights: no directory {places}; put them there or correct `source`")
 
 
 def directory_problem(path: Path) -> str:
