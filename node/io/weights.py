@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from functools import lru_cache
 from pathlib import Path
-from typing import TypeAlias
+from typing import Annotated, TypeAlias
 
 import msgspec
 
@@ -36,23 +36,27 @@ _ALONGSIDE = (  # what shapes an answer besides the weights; files that are abse
 Signature: TypeAlias = tuple[tuple[str, int, int, int], ...]  # of each file: path, inode, size, mtime in ns
 
 
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)  # all that decoding a damaged file raises
+_Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
+
+
 class _Tensor(msgspec.Struct):
-    data_offsets: tuple[int, int]
+    data_offsets: tuple[_Count, _Count]
 
 
 class _Config(msgspec.Struct):
     """What sizes need of config.json; absent or null means unknown."""
 
-    num_hidden_layers: int | None = None
-    num_attention_heads: int | None = None
-    num_key_value_heads: int | None = None
-    hidden_size: int | None = None
-    head_dim: int | None = None
-    max_position_embeddings: int | None = None
+    num_hidden_layers: _Count | None = None
+    num_attention_heads: _Count | None = None
+    num_key_value_heads: _Count | None = None
+    hidden_size: _Count | None = None
+    head_dim: _Count | None = None
+    max_position_embeddings: _Count | None = None
     layer_types: list[str] | None = None
-    full_attention_interval: int | None = None
-    kv_lora_rank: int | None = None
-    qk_rope_head_dim: int | None = None
+    full_attention_interval: _Count | None = None
+    kv_lora_rank: _Count | None = None
+    qk_rope_head_dim: _Count | None = None
     text_config: _Config | None = None
 
 
@@ -148,12 +152,12 @@ def _weight_bytes(file: Path) -> int:
     try:
         entries = msgspec.json.decode(header, type=dict[str, msgspec.Raw])
         tensors = [msgspec.json.decode(raw, type=_Tensor) for name, raw in entries.items() if name != "__metadata__"]
-    except msgspec.DecodeError as error:
+    except _UNREADABLE as error:
         raise _failed(f"{file}: its header is not that of safetensors ({error})") from error
     expected = 8 + len(header) + max((t.data_offsets[1] for t in tensors), default=0)
     if file.stat().st_size < expected:
         raise _failed(f"{file} is incomplete: {file.stat().st_size} of {expected} bytes (download it again)")
-    return sum(t.data_offsets[1] - t.data_offsets[0] for t in tensors)
+    return sum(max(0, t.data_offsets[1] - t.data_offsets[0]) for t in tensors)
 
 
 def _header(file: Path) -> bytes:
@@ -174,7 +178,7 @@ def _header(file: Path) -> bytes:
 def _config(file: Path) -> _Config:
     try:
         return msgspec.json.decode(_read(file, _JSON_LIMIT), type=_Config, strict=False)
-    except msgspec.DecodeError as error:
+    except _UNREADABLE as error:
         raise _failed(f"{file}: {error}") from error
 
 

@@ -73,6 +73,24 @@ def failure(directory: Path) -> str:
     return error.value.message
 
 
+DEEP = b'{"more": ' + b"[" * 5_000 + b"]" * 5_000 + b"}"
+
+
+@pytest.mark.parametrize("config", [b'{"layer_types": ["\xe4"]}', DEEP, b'{"head_dim": -8}'])
+def test_a_config_of_any_bytes_is_said_to_be_broken(tmp_path: Path, config: bytes) -> None:
+    """Nothing but a NodeError: this is read in a task of the daemon, which any other exception would end."""
+    file = model_directory(tmp_path) / "config.json"
+    file.write_bytes(config)
+    assert str(file) in failure(tmp_path)
+
+
+@pytest.mark.parametrize("header", [b'{"\xe4": {"data_offsets": [0, 4]}}', DEEP, b'{"a": {"data_offsets": [-4, 4]}}'])
+def test_a_header_of_any_bytes_is_said_to_be_broken(tmp_path: Path, header: bytes) -> None:
+    file = model_directory(tmp_path) / "model-00001-of-00002.safetensors"
+    file.write_bytes(len(header).to_bytes(8, "little") + header + b"data")
+    assert str(file) in failure(tmp_path)
+
+
 def test_broken_directories_name_the_file(tmp_path: Path) -> None:
     good = model_directory(tmp_path / "m")
     first = good / "model-00001-of-00002.safetensors"
