@@ -53,6 +53,8 @@ async def watch_files(daemon: Daemon) -> NoReturn:
                 await daemon.reload()
             except (ConfigError, MeshError) as e:
                 event(_log, logging.ERROR, "reload", f"not taken over: {e}")
+            except Exception:  # noqa: BLE001 - a file somebody edits must never end what serves
+                _log.exception("reload: not taken over")
 
 
 async def rotate_logs(daemon: Daemon) -> NoReturn:

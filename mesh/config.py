@@ -21,6 +21,7 @@ from mesh.files import move_aside, write_atomic
 from mesh.home import Home
 
 ENVIRONMENT_PREFIX = "MLX_STACK_"
+YAML_ERRORS = (yaml.YAMLError, ValueError, RecursionError)  # the latter two: a date 2026-99-99, nesting without end
 
 
 class ConfigError(Exception):
@@ -238,7 +239,7 @@ def read_file(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} cannot be read: {error}. `mlx-stack config reset --yes` sets it aside") from error
     try:
         mapping = yaml.safe_load(content)
-    except yaml.YAMLError as error:
+    except YAML_ERRORS as error:
         mark = getattr(error, "problem_mark", None)
         line = f" at line {mark.line + 1}" if mark is not None else ""
         raise ConfigError(

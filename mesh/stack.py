@@ -19,7 +19,7 @@ import yaml
 from msgspec import Struct
 
 from mesh import values, weights
-from mesh.config import Config, ConfigError
+from mesh.config import YAML_ERRORS, Config, ConfigError
 from mesh.files import write_atomic
 from mesh.home import Home
 from node.io.engine import ModelSpec
@@ -58,7 +58,7 @@ def read_file(path: Path) -> dict[str, Any] | None:
         return None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
-    except yaml.YAMLError as error:
+    except YAML_ERRORS as error:
         mark = getattr(error, "problem_mark", None)
         line = f" at line {mark.line + 1}" if mark is not None else ""
         raise ConfigError(f"{path} is not valid YAML{line}; correct it or move it away") from None
@@ -118,7 +118,7 @@ class _Reader:
             return
         try:
             spec = self._spec(fields, tier_name, model)
-        except ValueError as error:
+        except (ValueError, OSError, RuntimeError) as error:  # a name too long for the disk, `~nobody`
             spec = ModelSpec(
                 name=_model_name(model, self._home.root) or tier_name,
                 source=str(fields.get("source") or model),
@@ -284,10 +284,10 @@ def _settings(spec: ModelSpec) -> tuple[object, ...]:
 
 def _model_name(model: str, root: Path) -> str:
     """MODEL.name: the model as written, of a directory its last part."""
-    path = Path(model).expanduser()
+    path = os.path.expanduser(model)  # noqa: PTH111 - never raises, whatever the file says
     is_path = model.startswith(("/", "~", "./", "../")) or (not weights.HUB_ID.match(model) and "/" in model)
-    if is_path or (root / path).is_dir():
-        return path.name or model
+    if is_path or os.path.isdir(root / path):  # noqa: PTH112 - likewise
+        return Path(path).name or model
     return model
 
 

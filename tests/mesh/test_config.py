@@ -62,6 +62,7 @@ def test_the_older_stacks_file_works_and_its_idle_keys_are_listed_once(home: Hom
         ("mesh-peers: [http://x]", "'mesh-peers' in {file} must be a list of HOST"),
         ("node-name: a/b", "'node-name' in {file} must be a name"),
         ("a: [1", "{file} is not valid YAML at line 2"),
+        ("node-name: 2026-99-99", "{file} is not valid YAML"),  # PyYAML makes dates, this is none
         ("- 1", "{file} must hold `key: value` lines"),
     ],
 )

@@ -200,6 +200,8 @@ def test_an_external_server_is_called_by_the_name_it_knows(home: Home) -> None:
         ("schema_version: 2\ntiers: []", "schema_version 2; this mlx-stack reads version 1 only"),
         ("tiers: []", "schema_version None"),
         ("a: [", "not valid YAML"),
+        ("schema_version: 1\ntiers: [2026-99-99]", "not valid YAML"),  # PyYAML makes dates, this is none
+        ("[" * 3000, "not valid YAML"),
         ("[]", "must be a mapping"),
         ("schema_version: 1\ntiers: {a: 1}", "`tiers` must be a list"),
     ],
@@ -244,3 +246,9 @@ def test_adding_and_removing_keeps_what_else_the_file_says(home: Home, tmp_path:
         stack.remove_tier(home, "m")
     written = yaml.safe_load(home.stack.read_text())
     assert (written["intent"], written["cloud_fallback"], written["tiers"]) == ("balanced", {"a": 1}, [])
+
+
+@pytest.mark.parametrize("model", ["x" * 5000, "~nobody-has-this-name/x", "a\0b"])
+def test_a_model_that_cannot_even_be_a_path_is_a_problem_of_its_tier(home: Home, model: str) -> None:
+    (spec,) = load(home, {"name": "t", "model": model}).specs
+    assert spec.problem
