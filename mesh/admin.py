@@ -72,19 +72,19 @@ def admin_app(control: Control) -> web.Application:
         [
             web.get("/v1/status", _get(control.status)),
             web.get("/v1/mesh/status", _get(control.mesh_status)),
-            web.get("/v1/mesh/routes", lambda r: _json(control.routes(_last(r)))),
-            web.get("/v1/mesh/routes/follow", lambda r: _follow(r, control)),
-            web.get("/v1/mesh/routes/{id}", lambda r: _json(control.route(r.match_info["id"]))),
+            web.get("/v1/mesh/routes", _at(lambda r: control.routes(_last(r)))),
+            web.get("/v1/mesh/routes/follow", _followed(control)),
+            web.get("/v1/mesh/routes/{id}", _at(lambda r: control.route(r.match_info["id"]))),
             web.post("/v1/mesh/enable", _post(EnableBody, lambda b: control.enable(b.priority, b.name))),
             web.post("/v1/mesh/disable", _post(NoBody, lambda _: control.disable())),
             web.post("/v1/mesh/peers", _post(PeerBody, lambda b: control.add_peer(b.address))),
-            web.delete("/v1/mesh/nodes/{name}", lambda r: _json(control.remove_node(r.match_info["name"]))),
+            web.delete("/v1/mesh/nodes/{name}", _at(lambda r: control.remove_node(r.match_info["name"]))),
             web.post("/v1/mesh/drain", _post(DrainBody, lambda b: control.drain(b.node, b.for_s))),
             web.post("/v1/mesh/undrain", _post(DrainBody, lambda b: control.undrain(b.node))),
             web.get("/v1/models", _get(control.models)),
-            web.get("/v1/models/{name}", lambda r: _json(control.model(r.match_info["name"]))),
-            web.post("/v1/models/{name}/load", lambda r: _json(control.load(r.match_info["name"]))),
-            web.post("/v1/models/{name}/unload", lambda r: _json(control.unload(r.match_info["name"]))),
+            web.get("/v1/models/{name}", _at(lambda r: control.model(r.match_info["name"]))),
+            web.post("/v1/models/{name}/load", _at(lambda r: control.load(r.match_info["name"]))),
+            web.post("/v1/models/{name}/unload", _at(lambda r: control.unload(r.match_info["name"]))),
             web.post("/v1/reload", _post(NoBody, lambda _: control.reload())),
             web.post("/v1/stop", _post(StopBody, lambda b: control.stop(b.grace_s))),
         ]
@@ -116,11 +116,15 @@ async def _json(answer: Awaitable[Json]) -> web.Response:
     return web.Response(body=msgspec.json.encode(await answer), content_type="application/json")
 
 
-def _get(answer: Callable[[], Awaitable[Json]]) -> Callable[[web.Request], Awaitable[web.Response]]:
-    async def handler(_request: web.Request) -> web.Response:
-        return await _json(answer())
+def _at(answer: Callable[[web.Request], Awaitable[Json]]) -> Callable[[web.Request], Awaitable[web.Response]]:
+    async def handler(request: web.Request) -> web.Response:
+        return await _json(answer(request))
 
     return handler
+
+
+def _get(answer: Callable[[], Awaitable[Json]]) -> Callable[[web.Request], Awaitable[web.Response]]:
+    return _at(lambda _: answer())
 
 
 def _post(body: type[T], answer: Callable[[T], Awaitable[Json]]) -> Callable[[web.Request], Awaitable[web.Response]]:
@@ -141,10 +145,13 @@ def _last(request: web.Request) -> int:
     return int(text)
 
 
-async def _follow(request: web.Request, control: Control) -> web.StreamResponse:
-    """One JSON line per route as it ends, until the caller leaves."""
-    response = web.StreamResponse(headers={"content-type": "application/x-ndjson"})
-    await response.prepare(request)
-    async for route in control.follow():
-        await response.write(msgspec.json.encode(route) + b"\n")
-    return response
+def _followed(control: Control) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    async def handler(request: web.Request) -> web.StreamResponse:
+        """One JSON line per route as it ends, until the caller leaves."""
+        response = web.StreamResponse(headers={"content-type": "application/x-ndjson"})
+        await response.prepare(request)
+        async for route in control.follow():
+            await response.write(msgspec.json.encode(route) + b"\n")
+        return response
+
+    return handler

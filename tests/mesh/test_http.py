@@ -1,0 +1,119 @@
+"""Where the daemon listens, and who may reach it."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from mesh.errors import MeshError
+from mesh.http import Server, is_local, local_only, tcp_sockets
+from node.io.probe import Holder
+
+
+def nobody(_: int) -> None:
+    return None
+
+
+@pytest.mark.parametrize(
+    ("address", "local"),
+    [
+        *((a, True) for a in ("127.0.0.1", "::1", "10.1.2.3", "192.168.0.9", "172.16.0.1", "169.254.1.1")),
+        *((a, True) for a in ("100.64.0.1", "100.127.255.254", "fe80::1%en0", "fd7a:115c:a1e0::1", "::ffff:10.0.0.1")),
+        *((a, False) for a in ("8.8.8.8", "100.128.0.1", "2001:4860::1", "::ffff:8.8.8.8", "no address", "")),
+    ],
+)
+def test_local_is_loopback_lan_and_tailnet(address: str, local: bool) -> None:
+    assert is_local(address) is local
+
+
+def test_a_taken_port_names_its_holder() -> None:
+    with tcp_sockets(0, ["127.0.0.1"], nobody)[0] as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(MeshError, match=rf"port {port} is taken by python3 \(pid 7\)") as refused:
+            tcp_sockets(port, ["127.0.0.1"], lambda _: Holder(pid=7, name="python3"))
+        assert refused.value.code == "port_taken"
+        with pytest.raises(MeshError, match="another process"):
+            tcp_sockets(port, ["127.0.0.1"], nobody)
+
+
+def test_when_one_address_fails_none_is_kept() -> None:
+    with tcp_sockets(0, ["127.0.0.1"], nobody)[0] as free:
+        port = free.getsockname()[1]
+    with pytest.raises(MeshError, match=r"192\.0\.2\.1 port .*`bind`"):  # a documentation address is nobody's
+        tcp_sockets(port, ["127.0.0.1", "192.0.2.1"], nobody)
+    with tcp_sockets(port, ["127.0.0.1"], nobody)[0] as again:
+        assert again.getsockname()[1] == port
+
+
+def test_an_address_given_twice_is_bound_once() -> None:
+    sockets = tcp_sockets(0, ["127.0.0.1", "127.0.0.1"], nobody)
+    assert len(sockets) == 1
+    sockets[0].close()
+
+
+async def hello(_: web.Request) -> web.Response:
+    return web.Response(text="hello")
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[Server]:
+    app = web.Application(middlewares=[local_only])
+    app.add_routes([web.get("/", hello)])
+    made = Server(app)
+    yield made
+    await made.close()
+    await made.close()
+
+
+async def test_a_server_answers_until_it_is_closed(server: Server) -> None:
+    (listening,) = tcp_sockets(0, ["127.0.0.1"], nobody)
+    url = f"http://127.0.0.1:{listening.getsockname()[1]}/"
+    await server.listen([listening])
+    async with aiohttp.ClientSession() as session:
+        async with session.get(url) as answer:
+            assert await answer.text() == "hello"
+            assert server.connections == 1
+        await server.close()
+        with pytest.raises(aiohttp.ClientConnectionError):
+            await session.get(url)
+
+
+async def test_what_arrives_at_a_public_address_is_refused(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    (listening,) = tcp_sockets(0, ["127.0.0.1"], nobody)
+    await server.listen([listening])
+    monkeypatch.setattr("mesh.http.is_local", lambda address: address != "127.0.0.1")
+    async with (
+        aiohttp.ClientSession() as session,
+        session.get(f"http://127.0.0.1:{listening.getsockname()[1]}/") as answer,
+    ):
+        assert answer.status == 403
+        assert "bind" in await answer.text()
+
+
+async def test_the_admin_socket_is_this_users_alone(tmp_path: Path) -> None:
+    path, app = tmp_path / "daemon.sock", web.Application()
+    app.add_routes([web.get("/", hello)])
+    server = Server(app)
+    await server.listen_unix(path)
+    assert path.stat().st_mode & 0o777 == 0o600
+    async with (
+        aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(path))) as session,
+        session.get("http://localhost/") as answer,
+    ):
+        assert await answer.text() == "hello"
+    await server.close()
+
+
+def test_ipv6_loopback_where_there_is_one() -> None:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("no IPv6 on this machine")
+    for one in tcp_sockets(0, ["::1"], nobody):
+        assert one.getsockname()[0] == "::1"
+        one.close()
