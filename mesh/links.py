@@ -105,6 +105,9 @@ class Links:
             if self._group is not None:
                 self._group.create_task(self._keep(wanted))
         wanted.addresses, wanted.port = tuple(addresses), peer_port
+        link = self._links.get(node)
+        if link is not None and link.address in wanted.addresses:  # it dialled us before we knew of it
+            wanted.good = link.address
         if at_once:
             wanted.at_once = True
             wanted.wake.set()

@@ -192,6 +192,20 @@ async def test_refused_at_the_last_good_address_is_told_so() -> None:
         await until(lambda: any(t.kind == "refused" and t.last_good for t in a.of(Tried)))
 
 
+async def test_the_address_of_a_peer_that_dialled_first_is_a_good_one_too() -> None:
+    """Otherwise its crash would only be noticed by its silence."""
+    async with world(A, B) as (a, b):
+        b.dial(a)
+        await until(lambda: a.linked(b))
+        a.dial(b)  # what membership asks for, once it hears of the link
+        assert b.server
+        await b.links.close("over")
+        await b.server.cleanup()
+        a.dial(b)
+        await until(lambda: [t for t in a.of(Tried) if t.kind == "refused"])
+        assert all(t.last_good for t in a.of(Tried) if t.kind == "refused")
+
+
 CHILD = """
 import asyncio, random, sys, aiohttp
 from aiohttp import web
