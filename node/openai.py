@@ -211,8 +211,17 @@ def _said(body: _ErrorBody) -> str:
             return body.message or body.detail or ""
 
 
+def bare(block: bytes) -> bytes | None:
+    """The block as the mesh passes it on: `data:` first, or a comment alone, as most servers send them. `id:`, `event:`
+    or a comment before the data are dropped, the chunk says all; None when nothing is left."""
+    if block.startswith(b"data:") or is_comment(block):
+        return block
+    data = data_of(block)
+    return None if data is None else b"data: " + data.replace(b"\n", b" ") + b"\n\n"
+
+
 def with_model(block: bytes, model: str) -> bytes:
-    """The block with `model` as the model that its chunk names; other blocks come back as they are."""
+    """The bare block with `model` as the model that its chunk names; other blocks come back as they are."""
     data = data_of(block)
     if data is None or b'"model"' not in data:
         return block
@@ -223,5 +232,4 @@ def with_model(block: bytes, model: str) -> bytes:
     if "model" not in fields:
         return block
     named: dict[str, Raw | str] = {**fields, "model": model}
-    other = b"".join(line + b"\n" for line in block.rstrip(b"\n").split(b"\n") if not line.startswith(b"data:"))
-    return other + b"data: " + _encode(named) + b"\n\n"
+    return b"data: " + _encode(named) + b"\n\n"

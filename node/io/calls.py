@@ -12,12 +12,12 @@ from msgspec import Struct
 
 from node.errors import NodeError, NodeErrorCode
 from node.io.engine import Worker
+from node.openai import DONE, usage_of
 from node.queue import Key
 from node.settings import NodeSettings
 from node.types import NodeId, RequestId, Usage
 
 ALIVE: Final = b": alive\n\n"
-DONE: Final = b"data: [DONE]\n\n"
 STREAMED: Final = ("chat/completions", "completions")  # always streamed; all other paths are posts
 
 
@@ -36,39 +36,6 @@ class Call(Struct, frozen=True, kw_only=True):
     wants_usage: bool = False
     content_type: str = "application/json"
     deadline_s: float
-
-
-class _Details(Struct):
-    cached_tokens: int | None = None
-
-
-class _Usage(Struct):
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    prompt_tokens_details: _Details | None = None
-
-
-class _Chunk(Struct):
-    usage: _Usage | None = None
-    choices: list[msgspec.Raw] = []
-
-
-_chunks = msgspec.json.Decoder(_Chunk)
-
-
-def usage_of(block: bytes) -> tuple[Usage | None, bool]:
-    """The usage that a `data:` block tells, and whether it tells nothing else."""
-    if b'"usage"' not in block:
-        return None, False
-    try:
-        chunk = _chunks.decode(block.removeprefix(b"data:"))
-    except msgspec.DecodeError:
-        return None, False  # Not ours to judge: it is passed on as it came.
-    if chunk.usage is None:
-        return None, False
-    details = chunk.usage.prompt_tokens_details
-    cached = (details.cached_tokens or 0) if details else 0
-    return Usage(chunk.usage.prompt_tokens, cached, chunk.usage.completion_tokens), not chunk.choices
 
 
 class AdmittedCall:
@@ -169,9 +136,10 @@ class AdmittedCall:
                     break
                 self.last_at = self._clock()
                 self.first_at = self.first_at or self.last_at
-                usage, alone = usage_of(block)
-                self.usage = usage or self.usage
-                if not alone or call.wants_usage:
+                found = usage_of(block)
+                if found is not None:
+                    self.usage = found.usage
+                if found is None or not found.alone or call.wants_usage:
                     await self._out.put(block)
             else:
                 raise NodeError(NodeErrorCode.MODEL_FAILED, "the answer ended without [DONE]")

@@ -12,12 +12,13 @@ from typing import Literal, NoReturn, TypeAlias
 from node import headroom
 from node.errors import NodeError, NodeErrorCode
 from node.facts import CallFact, ModelFact, NodeFact
-from node.io.calls import ALIVE, DONE, STREAMED, AdmittedCall, Call
+from node.io.calls import ALIVE, STREAMED, AdmittedCall, Call
 from node.io.engine import Engine, ModelSpec, WorkerStats
 from node.io.hosted import Hosted, same_worker
 from node.io.keeper import Keeper
 from node.io.probe import Probe
 from node.lifecycle import Quiet, Unwanted
+from node.openai import DONE
 from node.rail import Budget, load_order
 from node.settings import NodeSettings
 from node.types import Hardware, Memory, ModelReport, ModelState, Pressure, RunningReport

@@ -9,7 +9,17 @@ from contextlib import aclosing
 import aiohttp
 
 from node.errors import NodeError, NodeErrorCode
-from node.openai import DONE, SseSplitter, clean_request, error_of, error_text, is_done, rename_request, with_model
+from node.openai import (
+    DONE,
+    SseSplitter,
+    bare,
+    clean_request,
+    error_of,
+    error_text,
+    is_done,
+    rename_request,
+    with_model,
+)
 from node.settings import EngineSettings
 
 JSON = "application/json"
@@ -58,7 +68,8 @@ class Upstream:
                     lost = error_of(block)
                     if lost is not None:
                         raise _failed(f"the model server broke off: {lost}")
-                    yield block if model_name == self.echoes else with_model(block, model_name)
+                    if (said := bare(block)) is not None:
+                        yield said if model_name == self.echoes else with_model(said, model_name)
         except NotServedError:
             raise _failed(f"the model server has no /v1/{path}") from None
         raise _failed("the model server closed the stream before its end")

@@ -8,10 +8,11 @@ from contextlib import asynccontextmanager, suppress
 
 from node.errors import NodeError, NodeErrorCode
 from node.facts import CallFact, ModelFact, NodeFact
-from node.io.calls import DONE, Call
+from node.io.calls import Call
 from node.io.engine import ModelSpec, WorkerStats
 from node.io.host import Host
 from node.io.probe import Probe
+from node.openai import DONE
 from node.settings import NodeSettings
 from node.types import Hardware, ModelReport, NodeId, Pressure, RequestId, Resume
 

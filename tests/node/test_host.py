@@ -10,8 +10,9 @@ from msgspec import structs
 
 from node.errors import NodeError, NodeErrorCode
 from node.facts import WorkerFact
-from node.io.calls import ALIVE, DONE
+from node.io.calls import ALIVE
 from node.io.engine import ModelSpec, WorkerStats
+from node.openai import DONE
 from node.settings import EngineSettings, NodeSettings
 from node.types import ModelState
 from tests.node.fakes import FAST, GIB, Rig, call, data, running, spec, until, usage

@@ -5,6 +5,7 @@ import pytest
 from node.errors import NodeError, NodeErrorCode
 from node.openai import (
     SseSplitter,
+    bare,
     clean_request,
     data_of,
     error_of,
@@ -152,6 +153,22 @@ def test_errors_in_every_shape() -> None:
 def test_chunks_are_renamed_and_nothing_else_changes() -> None:
     block = b'data: {"id":"1","model":"/path/x","choices":[{"delta":{"content":"a  b"}}]}\n\n'
     assert with_model(block, "mine") == block.replace(b"/path/x", b"mine")
-    assert with_model(b": note\n" + block, "mine") == b": note\n" + block.replace(b"/path/x", b"mine")
     for other in (b": x\n\n", b"data: [DONE]\n\n", b'data: {"x":{"model":"y"}}\n\n'):
         assert with_model(other, "mine") == other
+
+
+@pytest.mark.parametrize(
+    ("block", "said"),
+    [
+        (b"data: {}\n\n", b"data: {}\n\n"),
+        (b"data: {}\nid: 7\n\n", b"data: {}\nid: 7\n\n"),
+        (b": note\n\n", b": note\n\n"),
+        (b'event: message\nid: 7\ndata: {"a":1}\n\n', b'data: {"a":1}\n\n'),
+        (b": note\ndata: {}\n\n", b"data: {}\n\n"),
+        (b"id: 7\ndata: {\ndata: }\n\n", b"data: { }\n\n"),
+        (b"event: ping\n\n", None),
+        (b"retry: 5\n\n", None),
+    ],
+)
+def test_only_data_and_comments_are_passed_on(block: bytes, said: bytes | None) -> None:
+    assert bare(block) == said

@@ -13,8 +13,9 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from node.errors import NodeError, NodeErrorCode
-from node.io.calls import ALIVE, DONE, Call
+from node.io.calls import ALIVE, Call
 from node.io.serve import routes
+from node.openai import DONE
 from tests.node.fakes import data, until
 
 HEADERS = {

@@ -77,6 +77,13 @@ async def test_blocks_pass_untouched_up_to_done() -> None:
         assert await heard(upstream) == [b": alive\n\n", CHUNK, CHUNK, b"data: [DONE]\n\n"]
 
 
+async def test_a_server_that_names_its_events_is_understood() -> None:
+    """Neither the node's pump nor the edge looks for data behind other fields: such an answer would arrive empty."""
+    noted = b"event: message\nid: 1\n" + CHUNK
+    async with serving(saying(b"retry: 100\n\n" + noted, noted + b"event: end\ndata: [DONE]\n\n")) as upstream:
+        assert await heard(upstream) == [CHUNK, CHUNK, b"data: [DONE]\n\n"]
+
+
 async def test_another_name_is_put_into_each_chunk() -> None:
     async with serving(saying(CHUNK + b"data: [DONE]\n\n")) as upstream:
         assert await heard(upstream, "ours") == [CHUNK.replace(b"theirs", b"ours"), b"data: [DONE]\n\n"]
