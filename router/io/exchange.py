@@ -203,13 +203,23 @@ class Exchange:
             if (opened := self._to_open) is not None:
                 self._to_open = None
                 await self._carry(opened, reply)
-        if isinstance(self._record.end, Fail):
-            try:
-                async with asyncio.timeout(self._settings.farewell_s):
-                    await reply.fail(self._record.end.refusal)
-            except (ConnectionError, TimeoutError):  # it left, or does not read: then it need not be told
-                if self._http.transport is not None:
-                    self._http.transport.abort()
+        end = self._record.end
+        if isinstance(end, Fail) and not await self._told(reply, end.refusal) and self._http.transport is not None:
+            self._http.transport.abort()
+
+    async def _told(self, reply: Reply, refusal: Refusal) -> bool:
+        """Whether the client took the news. One that left or does not read need not be told."""
+        task = asyncio.current_task()
+        try:
+            async with asyncio.timeout(self._settings.farewell_s):
+                await reply.fail(refusal)
+        except (ConnectionError, TimeoutError):
+            return False
+        except asyncio.CancelledError:
+            if task is not None and task.cancelling():
+                raise
+            return False  # Of aiohttp's making: a write that the deadline broke off is over for all later ones too.
+        return True
 
     @property
     def _generates(self) -> bool:

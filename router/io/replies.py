@@ -45,7 +45,8 @@ class Reply(Protocol):
     async def finish(self) -> None:
         """The sealed answer's end goes out."""
 
-    async def fail(self, refusal: Refusal) -> None: ...
+    async def fail(self, refusal: Refusal) -> None:
+        """Instead of an answer, or of the rest of one."""
 
     def response(self) -> web.StreamResponse:
         """What the handler returns when it is over."""
@@ -92,6 +93,7 @@ class StreamReply:
     async def fail(self, refusal: Refusal) -> None:
         if self._stream is not None:
             await self.block(envelope.event(refusal))
+            await self._stream.write_eof()  # returns when the client has taken it
         else:
             self._refused = envelope.refused(refusal, self._headers(), retry_after_s=self._settings.retry_after_s)
 

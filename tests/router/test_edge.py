@@ -151,6 +151,7 @@ class Rig:
         self.coordinator: NodeId | None = OTHER
         self.peer_port = 0
         self.url = ""
+        self.connections: Callable[[], int] = lambda: 0  # open at the edge
 
     def view(self) -> View:
         def node(node: NodeId, name: str, models: tuple[ModelReport, ...], draining: bool = False) -> NodeReport:
@@ -217,6 +218,7 @@ async def rigged(settings: EdgeSettings) -> AsyncIterator[tuple[Rig, Edge]]:
         )
         runner, port = await serving(edge.routes())
         rig.url = f"http://127.0.0.1:{port}"
+        rig.connections = lambda: len(runner.server.connections) if runner.server is not None else 0
         try:
             yield rig, edge
         finally:
@@ -596,6 +598,16 @@ async def test_a_client_that_leaves_while_waiting(rig: Rig) -> None:
     assert (rig.facts[0].outcome, rig.facts[0].attempts) == ("cancelled", ())
 
 
+async def stalled(rig: Rig, headers: dict[str, str]) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A client that has asked for a stream and reads no more of it than fits into its buffers."""
+    body = json.dumps({"model": "chat-1", "messages": ASK, "stream": True}).encode()
+    fields = {"host": "x", "content-length": str(len(body)), **headers}
+    head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(rig.url.rsplit(":", 1)[1]), limit=2**16)
+    writer.write(f"POST /v1/chat/completions HTTP/1.1\r\n{head}\r\n".encode() + body)
+    return reader, writer
+
+
 async def test_a_slow_reader_holds_the_node_up(rig: Rig) -> None:
     sent = 0
 
@@ -607,11 +619,7 @@ async def test_a_slow_reader_holds_the_node_up(rig: Rig) -> None:
         yield DONE
 
     rig.host.scripts = [endless]
-    body = json.dumps({"model": "chat-1", "messages": ASK, "stream": True}).encode()
-    port = int(rig.url.rsplit(":", 1)[1])
-    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**16)
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
-    writer.write(head.encode() + body)
+    reader, writer = await stalled(rig, {"connection": "close"})
     await until(lambda: sent > 0)
     seen = [-1]
 
@@ -627,6 +635,24 @@ async def test_a_slow_reader_holds_the_node_up(rig: Rig) -> None:
     assert sent == 400
     await until(lambda: len(rig.facts) == 1)
     assert rig.facts[0].outcome == "ok"
+
+
+async def test_a_client_that_stops_reading_is_let_go_at_its_deadline() -> None:
+    """With everything that was held for it: what it does not take is not kept either."""
+
+    async def endless(_: Call) -> AsyncGenerator[bytes, None]:
+        while True:
+            yield chunk("x" * 65536)
+            await asyncio.sleep(0)
+
+    async with rigged(EdgeSettings(farewell_s=0.2)) as (rig, edge):
+        rig.host.scripts = [endless]
+        _reader, writer = await stalled(rig, {"x-mesh-deadline-ms": "500"})
+        await until(lambda: edge.open_requests == 1)
+        await until(lambda: edge.open_requests == rig.connections() == rig.host.open == 0)
+        assert (rig.facts[0].outcome, rig.facts[0].status) == ("failed", 200)
+        assert (rig.facts[0].error or "").startswith("deadline_exceeded")
+        writer.close()
 
 
 # Bad input
