@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import msgspec
 from msgspec import Raw, Struct
 
@@ -14,6 +16,8 @@ DONE = b"data: [DONE]\n\n"
 STRIPPED = frozenset({"adapters", "draft_model", "num_draft_tokens", "keep_alive"})
 FORCED = {"stream": Raw(b"true"), "stream_options": Raw(b'{"include_usage":true}')}
 
+_SEGMENT = r"[A-Za-z0-9_-][A-Za-z0-9._-]*"
+_PLAIN_PATH = re.compile(f"{_SEGMENT}(?:/{_SEGMENT})*")
 _Fields = dict[str, Raw]
 _fields = msgspec.json.Decoder(_Fields)
 _encode = msgspec.json.Encoder().encode
@@ -57,6 +61,12 @@ class _ErrorBody(Struct):
 
 
 _error_body = msgspec.json.Decoder(_ErrorBody)
+
+
+def plain_path(path: str) -> bool:
+    """Whether a path below /v1 stays below it whoever reads it: no `..`, no `?` or `#` that was written as %3F, ...
+    With one, a client could call whatever else an engine serves under a wildcard like `audio/*`."""
+    return _PLAIN_PATH.fullmatch(path) is not None
 
 
 def _refusal(message: str) -> NodeError:

@@ -16,7 +16,10 @@ from aiohttp import web
 
 from node.errors import NodeError, NodeErrorCode
 from node.io.calls import STREAMED, Call
+from node.openai import plain_path
 from node.types import NodeId, RequestId
+
+_HEADER_CHARS = 1000
 
 
 class Serving(Protocol):
@@ -74,24 +77,31 @@ async def _write_last(response: web.StreamResponse, block: bytes) -> None:
 
 
 def _call(request: web.Request, body: bytes) -> Call:
-    """The headers as a Call. Raises NodeError(BAD_REQUEST) naming the one that is missing or not a number."""
+    """The headers as a Call. Raises NodeError: BAD_REQUEST naming the header that is missing or nonsense, or
+    PATH_NOT_SERVED."""
+    path = request.match_info["path"]
+    if not plain_path(path):
+        raise NodeError(NodeErrorCode.PATH_NOT_SERVED, f"there is no endpoint {path[:100]!r}")
     return Call(
         id=RequestId(_header(request, "x-mesh-request")),
         attempt=_number(request, "x-mesh-attempt"),
         edge=NodeId(_header(request, "x-mesh-edge")),
         model=_header(request, "x-mesh-model"),
-        path=request.match_info["path"],
+        path=path,
         body=body,
         wants_usage=request.headers.get("x-mesh-usage") == "1",
-        content_type=request.headers.get("content-type", "application/json"),
+        content_type=_header(request, "content-type", "application/json"),
         deadline_s=_number(request, "x-mesh-deadline-ms") / 1000.0,
     )
 
 
-def _header(request: web.Request, name: str) -> str:
-    value = request.headers.get(name)
+def _header(request: web.Request, name: str, default: str = "") -> str:
+    """Its value. What is no text (bytes that are not UTF-8) would break whoever writes it down: reports, logs."""
+    value = request.headers.get(name) or default
     if not value:
         raise NodeError(NodeErrorCode.BAD_REQUEST, f"header {name} is missing")
+    if not value.isprintable() or len(value) > _HEADER_CHARS:
+        raise NodeError(NodeErrorCode.BAD_REQUEST, f"header {name} is not text of at most {_HEADER_CHARS} characters")
     return value
 
 

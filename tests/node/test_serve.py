@@ -77,6 +77,25 @@ async def asked(
         await server.close()
 
 
+@asynccontextmanager
+async def raw(host: FakeHost, header: bytes = b"x: y", path: str = "chat/completions") -> AsyncGenerator[bytes, None]:
+    """The whole answer to a request whose path and one header are sent as they stand here."""
+    app = web.Application()
+    app.add_routes(routes(host))
+    server = TestServer(app)
+    await server.start_server()
+    fields = {k: v for k, v in HEADERS.items() if not header.startswith(k.encode())}
+    lines = [f"POST /mesh/v1/serve/{path} HTTP/1.1", "host: x", "connection: close", "content-length: 0"]
+    head = "\r\n".join([*lines, *(f"{k}: {v}" for k, v in fields.items())]).encode() + b"\r\n" + header + b"\r\n\r\n"
+    try:
+        reader, writer = await asyncio.open_connection(server.host, server.port)
+        writer.write(head)
+        yield await reader.read()
+        writer.close()
+    finally:
+        await server.close()
+
+
 async def test_blocks_arrive_as_they_are_and_the_call_is_whole() -> None:
     host = FakeHost(ALIVE, data("Hel"), DONE)
     async with asked(host) as response:
@@ -171,3 +190,22 @@ async def test_a_number_that_is_none_is_named(value: str) -> None:
     async with asked(FakeHost(ALIVE), headers={**HEADERS, "x-mesh-attempt": value}) as response:
         assert response.status == 400
         assert "x-mesh-attempt" in (await response.json())["error"]["message"]
+
+
+@pytest.mark.parametrize("name", ["x-mesh-request", "x-mesh-edge", "x-mesh-model", "content-type"])
+async def test_a_header_that_is_no_text_is_refused(name: str) -> None:
+    """Its bytes as they came would stand in this node's report, which nobody could encode: the daemon died of it."""
+    host = FakeHost(ALIVE)
+    for value in ("r\udcff", "r" * 2000):
+        async with raw(host, f"{name}: {value}".encode("utf-8", "surrogateescape")) as answer:
+            assert answer.startswith(b"HTTP/1.1 400 ")
+            assert name.encode() in answer
+    assert host.calls == []
+
+
+@pytest.mark.parametrize("path", ["audio/../models", "audio/%2e%2e/models", "audio/x%3Fy", "audio/x%23y", "audio//x"])
+async def test_a_path_that_leads_elsewhere_is_not_served(path: str) -> None:
+    host = FakeHost()
+    async with raw(host, path=path) as answer:
+        assert answer.startswith(b"HTTP/1.1 404 ")
+    assert host.calls == []
