@@ -7,6 +7,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from node.openai import plain_path
 from node.types import ModelReport, ModelState, NodeId
 from router.asked import CHAT, COMPLETIONS, Asked
 from router.errors import ErrorCode, RouterError
@@ -50,6 +51,8 @@ def serves(model: ModelReport, path: str) -> bool:
 
 def known_path(view: View, path: str) -> bool:
     """Whether `/v1/<path>` may be asked for at all: on the list, or served by some model of the mesh."""
+    if not plain_path(path):
+        return False
     if path in (CHAT, COMPLETIONS) or any(matches(p, path) for p in ALLOWED):
         return True
     return any(serves(m, path) for n in view.serving() for m in n.report.models)

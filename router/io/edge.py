@@ -79,7 +79,7 @@ class Edge:
             web.post(f"/v1/{CHAT}", self._post),
             web.post(f"/v1/{COMPLETIONS}", self._post),
             *self._models.routes(),
-            web.route("*", "/{path:.*}", self._other),
+            web.route("*", "/{path:(?s:.*)}", self._other),
         ]
 
     def node_lost(self, node: NodeId) -> None:

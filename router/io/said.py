@@ -26,22 +26,25 @@ class Said:
 
     @classmethod
     def of(cls, request: web.Request) -> Said:
-        """Raises RouterError when x-mesh-deadline-ms is no positive whole number."""
+        """Raises RouterError when content-type is no text, or x-mesh-deadline-ms no positive whole number."""
         headers = request.headers
+        content_type = headers.get("content-type", "application/json")
+        if not content_type.isascii():
+            raise RouterError(ErrorCode.INVALID_REQUEST, "content-type must be ASCII", param="content-type")
         name = headers.get("x-request-id", "")
         return cls(
             client=_client(headers.get("authorization", ""), request.remote or ""),
             client_request_id=name if _SANE_ID.fullmatch(name) else None,
             priority="low" if headers.get("x-priority", "").strip().lower() == "low" else "normal",
             deadline_s=_deadline_s(headers.get("x-mesh-deadline-ms")),
-            content_type=headers.get("content-type", "application/json"),
+            content_type=content_type,
         )
 
 
 def _client(authorization: str, remote: str) -> str:
     scheme, _, key = authorization.partition(" ")
     if scheme.lower() == "bearer" and key.strip():
-        return "key:" + hashlib.blake2b(key.strip().encode(), digest_size=8).hexdigest()
+        return "key:" + hashlib.blake2b(key.strip().encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
     return remote
 
 

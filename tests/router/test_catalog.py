@@ -79,7 +79,18 @@ def test_known_paths() -> None:
     seen = view(node(A, ModelReport(name="m", paths=("special",))))
     for path in (CHAT, "completions", "embeddings", "audio/speech", "images/edits", "special"):
         assert catalog.known_path(seen, path)
-    for path in ("models", "audio", "files", "specialist", ""):
+    for path in (
+        "models",
+        "audio",
+        "files",
+        "specialist",
+        "",
+        "audio/../x",
+        "audio/./x",
+        "audio/",
+        "audio/x?y",
+        "audio/a b",
+    ):
         assert not catalog.known_path(seen, path)
 
 

@@ -363,6 +363,19 @@ async def test_what_the_client_says_reaches_the_coordinator(rig: Rig) -> None:
     assert rig.dispatch.asked[1].client == "127.0.0.1"
 
 
+async def test_headers_of_any_bytes(rig: Rig) -> None:
+    """A key is only told apart by them; a content type has to be read."""
+    body = json.dumps(message()).encode()
+    for header, status in ((b"authorization: Bearer \xff", 200), (b"content-type: text/\xff", 400)):
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(rig.url.rsplit(":", 1)[1]))
+        head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: %d\r\n" % len(
+            body
+        )
+        writer.write(head + header + b"\r\n\r\n" + body)
+        assert (await reader.read()).startswith(b"HTTP/1.1 %d " % status)
+        writer.close()
+
+
 async def test_with_the_real_dispatch(rig: Rig) -> None:
     dispatch = Dispatch(self_id=ME, settings=RouterSettings(), rng=random.Random(1), send=lambda _, __: False)
     ending = asyncio.ensure_future(dispatch.run())
@@ -821,6 +834,7 @@ async def test_a_path_of_a_tier_is_known(rig: Rig) -> None:
         ("GET", "/", 404, "path_not_found"),
         ("GET", "/v1/nothing", 404, "path_not_found"),
         ("POST", "/v1", 404, "path_not_found"),
+        ("POST", "/v1/audio/a%0D%0Ab", 404, "path_not_found"),
         ("GET", "/v1/chat/completions", 405, "method_not_allowed"),
         ("DELETE", "/v1/models/chat-1", 405, "method_not_allowed"),
         ("POST", "/v1/models", 405, "method_not_allowed"),
