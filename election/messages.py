@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
-Id: TypeAlias = str  # a node id; election imports nothing of ours
+# A node id; election imports nothing of ours. Bounded, so that who repeats what it heard still fits a datagram.
+Id: TypeAlias = Annotated[str, Meta(max_length=32)]
 
 
 class Rank(Struct, frozen=True, order=True):
@@ -20,7 +21,7 @@ class Rank(Struct, frozen=True, order=True):
     priority: int
     uptime_steps: int
     id: Id
-    boot: str
+    boot: Id
 
 
 class Reign(Struct, frozen=True):

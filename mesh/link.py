@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
@@ -17,6 +18,8 @@ from mesh.events import Event, Framed, Rtt, SaidBye
 from mesh.settings import LinkSettings
 from mesh.wire import Bye, Frame, Hello, Ping, Pong, WireError, decode, encode
 from node.types import NodeId
+
+_log = logging.getLogger("mesh.link")
 
 WebSocket = web.WebSocketResponse | aiohttp.ClientWebSocketResponse
 
@@ -115,7 +118,11 @@ class Link:
                 return
             if message.type is WSMsgType.BINARY:
                 self.heard_at = now()
-                self._received(message.data)
+                try:
+                    self._received(message.data)
+                except Exception:  # noqa: BLE001 - a defect of ours: it costs this link, not the mesh
+                    _log.exception("a frame of %s cannot be handled", self.node)
+                    self._ways.over(self, "its frame could not be handled", False, "your frame cannot be handled")
             elif message.type is WSMsgType.TEXT:
                 self._unreadable(WireError("garbled", "text, not msgpack"))
             elif message.type is WSMsgType.ERROR and isinstance(message.data, aiohttp.WebSocketError):

@@ -7,14 +7,14 @@ four bytes (`MXM` and the major protocol) and msgpack of one election Message.
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias, get_args
+from typing import Annotated, Literal, TypeAlias, get_args
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Meta, Raw, Struct
 
 from election.messages import Message
 from mesh.errors import MeshError
-from node.types import NodeId, NodeReport
+from node.types import NodeId, NodeReport, Port
 from router.account import Account
 from router.frames import CoordinatorFrame, EdgeFrame
 
@@ -24,6 +24,11 @@ DATAGRAM_BYTES_MAX = 1200  # fits one packet everywhere (IPv6 minimum MTU 1280)
 _DATAGRAM_HEAD = b"MXM"
 
 Via: TypeAlias = Literal["mdns", "static", "tailscale", "gossip"]
+
+
+# Bounds of what others say, checked when decoding: a port no socket takes, a time no timer takes.
+DrainSeconds: TypeAlias = Annotated[float, Meta(gt=0, le=366 * 86400)]
+Addresses: TypeAlias = Annotated[tuple[Annotated[str, Meta(max_length=64)], ...], Meta(max_length=64)]
 
 
 class WireError(MeshError):
@@ -42,9 +47,9 @@ class PeerSeen(Struct, frozen=True, kw_only=True):
     id: NodeId
     name: str
     mesh: str = "default"
-    addresses: tuple[str, ...] = ()
-    port: int = 4000
-    peer_port: int = 4001
+    addresses: Addresses = ()
+    port: Port = 4000
+    peer_port: Port = 4001
     boot: str = ""
     priority: int = 100
     version: str = ""
@@ -61,7 +66,7 @@ class WellKnown(Struct, frozen=True, kw_only=True):
     mesh_id: str
     version: str
     protocol: int
-    peer_port: int
+    peer_port: Port
     mesh: str = "default"
 
 
@@ -75,8 +80,8 @@ class Hello(Struct, frozen=True, kw_only=True, tag="hello"):
     mesh_id: str
     version: str
     protocol: int
-    peer_port: int
-    port: int
+    peer_port: Port
+    port: Port
 
 
 class State(Struct, frozen=True, tag="state"):
@@ -101,7 +106,7 @@ class Drain(Struct, frozen=True, tag="drain"):
     """`mesh drain` of another node: it starts (`on`), for `for_s` seconds or until told otherwise, or ends draining."""
 
     on: bool
-    for_s: float | None = None
+    for_s: DrainSeconds | None = None
 
 
 class Bye(Struct, frozen=True, tag="bye"):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import NewType
+from typing import Annotated, NewType, TypeAlias
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 NodeId = NewType("NodeId", str)  # 16 hex digits, random, made once per home folder
 RequestId = NewType("RequestId", str)  # given by the edge that accepted the request
+Port: TypeAlias = Annotated[int, Meta(ge=1, le=65535)]
 
 
 class Pressure(StrEnum):
@@ -115,8 +116,8 @@ class NodeReport(Struct, frozen=True, kw_only=True):
     priority: int
     uptime_s: float
     addresses: tuple[str, ...] = ()  # best first, without port; IPv6 link-local with scope
-    port: int = 4000
-    peer_port: int = 4001
+    port: Port = 4000
+    peer_port: Port = 4001
     draining: bool = False
     drain_reason: str = ""
     hardware: Hardware = Hardware()

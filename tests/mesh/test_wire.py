@@ -50,6 +50,10 @@ def values(kind: inspect.Type) -> st.SearchStrategy[Any]:
             return st.sampled_from(list(cls))
         case inspect.LiteralType(values=choices):
             return st.sampled_from(list(choices))
+        case inspect.IntType(ge=low, le=high) if low is not None:
+            return st.integers(low, high)
+        case inspect.FloatType(gt=low, le=high) if low is not None:
+            return st.floats(low, high, exclude_min=True)
     plain: dict[type, st.SearchStrategy[Any]] = {
         inspect.IntType: small,
         inspect.StrType: texts,
