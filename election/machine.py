@@ -39,7 +39,7 @@ class Election:
     """One node's part in the election. Wake it with Tick at `deadline`; an early or late wake-up is harmless.
 
     `boot` is new for each Election ever built (a restarted node must not pass for its former self), `term` the last
-    one Remembered. Effects are in order: what is to be kept on disk comes before what is said because of it.
+    one Remembered. Effects are in order: what is to be kept comes before what is said because of it.
     """
 
     def __init__(

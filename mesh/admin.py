@@ -5,16 +5,18 @@ Handlers read the request, call one method of `Control` and write JSON; what the
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, Protocol, TypeVar
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing, suppress
+from typing import Annotated, Any, Protocol, TypeVar
 
 import msgspec
 from aiohttp import web
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from mesh.config import ConfigError
 from mesh.errors import MeshError
 from mesh.status import Json
+from mesh.wire import DrainSeconds
 from node.errors import NodeError
 
 T = TypeVar("T", bound=Struct)
@@ -32,11 +34,11 @@ class PeerBody(Struct, frozen=True, forbid_unknown_fields=True):
 
 class DrainBody(Struct, frozen=True, forbid_unknown_fields=True):
     node: str
-    for_s: float | None = None
+    for_s: DrainSeconds | None = None
 
 
 class StopBody(Struct, frozen=True, forbid_unknown_fields=True):
-    grace_s: float | None = None
+    grace_s: Annotated[float, Meta(ge=0, le=86400)] | None = None
 
 
 class NoBody(Struct, frozen=True, forbid_unknown_fields=True):
@@ -50,7 +52,7 @@ class Control(Protocol):
     async def mesh_status(self) -> Json: ...
     async def routes(self, last: int) -> Json: ...
     async def route(self, route_id: str) -> Json: ...
-    def follow(self) -> AsyncIterator[Json]: ...
+    def follow(self) -> AsyncGenerator[Json | None, None]: ...
     async def enable(self, priority: int | None, name: str | None) -> Json: ...
     async def disable(self) -> Json: ...
     async def add_peer(self, address: str) -> Json: ...
@@ -147,11 +149,13 @@ def _last(request: web.Request) -> int:
 
 def _followed(control: Control) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
     async def handler(request: web.Request) -> web.StreamResponse:
-        """One JSON line per route as it ends, until the caller leaves."""
+        """One JSON line per route as it ends, until the caller leaves; empty lines in between."""
         response = web.StreamResponse(headers={"content-type": "application/x-ndjson"})
         await response.prepare(request)
-        async for route in control.follow():
-            await response.write(msgspec.json.encode(route) + b"\n")
+        async with aclosing(control.follow()) as routes:
+            with suppress(ConnectionResetError):
+                async for route in routes:
+                    await response.write(b"\n" if route is None else msgspec.json.encode(route) + b"\n")
         return response
 
     return handler

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from mesh import config as configuration
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 JOINED_S = 2.0  # for an answer to say who coordinates; a node alone decides in half a second
 ADDED_S = 2.0  # for a peer that was added to be linked before its state is told
+FOLLOW_LOOK_S = 1.0  # who follows the routes of a node without any is looked for so often
 DRAIN_SEEN_S = 5.0  # until a drain asked of another node must show in its report
 
 
@@ -76,10 +78,15 @@ class DaemonControl:
             raise MeshError("no_such_route", f"no route '{route_id}' on any node that answers", hint=hint, status=404)
         return found
 
-    async def follow(self) -> AsyncIterator[Json]:
+    async def follow(self) -> AsyncGenerator[Json | None, None]:
+        """Each route as it ends, until the daemon stops; None now and then, so that a caller who left is noticed."""
         with self._daemon.observer.follow() as ended:
-            while True:
-                yield route_json(await ended.get())
+            while not self._daemon.stopping:
+                route = None
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(FOLLOW_LOOK_S):
+                        route = await ended.get()
+                yield None if route is None else route_json(route)
 
     # The mesh
 

@@ -16,6 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import aiohttp
 from aiohttp import web
+from msgspec import structs
 
 from mesh import config as configuration
 from mesh import stack
@@ -27,6 +28,7 @@ from mesh.errors import MeshError
 from mesh.events import SelfChanged, Switch
 from mesh.home import Home, HomeError
 from mesh.http import Server, local_only, tcp_sockets
+from mesh.late import LateWriter
 from mesh.log import DaemonLog, event, utc
 from mesh.membership import Membership
 from mesh.metrics import Gauges, Metrics
@@ -100,7 +102,8 @@ class Daemon:
             changed=self.changed,
             probe=self.probe,
         )
-        self.peers = PeerStore(home.mesh, self._note)
+        self.files = LateWriter(self._note)
+        self.peers = PeerStore(home.mesh, self._note, self.files.write)
         self.membership = Membership(
             self.report(),
             mesh_name=config.mesh_name,
@@ -130,7 +133,7 @@ class Daemon:
     async def run(self) -> None:
         """Serves until `stop()`, SIGTERM or SIGINT; a second signal ends it at once."""
         edge_sockets = tcp_sockets(self.config.port, self.config.bind, self.probe.port_holder)
-        specs = self._read_stack()
+        specs = self._read_stack(self.config)
         timeout = aiohttp.ClientTimeout(total=None)
         async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as self.session:
             self.edge = Edge(
@@ -145,7 +148,7 @@ class Daemon:
             )
             edge_app = web.Application(middlewares=[local_only], client_max_size=EdgeSettings().body_limit_bytes)
             edge_app.add_routes(self.edge.routes())
-            self._servers = {"edge": Server(edge_app), "admin": Server(admin_app(self.control))}
+            self._servers = {"edge": Server(edge_app), "admin": Server(admin_app(self.control), cancels=False)}
             self._trap_signals()
             try:
                 async with asyncio.TaskGroup() as self._tasks:
@@ -179,6 +182,11 @@ class Daemon:
         if grace_s is not None:
             self._grace_s = grace_s
         self._stop.set()
+
+    @property
+    def stopping(self) -> bool:
+        """`stop()` was called, or a signal came."""
+        return self._stop.is_set()
 
     async def _wind_down(self) -> None:
         event(_log, logging.INFO, "stopping", f"stopping, at most {self._grace_s:.0f} s for what is open")
@@ -261,14 +269,27 @@ class Daemon:
     async def switch_mesh(self, config: Config) -> None:
         """Makes the mesh what `config` says: off, or on with its name, priority and static peers."""
         async with self._switching:
+            config = self._in_effect(config)
             before, self.config = self.config, config
             if self.overlay is not None and (not config.mesh_enabled or config.mesh_name != before.mesh_name):
                 await self._leave(LEAVE_GRACE_S)
             if self.overlay is not None:
                 self.overlay.retune(config)
             elif config.mesh_enabled and not self._stop.is_set():
-                await self._join()
+                try:
+                    await self._join()
+                except MeshError:
+                    self.config = before
+                    if before.mesh_enabled:
+                        self._tasks.create_task(self._begin_anew())
+                    raise
         self.publish()
+
+    def _in_effect(self, config: Config) -> Config:
+        """`config`, but what only a start changes stays as it is: peers and people are told the ports that are open.
+        The peer port opens with the mesh, so it counts from the next `mesh enable` on."""
+        kept = [k for k in configuration.KEYS if k.applies != "at once" and (k.name != "peer-port" or self.overlay)]
+        return structs.replace(config, **{k.field: self.config.value(k) for k in kept})
 
     async def leave_mesh(self, grace_s: float) -> None:
         """Finishes what peers asked of this node, says goodbye, and goes on alone."""
@@ -277,12 +298,15 @@ class Daemon:
                 await self._leave(grace_s)
 
     async def _join(self) -> None:
-        self.membership.step(Switch(True, self.config.mesh_name, mesh_id(self.config.mesh_name)), time.monotonic())
-        self.boot = secrets.token_hex(
-            4
-        )  # each stay in a mesh is a life of its own: no term or datagram of an earlier one
-        overlay = Overlay(self)
-        await overlay.open()
+        self.boot = secrets.token_hex(4)  # each stay is a life of its own: no term or datagram of an earlier one
+        name = self.config.mesh_name
+        self.membership.step(Switch(True, name, mesh_id(name)), time.monotonic())
+        try:
+            overlay = Overlay(self)
+            await overlay.open()
+        except BaseException:
+            self.membership.step(Switch(False, name, mesh_id(name)), time.monotonic())
+            raise
         self.overlay = overlay
         self._overlay_task = self._tasks.create_task(self._keep_mesh(overlay))
 
@@ -296,8 +320,16 @@ class Daemon:
 
     async def _begin_anew(self) -> None:
         await self.leave_mesh(0.0)
-        await asyncio.sleep(REJOIN_S)
-        await self.switch_mesh(self.config)
+        while self.overlay is None and self.config.mesh_enabled and not self._stop.is_set():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(REJOIN_S):
+                    await self._stop.wait()
+            try:
+                async with self._switching:
+                    if self.overlay is None and self.config.mesh_enabled and not self._stop.is_set():
+                        await self._join()
+            except MeshError as e:
+                event(_log, logging.ERROR, "mesh", f"the mesh cannot be begun: {e}; trying again")
 
     async def _leave(self, grace_s: float) -> None:
         overlay, task = self.overlay, self._overlay_task
@@ -312,9 +344,13 @@ class Daemon:
                     await self._news.wait()
         except TimeoutError:
             event(_log, logging.WARNING, "leave", f"left with {len(self._of_peers())} requests of peers unfinished")
-        await overlay.leave(why or "mesh disabled")
+        try:
+            await overlay.leave(why or "mesh disabled")
+        except Exception:  # noqa: BLE001 - a goodbye that fails must not leave this node half in the mesh
+            _log.exception("leaving the mesh")
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+        await self.files.flush()  # the next stay in a mesh reads them
         self.overlay, self._overlay_task, self.leaving = None, None, why
         overlay.forget_all()
         self.dispatch.follow(self.id, self.membership.view().term, ruling=True)
@@ -326,10 +362,10 @@ class Daemon:
 
     # Files
 
-    def _read_stack(self) -> tuple[ModelSpec, ...]:
-        found = stack.load(self.home, self.config, tiers=self.tiers)
+    def _read_stack(self, config: Config) -> tuple[ModelSpec, ...]:
+        found = stack.load(self.home, config, tiers=self.tiers)
         self.no_stack = not found.found
-        self.warnings = [*self.config.warnings, *found.warnings]
+        self.warnings = [*config.warnings, *found.warnings]
         for warning in found.warnings:
             self._note(warning)
         return found.specs
@@ -339,7 +375,7 @@ class Daemon:
         of what changed. Raises ConfigError; then nothing has changed."""
         config = configuration.load(self.home)
         changed = [k.name for k in configuration.KEYS if config.value(k) != self.config.value(k)]
-        specs = self._read_stack()
+        specs = self._read_stack(self._in_effect(config))
         later = [k.name for k in configuration.KEYS if k.name in changed and k.applies != "at once"]
         if later:
             self._note(f"takes effect at the next start: {', '.join(later)}")

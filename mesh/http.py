@@ -82,11 +82,11 @@ def _why_not(e: OSError, address: str, port: int, holder_of: Callable[[int], Hol
 
 
 class Server:
-    """One application on its sockets. A handler is cancelled when its client leaves: that is how a cancellation
-    reaches the worker."""
+    """One application on its sockets. With `cancels` a handler is cancelled when its client leaves: that is how a
+    cancellation reaches the worker; without, what was asked for is carried out to its end."""
 
-    def __init__(self, app: web.Application) -> None:
-        self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=STOP_S)
+    def __init__(self, app: web.Application, *, cancels: bool = True) -> None:
+        self._runner = web.AppRunner(app, handler_cancellation=cancels, access_log=None, shutdown_timeout=STOP_S)
 
     async def listen(self, sockets: Sequence[socket.socket]) -> None:
         await self._runner.setup()

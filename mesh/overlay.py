@@ -57,7 +57,7 @@ from mesh.events import (
     Up,
 )
 from mesh.events import LinkClosed as LinkEnded
-from mesh.files import read_or_set_aside, write_atomic
+from mesh.files import read_or_set_aside
 from mesh.gather import Gatherer
 from mesh.heartbeats import Heartbeats
 from mesh.http import Server, local_only, tcp_sockets
@@ -127,6 +127,7 @@ class Overlay:
         self._ruled = Follow(self._election.role, None, self._election.term, "started")
         self._title = Title(self._discovery.name, self._addresses, self._membership.view, self._title_changed)
         self._left = asyncio.Event()
+        self._fault: asyncio.Future[None] = self._loop.create_future()
         self.static = StaticPeers(self._resolve, on_found=lambda peer: self._tell(Seen(peer)))
         self.static.set(daemon.config.mesh_peers)
         self.last_account: Account | None = None
@@ -149,7 +150,7 @@ class Overlay:
                             hint="choose another `peer-port`") from e  # fmt: skip
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Until cancelled, or something here fails."""
         for peer in self._daemon.peers.peers():
             self._tell(Seen(peer))
         self._elect(election_messages.Tick())
@@ -159,21 +160,26 @@ class Overlay:
             group.create_task(self._gossip())
             group.create_task(self.static.run())
             group.create_task(self._title.run())
+            await self._fault
 
     async def leave(self, why: str) -> None:
-        """Says goodbye everywhere, then closes everything. Returns within about LEAVE_S."""
-        self._elect(Leave())
-        with suppress(TimeoutError):
-            async with asyncio.timeout(LEAVE_S):
-                await self._left.wait()
-        self._closed = True
-        for timer in self._timers.values():
-            timer.cancel()
-        self._save_peers()
-        await self._discovery.close(successor=len(self._membership.alive()) > 0)
-        await self._links.close(why)
-        self._heartbeats.close()
-        await self._server.close()
+        """Says goodbye everywhere, then closes everything, whatever fails before. Returns within about 2 x LEAVE_S."""
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LEAVE_S):
+                    self._elect(Leave())
+                    await self._left.wait()
+            self._save_peers()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LEAVE_S):
+                    await self._discovery.close(successor=len(self._membership.alive()) > 0)
+        finally:
+            self._closed = True
+            for timer in self._timers.values():
+                timer.cancel()
+            await self._links.close(why)
+            self._heartbeats.close()
+            await self._server.close()
 
     def forget_all(self) -> None:
         """Nobody is known any more: the scheduler of this node goes on with its own models. Peers have not died: what
@@ -254,7 +260,7 @@ class Overlay:
             case Follow():
                 self._follow(effect)
             case Remember(term):
-                write_atomic(self._term_file, f"{term}\n")
+                self._daemon.files.write(self._term_file, f"{term}\n".encode())
             case _:
                 assert_never(effect)
 
@@ -267,7 +273,8 @@ class Overlay:
         log_event(_log, logging.INFO, "coordinator", text, term=ruled.term, coordinator=ruled.coordinator)
         self._dispatch.follow(NodeId(ruled.coordinator) if ruled.coordinator else None, ruled.term, ruling=self._rules)
         self._tell_ruled()
-        self._title.rule(ruled.role, NodeId(ruled.coordinator) if ruled.coordinator else None)
+        if not self._election.left:  # alone at last, but not to take the name from those who stay
+            self._title.rule(ruled.role, NodeId(ruled.coordinator) if ruled.coordinator else None)
         self._daemon.changed()
 
     @property
@@ -299,7 +306,15 @@ class Overlay:
         if timer is not None:
             timer.cancel()
         if at is not None and at != float("inf") and not self._closed:
-            self._timers[name] = self._loop.call_at(at, step)
+            self._timers[name] = self._loop.call_at(at, self._fire, step)
+
+    def _fire(self, step: Callable[[], None]) -> None:
+        """A timer's step. One that fails has not set the next, and its machine would stand still: so run() fails."""
+        try:
+            step()
+        except Exception as fault:  # noqa: BLE001 - it is raised, in run()
+            if not self._fault.done():
+                self._fault.set_exception(fault)
 
     # What comes in
 

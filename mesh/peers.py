@@ -17,7 +17,7 @@ from yarl import URL
 
 from mesh.addresses import Addresses, in_tailnet
 from mesh.errors import MeshError
-from mesh.files import read_or_set_aside, write_atomic
+from mesh.files import read_or_set_aside
 from mesh.settings import MembershipSettings, PeersSettings
 from mesh.wire import PeerSeen, WellKnown
 from node.types import NodeId
@@ -39,11 +39,18 @@ class _File(Struct, frozen=True):
 
 
 class PeerStore:
-    """mesh/peers.json in `folder`. `tell` gets a sentence when the file is damaged (then it is moved aside) or cannot
-    be written; the mesh goes on without it."""
+    """mesh/peers.json in `folder`. `tell` gets a sentence when the file is damaged (then it is moved aside); the mesh
+    goes on without it. `write` is LateWriter's: it neither waits nor raises."""
 
-    def __init__(self, folder: Path, tell: Callable[[str], None], *, kept_s: float | None = None) -> None:
-        self._path, self._tell = folder / "peers.json", tell
+    def __init__(
+        self,
+        folder: Path,
+        tell: Callable[[str], None],
+        write: Callable[[Path, bytes], None],
+        *,
+        kept_s: float | None = None,
+    ) -> None:
+        self._path, self._write = folder / "peers.json", write
         self._kept_s = MembershipSettings().dead_kept_s if kept_s is None else kept_s
         file = read_or_set_aside(self._path, msgspec.json.Decoder(_File).decode, tell) or _File()
         oldest = time.time() - self._kept_s
@@ -63,12 +70,7 @@ class PeerStore:
         }
         self.removed = frozenset(removed)
         file = _File(peers=tuple(self._kept.values()), removed=tuple(sorted(removed)))
-        try:
-            write_atomic(self._path, msgspec.json.format(msgspec.json.encode(file)))
-        except OSError as error:
-            self._tell(
-                f"{self._path} cannot be written ({error.strerror}); known peers are forgotten at the next start"
-            )
+        self._write(self._path, msgspec.json.format(msgspec.json.encode(file)))
 
 
 def split_address(text: str, default_port: int) -> tuple[str, int]:

@@ -1,0 +1,217 @@
+"""The daemon when something goes wrong around it: ports, files, callers that leave, and what peers say."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import os
+import random
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import aiohttp
+import msgspec
+import pytest
+import yaml
+
+from mesh import config as configuration
+from mesh import daemon as daemon_module
+from mesh.client import MeshClient
+from mesh.daemon import Daemon
+from mesh.discovery import NameOwner
+from mesh.errors import MeshError
+from mesh.home import Home
+from mesh.wire import PROTOCOL, Drain, Gossip, Hello, PeerSeen, decode, encode
+from node.types import NodeId
+
+STRANGER = NodeId("0123456789abcdef")
+
+
+def free_port() -> int:
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with suppress(OSError), socket.socket() as tcp, socket.socket(type=socket.SOCK_DGRAM) as udp:
+            tcp.bind(("127.0.0.1", port))
+            udp.bind(("127.0.0.1", port))
+            return port
+
+
+def edit(home: Home, **changes: Any) -> None:
+    found = yaml.safe_load(home.config.read_text()) if home.config.exists() else {}
+    home.config.write_text(yaml.safe_dump(found | {k.replace("_", "-"): v for k, v in changes.items()}))
+
+
+async def until(condition: Callable[[], object], limit_s: float = 10.0) -> None:
+    async with asyncio.timeout(limit_s):
+        while not condition():  # noqa: ASYNC110 - sockets and files, not events of ours
+            await asyncio.sleep(0.01)
+
+
+@pytest.fixture(autouse=True)
+def bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [n for n in os.environ if n.startswith("MLX_STACK_")]:
+        monkeypatch.delenv(name)
+
+
+@asynccontextmanager
+async def daemon_of(folder: Path, name: str = "solo", **settings: Any) -> AsyncIterator[Daemon]:
+    """A daemon without models in this process, on loopback."""
+    home = Home(folder / name)
+    home.create()
+    edit(home, port=free_port(), peer_port=free_port(), bind=["127.0.0.1"], node_name=name, **settings)
+    made = Daemon(home, configuration.load(home), SimpleNamespace(dropped=0, close=lambda: None))  # type: ignore[arg-type]
+    running = asyncio.ensure_future(made.run())
+    try:
+        await until(lambda: home.read_pid() is not None or running.done())
+        await until(lambda: made.overlay or not made.config.mesh_enabled or running.done())
+        assert not running.done(), running.exception()
+        yield made
+        assert not running.done(), running.exception()
+    finally:
+        made.stop(0.0)
+        await asyncio.wait_for(running, 20)
+
+
+def mesh_name() -> str:
+    return f"f{os.getpid()}x{random.randrange(10**6)}"
+
+
+async def test_a_port_edited_while_it_runs_is_not_told_before_it_is_open(tmp_path: Path) -> None:
+    async with daemon_of(tmp_path, mesh_enabled=True, mesh_name=mesh_name()) as daemon:
+        port, peer_port = daemon.config.port, daemon.config.peer_port
+        edit(daemon.home, port=free_port(), peer_port=free_port(), node_name="renamed")
+        await daemon.reload()
+        report = daemon.report()
+        assert (report.port, report.peer_port, report.name) == (port, peer_port, "renamed")
+
+
+async def test_a_mesh_that_cannot_begin_is_off_and_a_free_port_mends_it(tmp_path: Path) -> None:
+    async with daemon_of(tmp_path, mesh_name=mesh_name()) as daemon:
+        with socket.create_server(("127.0.0.1", daemon.config.peer_port)):
+            with pytest.raises(MeshError, match="is taken by"):
+                await daemon.control.enable(None, None)
+            status = await daemon.control.mesh_status()
+            assert (status["mesh"]["enabled"], daemon.config.mesh_enabled) == (False, False)
+            edit(daemon.home, peer_port=free_port())
+            assert (await daemon.control.enable(None, None))["mesh"]["enabled"] is True
+
+
+async def test_a_fault_of_the_mesh_while_its_port_is_taken_costs_the_mesh_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(daemon_module, "REJOIN_S", 0.05)
+    async with daemon_of(tmp_path, mesh_enabled=True, mesh_name=mesh_name()) as daemon:
+        first = daemon.overlay
+        assert first is not None
+        monkeypatch.setattr(first._election, "step", lambda *_: 1 / 0)  # at the next heartbeat
+        await until(lambda: daemon.overlay is None)
+        with socket.create_server(("127.0.0.1", daemon.config.peer_port)):
+            await asyncio.sleep(0.3)  # several tries
+            assert daemon.overlay is None
+        await until(lambda: daemon.overlay is not None)
+        await until(lambda: daemon.membership.view().coordinator == daemon.id)
+
+
+async def test_who_asks_and_leaves_does_not_stop_half_way_what_was_asked(tmp_path: Path) -> None:
+    async with daemon_of(tmp_path, mesh_enabled=True, mesh_name=mesh_name()) as daemon:
+        busy = True
+        daemon._of_peers = lambda: (object(),) if busy else ()  # type: ignore[method-assign, assignment, return-value]
+
+        def ask_and_leave() -> None:
+            with socket.socket(socket.AF_UNIX) as caller:
+                caller.connect(str(daemon.home.running_socket()))
+                caller.sendall(b"POST /v1/mesh/disable HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{}")
+                caller.settimeout(0.3)
+                with suppress(TimeoutError):
+                    caller.recv(1)
+
+        await asyncio.to_thread(ask_and_leave)
+        await until(lambda: daemon.leaving)
+        busy = False
+        daemon.changed()
+        await until(lambda: daemon.overlay is None and not daemon.leaving)
+        assert daemon.membership.view().enabled is False
+
+
+async def test_a_full_disk_stops_no_election(tmp_path: Path) -> None:
+    mesh = {"mesh_name": mesh_name()}
+    async with (
+        daemon_of(tmp_path, "one", mesh_enabled=True, mesh_priority=200, **mesh) as one,
+        daemon_of(tmp_path, "two", **mesh) as two,
+    ):
+        two.home.mesh.rmdir()
+        two.home.mesh.write_text("no folder: whoever writes below it fails")
+        await two.control.enable(None, None)
+        await until(lambda: two.membership.view().coordinator == one.id and two.membership.view().term > 0)
+
+
+async def test_a_node_that_leaves_takes_the_name_from_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    claims: list[str] = []
+    really = NameOwner.claim
+
+    async def claim(self: NameOwner, *args: Any, **kwargs: Any) -> str:
+        claims.append(self._me)
+        return await really(self, *args, **kwargs)
+
+    monkeypatch.setattr(NameOwner, "claim", claim)
+    mesh = {"mesh_enabled": True, "mesh_name": mesh_name()}
+    async with daemon_of(tmp_path, "one", mesh_priority=200, **mesh) as one:
+        await until(lambda: one.membership.view().coordinator == one.id)
+        async with daemon_of(tmp_path, "two", **mesh) as two:
+            await until(lambda: two.membership.view().coordinator == one.id and one.membership.alive())
+            claims.clear()
+            await two.control.disable()
+            assert two.id not in claims
+            assert two.membership.view().coordinator is None
+
+
+async def test_following_ends_with_the_daemon_and_with_the_caller(tmp_path: Path) -> None:
+    async with daemon_of(tmp_path) as daemon:
+        gone = http.client.HTTPConnection("x")
+        gone.sock = socket.socket(socket.AF_UNIX)
+        gone.sock.connect(str(daemon.home.running_socket()))
+        await asyncio.to_thread(gone.request, "GET", "/v1/mesh/routes/follow")
+        await until(lambda: len(daemon.observer._followers) == 1)
+        gone.close()
+        await until(lambda: not daemon.observer._followers)
+        stays = asyncio.create_task(asyncio.to_thread(list, MeshClient.of(daemon.home).follow()))
+        await until(lambda: daemon.observer._followers)
+    assert await stays == []
+
+
+async def link_of(session: aiohttp.ClientSession, daemon: Daemon) -> aiohttp.ClientWebSocketResponse:
+    """A link as a peer of the same mesh has it, hellos said."""
+    hello = Hello(id=STRANGER, boot="b", name="stranger", mesh=daemon.config.mesh_name, mesh_id="", version="0",
+                  protocol=PROTOCOL, peer_port=free_port(), port=4000)  # fmt: skip
+    ws = await session.ws_connect(f"http://127.0.0.1:{daemon.config.peer_port}/mesh/v1/link")
+    await ws.send_bytes(encode(hello))
+    assert isinstance(decode((await ws.receive()).data), Hello)
+    return ws
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        Gossip((PeerSeen(id=NodeId("ff" * 8), name="x", addresses=("127.0.0.1",), peer_port=99_999),)),
+        Gossip((PeerSeen(id=NodeId("ff" * 8), name="x", addresses=("127.0.0.1",), peer_port=0),)),
+        Gossip((PeerSeen(id=NodeId("ff" * 8), name="x", addresses=("a" * 65,)),)),
+        Drain(True, float("nan")),
+        Drain(True, float("inf")),
+        Drain(True, -1.0),
+    ],
+)
+async def test_what_no_socket_and_no_timer_takes_is_dropped_where_it_comes_in(tmp_path: Path, frame: Any) -> None:
+    async with (
+        daemon_of(tmp_path, mesh_enabled=True, mesh_name=mesh_name()) as daemon,
+        aiohttp.ClientSession() as session,
+        await link_of(session, daemon) as ws,
+    ):
+        await ws.send_bytes(msgspec.msgpack.encode({"v": PROTOCOL, "frame": frame}))
+        assert daemon.overlay is not None
+        await until(lambda: daemon.overlay is not None and daemon.overlay.dropped().get("garbled") == 1)
+        assert [n.report.name for n in daemon.membership.view().nodes] == ["solo", "stranger"]
+        assert not daemon.host.draining
