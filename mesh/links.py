@@ -152,9 +152,10 @@ class Links:
                 continue
             wanted.tried_at = now()
             link = await self._dialled(wanted)
-            wanted.failures = 0 if link else wanted.failures + 1
             if link:
                 await self._carry(link)
+            lasted = link is not None and now() - wanted.tried_at > self._settings.backoff_max_s
+            wanted.failures = 0 if lasted else wanted.failures + 1  # who says hello and bye each time is not hurried
 
     async def _pause(self, wanted: _Wanted) -> None:
         """Back-off with jitter; cut short by dial(at_once), but never so short that two nodes spin."""

@@ -134,6 +134,22 @@ async def test_hello_frames_and_rtt_both_ways() -> None:
         assert not a.links.send(C, GOSSIP)
 
 
+async def test_a_peer_that_hangs_up_each_time_is_dialled_ever_more_slowly() -> None:
+    async with world(A, B, backoff_first_s=0.01, backoff_max_s=10.0) as (a, b):
+        tell = b.links._tell
+
+        def hang_up(event: Event) -> None:  # as membership does for a node that was removed
+            tell(event)
+            if isinstance(event, LinkUp):
+                asyncio.get_running_loop().call_soon(b.links.forget, A, "removed from the mesh")
+
+        b.links._tell = hang_up
+        a.dial(b)
+        await until(lambda: len(a.of(SaidBye)) >= 2)
+        await asyncio.sleep(1.0)
+        assert len(a.of(LinkUp)) <= 9  # pauses of at least 10, 20, 40, ... ms; 90 times when each link counts as success
+
+
 async def test_a_double_dial_leaves_the_link_of_the_smaller_id() -> None:
     for _ in range(10):
         async with world(A, B) as (a, b):
