@@ -44,6 +44,14 @@ def read_interfaces() -> tuple[Address, ...]:
     return tuple(sorted(found))
 
 
+def listening(bind: Sequence[str], read: Callable[[], tuple[Address, ...]] = read_interfaces) -> tuple[str, ...]:
+    """The addresses that `bind` names: an interface stands for all it has now. What is neither stays as written, for
+    the system to refuse."""
+    have = read() if bind else ()
+    found = [[a.scoped for a in have if a.interface == name] or [name] for name in bind]
+    return tuple(dict.fromkeys(address for addresses in found for address in addresses))
+
+
 class Addresses:
     """The addresses this node uses: all (`bind` empty), or those of the addresses and interfaces that `bind` names."""
 

@@ -20,6 +20,7 @@ from msgspec import structs
 
 from mesh import config as configuration
 from mesh import stack
+from mesh.addresses import listening
 from mesh.admin import admin_app
 from mesh.chores import Stamps, rotate_logs, watch_files
 from mesh.config import Config, ConfigError
@@ -27,7 +28,7 @@ from mesh.control import DaemonControl
 from mesh.errors import MeshError
 from mesh.events import SelfChanged, Switch
 from mesh.home import Home, HomeError
-from mesh.http import Server, local_only, tcp_sockets
+from mesh.http import Server, guards, tcp_sockets
 from mesh.late import LateWriter
 from mesh.log import DaemonLog, event, utc
 from mesh.membership import Membership
@@ -132,7 +133,7 @@ class Daemon:
 
     async def run(self) -> None:
         """Serves until `stop()`, SIGTERM or SIGINT; a second signal ends it at once."""
-        edge_sockets = tcp_sockets(self.config.port, self.config.bind, self.probe.port_holder)
+        edge_sockets = tcp_sockets(self.config.port, listening(self.config.bind), self.probe.port_holder)
         specs = self._read_stack(self.config)
         timeout = aiohttp.ClientTimeout(total=None)
         async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as self.session:
@@ -146,7 +147,9 @@ class Daemon:
                 count_bytes=self.metrics.count_bytes,
                 metrics=self.metrics.text,
             )
-            edge_app = web.Application(middlewares=[local_only], client_max_size=EdgeSettings().body_limit_bytes)
+            edge_app = web.Application(
+                middlewares=guards(self.config.bind), client_max_size=EdgeSettings().body_limit_bytes
+            )
             edge_app.add_routes(self.edge.routes())
             self._servers = {"edge": Server(edge_app), "admin": Server(admin_app(self.control), cancels=False)}
             self._trap_signals()

@@ -151,6 +151,11 @@ class _Endpoint(asyncio.DatagramProtocol):
         self._owner.counts.errors += 1
 
 
+def any_address() -> tuple[str, ...]:
+    """Every address of this machine, of the families it has. Datagrams of other meshes and of strangers are dropped."""
+    return ("0.0.0.0", "::") if socket.has_dualstack_ipv6() else ("0.0.0.0",)  # noqa: S104 - see above
+
+
 def _bound(host: str, port: int) -> socket.socket:
     """A non-blocking UDP socket. IPv6 sockets take IPv6 only, so that "::" and "0.0.0.0" go together."""
     info = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM, flags=socket.AI_NUMERICHOST)[0]

@@ -11,6 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 
 from mesh.errors import MeshError
 from node.io.probe import Holder
@@ -42,6 +43,11 @@ async def local_only(
     if here is not None and not is_local(str(here[0])):
         raise web.HTTPForbidden(text="this node serves its LAN, its tailnet and itself; see `bind`\n")
     return await handler(request)
+
+
+def guards(bind: Sequence[str]) -> list[Middleware]:
+    """Middlewares of an app on these addresses: who names them in `bind` means them, public ones too."""
+    return [] if bind else [local_only]
 
 
 def tcp_sockets(port: int, bind: Sequence[str], holder_of: Callable[[int], Holder | None]) -> list[socket.socket]:

@@ -34,7 +34,7 @@ from election.messages import (
 )
 from election.settings import ElectionSettings
 from mesh import events
-from mesh.addresses import Addresses
+from mesh.addresses import Addresses, listening
 from mesh.advert import Advert
 from mesh.discovery import Discovery
 from mesh.errors import MeshError
@@ -59,8 +59,8 @@ from mesh.events import (
 from mesh.events import LinkClosed as LinkEnded
 from mesh.files import read_or_set_aside
 from mesh.gather import Gatherer
-from mesh.heartbeats import Heartbeats
-from mesh.http import Server, local_only, tcp_sockets
+from mesh.heartbeats import Heartbeats, any_address
+from mesh.http import Server, guards, tcp_sockets
 from mesh.links import Links
 from mesh.log import event as log_event
 from mesh.peers import resolve_node
@@ -137,13 +137,14 @@ class Overlay:
     async def open(self) -> None:
         """Takes the peer port, TCP and UDP. Raises MeshError, with nothing left open."""
         d = self._daemon
-        app = web.Application(middlewares=[local_only], client_max_size=SERVE_BODY_BYTES)
+        app = web.Application(middlewares=guards(self._config.bind), client_max_size=SERVE_BODY_BYTES)
         app.add_routes([*serve.routes(d.host), *self._links.routes(), *Gatherer(d).routes_defs()])
-        sockets = tcp_sockets(self._config.peer_port, self._config.bind, d.probe.port_holder)
+        hosts = listening(self._config.bind)
+        sockets = tcp_sockets(self._config.peer_port, hosts, d.probe.port_holder)
         self._server = Server(app)
         await self._server.listen(sockets)
         try:
-            await self._heartbeats.open(self._config.bind or ("0.0.0.0", "::"), self._config.peer_port)  # noqa: S104 - local_only's rule holds for datagrams too: other meshes' and strangers' are dropped
+            await self._heartbeats.open(hosts or any_address(), self._config.peer_port)
         except OSError as e:
             await self._server.close()
             raise MeshError("port_taken", f"UDP port {self._config.peer_port}: {e.strerror}",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mesh.addresses import Address, Addresses, in_tailnet, plain, read_interfaces
+from mesh.addresses import Address, Addresses, in_tailnet, listening, plain, read_interfaces
 
 MAC = (
     Address("awdl0", 9, "fe80::a", 64),
@@ -35,6 +35,13 @@ def test_bind_limits_them_by_address_or_interface() -> None:
     assert addresses("en0").advertised() == ("192.168.1.5", "fe80::5%en0")
     assert addresses("en0", "127.0.0.1").multicast() == ("192.168.1.5",)  # loopback is of no use to others
     assert addresses("0.0.0.0", "::").multicast() == addresses().multicast()
+
+
+def test_an_interface_in_bind_is_listened_on_at_all_its_addresses() -> None:
+    assert listening((), lambda: MAC) == ()
+    assert listening(("en0", "127.0.0.1"), lambda: MAC) == ("192.168.1.5", "fe80::5%en0", "127.0.0.1")
+    assert listening(("192.168.1.5", "en0"), lambda: MAC) == ("192.168.1.5", "fe80::5%en0")
+    assert listening(("en9",), lambda: MAC) == ("en9",)  # the system will say what is wrong with it
 
 
 def test_a_machine_without_network_still_has_loopback() -> None:

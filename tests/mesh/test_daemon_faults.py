@@ -20,6 +20,7 @@ import yaml
 
 from mesh import config as configuration
 from mesh import daemon as daemon_module
+from mesh.addresses import read_interfaces
 from mesh.client import MeshClient
 from mesh.daemon import Daemon
 from mesh.discovery import NameOwner
@@ -62,7 +63,7 @@ async def daemon_of(folder: Path, name: str = "solo", **settings: Any) -> AsyncI
     """A daemon without models in this process, on loopback."""
     home = Home(folder / name)
     home.create()
-    edit(home, port=free_port(), peer_port=free_port(), bind=["127.0.0.1"], node_name=name, **settings)
+    edit(home, **{"port": free_port(), "peer_port": free_port(), "bind": ["127.0.0.1"], "node_name": name, **settings})
     made = Daemon(home, configuration.load(home), SimpleNamespace(dropped=0, close=lambda: None))  # type: ignore[arg-type]
     running = asyncio.ensure_future(made.run())
     try:
@@ -78,6 +79,24 @@ async def daemon_of(folder: Path, name: str = "solo", **settings: Any) -> AsyncI
 
 def mesh_name() -> str:
     return f"f{os.getpid()}x{random.randrange(10**6)}"
+
+
+async def test_bind_may_name_an_interface(tmp_path: Path) -> None:
+    loopback = next(a.interface for a in read_interfaces() if a.ip == "127.0.0.1")
+    async with daemon_of(tmp_path, bind=[loopback], mesh_enabled=True, mesh_name=mesh_name()) as daemon:
+        assert "127.0.0.1" in daemon.report().addresses
+        async with aiohttp.ClientSession() as session:
+            for port, path in ((daemon.config.port, "health"), (daemon.config.peer_port, "mesh/v1/status")):
+                async with session.get(f"http://127.0.0.1:{port}/{path}") as answer:
+                    assert answer.status == 200
+
+
+async def test_a_mesh_name_that_is_no_host_name_is_a_mesh_all_the_same(tmp_path: Path) -> None:
+    async with daemon_of(tmp_path, mesh_enabled=True, mesh_name="ü" * 63) as daemon:
+        await until(lambda: daemon.membership.view().coordinator == daemon.id)
+        overlay = daemon.overlay
+        await until(lambda: overlay is not None and overlay._title.name)
+        assert daemon.overlay is overlay
 
 
 async def test_a_port_edited_while_it_runs_is_not_told_before_it_is_open(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 
 from mesh.errors import MeshError
-from mesh.http import Server, is_local, local_only, tcp_sockets
+from mesh.http import Server, guards, is_local, local_only, tcp_sockets
 from node.io.probe import Holder
 
 
@@ -29,6 +29,11 @@ def nobody(_: int) -> None:
 )
 def test_local_is_loopback_lan_and_tailnet(address: str, local: bool) -> None:
     assert is_local(address) is local
+
+
+def test_who_names_an_address_in_bind_means_it() -> None:
+    assert guards(()) == [local_only]
+    assert guards(("203.0.113.7",)) == []
 
 
 def test_a_taken_port_names_its_holder() -> None:

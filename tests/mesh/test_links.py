@@ -147,7 +147,7 @@ async def test_a_peer_that_hangs_up_each_time_is_dialled_ever_more_slowly() -> N
         a.dial(b)
         await until(lambda: len(a.of(SaidBye)) >= 2)
         await asyncio.sleep(1.0)
-        assert len(a.of(LinkUp)) <= 9  # pauses of at least 10, 20, 40, ... ms; 90 times when each link counts as success
+        assert len(a.of(LinkUp)) <= 9  # pauses of 10, 20, 40, ... ms and more; 90 when each link counts as success
 
 
 async def test_a_double_dial_leaves_the_link_of_the_smaller_id() -> None:
