@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import hashlib
 import ipaddress
 import logging
+import re
 import socket
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
@@ -33,7 +35,10 @@ _log = logging.getLogger(__name__)
 
 def hosts_of(mesh: str) -> tuple[str, ...]:
     """The names a coordinator of this mesh owns, the one for people first."""
-    return ("mlx-mesh.local.", "coordinator.local.") if mesh == "default" else (f"{mesh.lower()}.local.",)
+    if mesh == "default":
+        return "mlx-mesh.local.", "coordinator.local."
+    label = re.sub(r"[^a-z0-9]+", "-", mesh.lower())[:63].strip("-")  # what DNS and URLs can carry of it
+    return (f"{label or 'mlx-mesh-' + hashlib.blake2b(mesh.encode(), digest_size=2).hexdigest()}.local.",)
 
 
 class Discovery:

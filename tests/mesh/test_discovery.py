@@ -280,6 +280,12 @@ async def test_followers_learn_an_unusual_name() -> None:
 def test_the_names_of_a_mesh() -> None:
     assert hosts_of("default") == ("mlx-mesh.local.", "coordinator.local.")
     assert hosts_of("Lab") == ("lab.local.",)
+    assert hosts_of("My mesh, 2.0") == ("my-mesh-2-0.local.",)
+    assert hosts_of("x" * 63) == (f"{'x' * 63}.local.",)
+    for odd in ("ü" * 63, "..", "-"):  # 126 bytes are no DNS label: sending it failed, and the mesh with it
+        (host,) = hosts_of(odd)
+        assert host.startswith("mlx-mesh-")
+        assert len(host) < 64
 
 
 # The TXT record
