@@ -77,7 +77,7 @@ class MeshClient:
 
     def reload(self) -> tuple[str, ...]:
         """Reads config.yaml and the stack file again; returns what changed."""
-        found = self._call("POST", "/v1/reload", dict[str, tuple[str, ...]], {})
+        found = self._call("POST", "/v1/reload", dict[str, tuple[str, ...]], {}, timeout_s=None)  # may leave the mesh
         return found.get("changed", ())
 
     def stop(self, grace_s: float | None = None) -> None:
@@ -91,7 +91,9 @@ class MeshClient:
     def enable(self, *, priority: int | None = None, name: str | None = None) -> answers.MeshStatus:
         wanted = {"priority": priority, "name": name}
         body = {field: value for field, value in wanted.items() if value is not None}
-        return self._call("POST", "/v1/mesh/enable", answers.MeshStatus, body)
+        return self._call(
+            "POST", "/v1/mesh/enable", answers.MeshStatus, body, timeout_s=None
+        )  # may leave another first
 
     def disable(self) -> answers.MeshStatus:
         """Returns when the node has drained and left."""

@@ -13,7 +13,7 @@ from mesh import config as configuration
 from mesh.config import ConfigError
 from mesh.errors import MeshError
 from mesh.gather import Gatherer
-from mesh.names import display_names, resolve
+from mesh.names import resolve
 from mesh.status import Json, mesh_json, model_json, node_json
 from mesh.store import route_json
 from node.types import NodeId
@@ -144,7 +144,7 @@ class DaemonControl:
         node = resolve(d.membership.view(), name)
         if node == d.id:
             raise MeshError("self", "this is the node itself", hint="`mlx-stack mesh disable` leaves the mesh")
-        shown = display_names(d.membership.view())[node]
+        shown = d.membership.view().names()[node]
         if d.overlay is None:
             raise MeshError("mesh_disabled", "the mesh is off on this node", hint="`mlx-stack mesh enable`", status=409)
         d.overlay.remove(node)
@@ -177,7 +177,7 @@ class DaemonControl:
             raise MeshError("unreachable", f"no link to {text} now; say it on that node", status=503)
         if not await self._until(lambda: self._drains(node) is on, DRAIN_SEEN_S):
             raise MeshError("unanswered", f"{text} has not confirmed within {DRAIN_SEEN_S:.0f} s", status=504)
-        return {"node": display_names(d.membership.view())[node], "id": node, "draining": on}
+        return {"node": d.membership.view().names()[node], "id": node, "draining": on}
 
     def drain_here(self, on: bool, for_s: float | None) -> None:
         """Drains this node (for `for_s` seconds; None: until undrained), or ends that."""
@@ -229,7 +229,7 @@ class DaemonControl:
 
     def _view_and_names(self) -> tuple[Any, dict[NodeId, str]]:
         view = self._daemon.membership.view()
-        return view, display_names(view)
+        return view, view.names()
 
     @staticmethod
     async def _until(holds: Callable[[], bool], limit_s: float) -> bool:

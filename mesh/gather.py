@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import quote
 
 import aiohttp
 import msgspec
 from aiohttp import web
+from msgspec import Struct
+from yarl import URL
 
-from mesh.names import display_names
 from mesh.status import Json
 from router.account import Account
 from router.view import NodeState, NodeView
@@ -21,6 +24,12 @@ T = TypeVar("T")
 ACCOUNT_S = 0.5  # a coordinator on the LAN answers in milliseconds; after this its last account stands
 ROUTES_S = 2.0
 LAST_MAX = 100_000
+
+
+class _PeerStatus(Struct, frozen=True):
+    """The part of a coordinator's /mesh/v1/status that is asked for."""
+
+    account: Account
 
 
 class Gatherer:
@@ -42,9 +51,9 @@ class Gatherer:
         view = self._daemon.membership.view()
         if view.coordinator not in (None, self._daemon.id):
             node = view.node(view.coordinator)
-            answer = await self._ask(node, "/mesh/v1/status", dict[str, Any], ACCOUNT_S) if node else None
+            answer = await self._ask(node, "/mesh/v1/status", _PeerStatus, ACCOUNT_S) if node else None
             if answer is not None:
-                return msgspec.convert(answer["account"], Account)
+                return answer.account
             overlay = self._daemon.overlay
             if overlay is not None and overlay.last_account is not None:
                 return overlay.last_account
@@ -58,11 +67,11 @@ class Gatherer:
             asyncio.to_thread(self._daemon.store.last, last),
             *(self._ask(n, f"/mesh/v1/routes?last={last}", list[dict[str, Any]], ROUTES_S) for n in others),
         )
-        names = display_names(self._daemon.membership.view())
+        names = self._daemon.membership.view().names()
         routes = list(own)
         for answer in answers:
             routes += answer or []
-        routes.sort(key=lambda route: str(route["at"]), reverse=True)
+        routes.sort(key=lambda route: str(route.get("at")), reverse=True)
         dead = [n for n in self._daemon.membership.view().nodes if n.state is NodeState.DEAD]
         silent = [n for n, answer in zip(others, answers, strict=True) if answer is None]
         unreachable = sorted({names[n.report.id] for n in (*silent, *dead) if n.report.id in names})
@@ -75,7 +84,7 @@ class Gatherer:
             return own
         others = [n for n in self._daemon.membership.view().nodes if self._is_other(n)]
         answers = await asyncio.gather(
-            *(self._ask(n, f"/mesh/v1/routes/{route_id}", dict[str, Any], ROUTES_S) for n in others)
+            *(self._ask(n, f"/mesh/v1/routes/{quote(route_id, safe='')}", dict[str, Any], ROUTES_S) for n in others)
         )
         return next((answer for answer in answers if answer), None)
 
@@ -88,17 +97,16 @@ class Gatherer:
         """GET `path` from a node's peer port; None when it does not answer in time, or not sensibly."""
         if node is None:
             return None
-        for address in node.addresses:
-            host = f"[{address}]" if ":" in address else address
-            url = f"http://{host}:{node.report.peer_port}{path}"
-            try:
-                async with asyncio.timeout(limit_s), self._daemon.session.get(url) as response:
-                    if response.status == 200:
-                        return msgspec.json.decode(await response.read(), type=answer)
-                    if response.status == 404:
-                        return None
-            except (aiohttp.ClientError, TimeoutError, msgspec.MsgspecError, OSError):
-                continue
+        with suppress(TimeoutError):
+            async with asyncio.timeout(limit_s):
+                for address in node.addresses:
+                    with suppress(aiohttp.ClientError, msgspec.MsgspecError, OSError, ValueError):
+                        url = URL.build(scheme="http", host=address, port=node.report.peer_port).join(URL(path))
+                        async with self._daemon.session.get(url) as response:
+                            if response.status == 200:
+                                return msgspec.json.decode(await response.read(), type=answer)
+                            if response.status == 404:
+                                return None
         return None
 
     async def _answer_status(self, _request: web.Request) -> web.Response:

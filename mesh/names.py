@@ -1,27 +1,10 @@
-"""What people call the nodes: a name where one is enough, `name~id4` where several share it. Pure."""
+"""Which node a person means. Pure."""
 
 from __future__ import annotations
-
-from collections import Counter
 
 from mesh.errors import MeshError
 from node.types import NodeId
 from router.view import View
-
-
-def display_names(view: View) -> dict[NodeId, str]:
-    """Each node's name as it is shown: unique in this view. Equal names get as much of the id as tells them apart."""
-    count = Counter(n.report.name.lower() for n in view.nodes)
-    shown: dict[NodeId, str] = {}
-    for node in view.nodes:
-        id_, name = node.report.id, node.report.name
-        shown[id_] = name if count[name.lower()] == 1 else f"{name}~{_start(id_, view)}"
-    return shown
-
-
-def _start(node: NodeId, view: View) -> str:
-    others = [n.report.id for n in view.nodes if n.report.id != node]
-    return next((node[:n] for n in range(4, len(node)) if not any(o.startswith(node[:n]) for o in others)), node)
 
 
 def resolve(view: View, text: str) -> NodeId:
@@ -29,7 +12,7 @@ def resolve(view: View, text: str) -> NodeId:
 
     Raises MeshError unknown_node (listing who is there) or ambiguous_node (listing who it may be).
     """
-    wanted, names = text.strip().lower(), display_names(view)
+    wanted, names = text.strip().lower(), view.names()
     for matches in (
         [id_ for id_, name in names.items() if wanted in (name.lower(), id_)],
         [n.report.id for n in view.nodes if n.report.name.lower() == wanted],
@@ -39,8 +22,7 @@ def resolve(view: View, text: str) -> NodeId:
         if len(matches) == 1:
             return matches[0]
         if matches:
-            by_id = {n.report.id: n.report.name for n in view.nodes}
-            candidates = ", ".join(sorted(f"{by_id[m]}~{_start(m, view)}" for m in matches))
+            candidates = ", ".join(sorted(view.long_name(n.report) for n in view.nodes if n.report.id in matches))
             raise MeshError(
                 "ambiguous_node", f"'{text}' is more than one node: {candidates}", hint="use one of these", status=409
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from enum import StrEnum
 
 from msgspec import Struct
@@ -55,11 +56,16 @@ class View(Struct, frozen=True, kw_only=True):
         return tuple(n for n in self.nodes if n.reachable and n.state in (NodeState.OK, NodeState.SUSPECT))
 
     def names(self) -> dict[NodeId, str]:
-        """Each node as people know it: its name, or `name~id4` where another node has the same one."""
-        named: dict[str, int] = {}
-        for node in self.nodes:
-            named[node.report.name] = named.get(node.report.name, 0) + 1
+        """Each node as people know it, unique in this view: its name, or `name~id4` where another has the same one
+        (but for capitals), with as much of the id as tells them apart."""
+        count = Counter(n.report.name.lower() for n in self.nodes)
         return {
-            n.report.id: n.report.name if named[n.report.name] == 1 else f"{n.report.name}~{n.report.id[:4]}"
+            n.report.id: n.report.name if count[n.report.name.lower()] == 1 else self.long_name(n.report)
             for n in self.nodes
         }
+
+    def long_name(self, node: NodeReport) -> str:
+        """`name~id4`, or more of the id where another node's begins alike."""
+        others = [n.report.id for n in self.nodes if n.report.id != node.id]
+        lengths = (n for n in range(4, len(node.id)) if not any(o.startswith(node.id[:n]) for o in others))
+        return f"{node.name}~{node.id[: next(lengths, len(node.id))]}"

@@ -137,6 +137,45 @@ async def test_one_route_from_whoever_keeps_it(three: list[Peer]) -> None:
     assert await a.gatherer.route("nothing") is None
 
 
+async def test_a_clients_own_id_may_hold_what_urls_mean_something_by(three: list[Peer]) -> None:
+    a, _, c = three
+    c.store.routes = [route("trace/7?x=1", 1)]
+    assert await a.gatherer.route("trace/7?x=1") == route("trace/7?x=1", 1)
+
+
+async def test_a_silent_node_with_many_addresses_costs_no_more_than_one(
+    three: list[Peer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gather, "ROUTES_S", 0.3)
+    a, b, _ = three
+    silent = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
+    b.port = silent.sockets[0].getsockname()[1]
+    a.view = View(self_id=A, nodes=(node(a), node(b, addresses=("127.0.0.1",) * 16)))
+    async with asyncio.timeout(2):
+        assert (await a.gatherer.routes(10))["unreachable"] == ["bbb"]
+    silent.close()
+
+
+@pytest.mark.parametrize("answer", [{}, {"account": 5}, {"account": {"queue_depth": "many", "nodes": {}}}])
+async def test_a_coordinator_that_answers_something_else_is_like_one_that_does_not(
+    three: list[Peer], answer: dict[str, Any]
+) -> None:
+    a, b, _ = three
+
+    async def status(_: web.Request) -> web.Response:
+        return web.json_response(answer)
+
+    app = web.Application()
+    app.router.add_get("/mesh/v1/status", status)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    a.port = runner.addresses[0][1]
+    see(three)
+    assert await b.gatherer.account() == b.account
+    await runner.cleanup()
+
+
 async def test_counts_are_the_coordinators(three: list[Peer]) -> None:
     a, b, _ = three
     a.account = Account(3, {B: NodeAccount(1, 2)})

@@ -38,7 +38,7 @@ from mesh.events import (
     Up,
 )
 from mesh.membership import Membership
-from mesh.names import display_names, resolve
+from mesh.names import resolve
 from mesh.settings import MembershipSettings
 from mesh.wire import PROTOCOL, Hello, PeerSeen
 from node.types import NodeId, NodeReport
@@ -393,9 +393,9 @@ def view_of(*named: tuple[NodeId, str]) -> View:
 
 def test_equal_names_show_part_of_the_id() -> None:
     twins = view_of((A, "mini"), (B, "Mini"), (ME, "studio"))
-    assert display_names(twins) == {A: "mini~aaaa", B: "Mini~bbbb", ME: "studio"}
+    assert twins.names() == {A: "mini~aaaa", B: "Mini~bbbb", ME: "studio"}
     close = NodeId("aaaaaa00" * 2)
-    assert display_names(view_of((A, "mini"), (close, "mini"))) == {A: "mini~aaaaaaa", close: "mini~aaaaaa0"}
+    assert view_of((A, "mini"), (close, "mini")).names() == {A: "mini~aaaaaaa", close: "mini~aaaaaa0"}
 
 
 @pytest.mark.parametrize("text", ["mini~aaaa", "MINI~AAAA", A, "aaaa", "mini~aaaaaa", " mini~aaaa "])

@@ -28,7 +28,7 @@ from mesh.events import (
 )
 from mesh.liveness import Liveness
 from mesh.membership import Membership
-from mesh.names import display_names, resolve
+from mesh.names import resolve
 from mesh.settings import MembershipSettings
 from mesh.wire import Hello, PeerSeen
 from node.types import NodeId, NodeReport
@@ -121,7 +121,7 @@ def test_the_list_is_whole_after_every_step(steps: list[tuple[Event, float]]) ->
             assert not (shown.reachable and shown.state in (NodeState.DEAD, NodeState.WAITING, NodeState.INCOMPATIBLE))
         if not view.enabled:
             assert known == set()
-        names = display_names(view)
+        names = view.names()
         assert len(set(names.values())) == len(names)
         assert all(resolve(view, name) == id_ for id_, name in names.items())
         if before == view:
