@@ -76,8 +76,9 @@ class MeshClient:
         return self._call("POST", f"/v1/models/{_part(name)}/unload", answers.Model, {}, timeout_s=None)
 
     def reload(self) -> tuple[str, ...]:
-        """Reads config.yaml and the stack file again; returns what changed."""
-        found = self._call("POST", "/v1/reload", dict[str, tuple[str, ...]], {}, timeout_s=None)  # may leave the mesh
+        """Reads config.yaml and the stack file again; returns what changed, when that is done: it may mean leaving a
+        mesh."""
+        found = self._call("POST", "/v1/reload", dict[str, tuple[str, ...]], {}, timeout_s=None)
         return found.get("changed", ())
 
     def stop(self, grace_s: float | None = None) -> None:
@@ -89,11 +90,10 @@ class MeshClient:
         return self._call("GET", "/v1/mesh/status", answers.MeshStatus)
 
     def enable(self, *, priority: int | None = None, name: str | None = None) -> answers.MeshStatus:
+        """Returns when this node takes part; with another `name`, once it has left the mesh before."""
         wanted = {"priority": priority, "name": name}
         body = {field: value for field, value in wanted.items() if value is not None}
-        return self._call(
-            "POST", "/v1/mesh/enable", answers.MeshStatus, body, timeout_s=None
-        )  # may leave another first
+        return self._call("POST", "/v1/mesh/enable", answers.MeshStatus, body, timeout_s=None)
 
     def disable(self) -> answers.MeshStatus:
         """Returns when the node has drained and left."""
