@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import tempfile
@@ -18,6 +19,7 @@ from tests.lab.netlab import Lab, unavailable
 
 HERE = Path(__file__).parent
 _macs: list[Mac] = []  # of the labs that are up now
+_numbers = itertools.count(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -60,15 +62,20 @@ class Place:
 
 @contextmanager
 def opened(nodes: int) -> Iterator[Place]:
-    folder = Path(tempfile.mkdtemp(prefix="lab", dir="/tmp"))  # short: a unix socket's path holds 100 bytes
-    with Lab(nodes, name=f"t{os.getpid()}") as lab:
-        place = Place(lab, folder)
+    """A lab of its own, also beside another one; gone at the end, with its processes and files."""
+    name = f"t{os.getpid()}n{next(_numbers)}"
+    with (
+        tempfile.TemporaryDirectory(
+            prefix="lab", dir="/tmp", ignore_cleanup_errors=True
+        ) as folder,  # short: for sockets
+        Lab(nodes, name=name) as lab,
+    ):
+        place = Place(lab, Path(folder))
         try:
             yield place
         finally:
             for mac in place.macs:
                 _macs.remove(mac)
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture
