@@ -62,12 +62,11 @@ class Place:
 
 @contextmanager
 def opened(nodes: int) -> Iterator[Place]:
-    """A lab of its own, also beside another one; gone at the end, with its processes and files."""
+    """A lab of its own, also beside another one; gone at the end, with its processes and files. In /tmp, because a unix
+    socket's path holds 100 bytes."""
     name = f"t{os.getpid()}n{next(_numbers)}"
     with (
-        tempfile.TemporaryDirectory(
-            prefix="lab", dir="/tmp", ignore_cleanup_errors=True
-        ) as folder,  # short: for sockets
+        tempfile.TemporaryDirectory(prefix="lab", dir="/tmp", ignore_cleanup_errors=True) as folder,
         Lab(nodes, name=name) as lab,
     ):
         place = Place(lab, Path(folder))
