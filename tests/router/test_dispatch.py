@@ -233,3 +233,24 @@ def test_a_deadline_that_has_passed_is_kept_on_uvloop_too() -> None:
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(main())
+
+
+def test_a_timer_that_comes_early_is_set_again() -> None:
+    """uvloop counts whole milliseconds: a machine that is woken half of one too early is not due yet."""
+
+    async def main() -> None:
+        w, loop = World(A), asyncio.get_running_loop()
+        for part in range(40):
+            due, reached = loop.time() + 0.002 + part / 40_000, asyncio.Event()
+
+            def step(_: object, due: float = due, reached: asyncio.Event = reached) -> None:
+                if loop.time() >= due:
+                    reached.set()
+                w.at[A]._wake("desk", None if reached.is_set() else due, step)
+
+            w.at[A]._wake("desk", due, step)
+            async with asyncio.timeout(5):
+                await reached.wait()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main())
