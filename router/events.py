@@ -5,9 +5,9 @@ All times are seconds; `deadline` is on the scheduler's own clock (the `now` of 
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from node.types import NodeId, NodeStatus, RequestId, Usage
 from router.errors import Refusal
@@ -23,7 +23,7 @@ class Request(Struct, frozen=True, kw_only=True):
     """
 
     id: RequestId
-    models: tuple[str, ...]
+    models: Annotated[tuple[str, ...], Meta(min_length=1)]
     prompt_tokens: int = 0
     blocks: tuple[int, ...] = ()
     block_tokens: int = 0

@@ -27,7 +27,9 @@ from mesh.discovery import NameOwner
 from mesh.errors import MeshError
 from mesh.home import Home
 from mesh.wire import PROTOCOL, Drain, Gossip, Hello, PeerSeen, decode, encode
-from node.types import NodeId
+from node.types import NodeId, RequestId
+from router.events import Request
+from router.frames import Ask
 
 STRANGER = NodeId("0123456789abcdef")
 
@@ -218,6 +220,7 @@ async def link_of(session: aiohttp.ClientSession, daemon: Daemon) -> aiohttp.Cli
         Gossip((PeerSeen(id=NodeId("ff" * 8), name="x", addresses=("127.0.0.1",), peer_port=99_999),)),
         Gossip((PeerSeen(id=NodeId("ff" * 8), name="x", addresses=("127.0.0.1",), peer_port=0),)),
         Gossip((PeerSeen(id=NodeId("ff" * 8), name="x", addresses=("a" * 65,)),)),
+        Ask(Request(id=RequestId("r"), models=()), 0, 0.0),
         Drain(True, float("nan")),
         Drain(True, float("inf")),
         Drain(True, -1.0),

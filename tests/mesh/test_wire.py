@@ -40,8 +40,8 @@ def values(kind: inspect.Type) -> st.SearchStrategy[Any]:
             return st.builds(cls, **{field.name: values(field.type) for field in fields})
         case inspect.UnionType(types=types):
             return st.one_of(*(values(one) for one in types))
-        case inspect.VarTupleType(item_type=item):
-            return st.lists(values(item), max_size=3).map(tuple)
+        case inspect.VarTupleType(item_type=item, min_length=low):
+            return st.lists(values(item), min_size=low or 0, max_size=3).map(tuple)
         case inspect.ListType(item_type=item):
             return st.lists(values(item), max_size=3)
         case inspect.DictType(key_type=key, value_type=value):
