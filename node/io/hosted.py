@@ -158,12 +158,13 @@ class Hosted:
 
 
 def same_worker(old: ModelSpec, new: ModelSpec) -> bool:
-    """Whether a worker made for `old` serves `new` too: they differ in names and policy only."""
+    """Whether a worker made for `old` serves `new` too: they differ in names and policy only. `source` is the name
+    that servers we do not launch ourselves know the model by; of weights only the path counts."""
     return (
         structs.replace(
             old,
             aliases=new.aliases,
-            source=new.source,
+            source=new.source if new.engine == "mlx-lm" else old.source,
             paths=new.paths,
             fallback=new.fallback,
             pinned=new.pinned,

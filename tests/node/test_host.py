@@ -426,6 +426,14 @@ async def test_new_names_do_not_restart_a_worker_but_new_arguments_do() -> None:
         assert len(rig.engine.living()) == 1
 
 
+async def test_a_server_that_knows_the_model_by_another_name_is_asked_anew() -> None:
+    async with running(Rig(), spec(source="org/a")) as rig:
+        await rig.host.load("a")
+        await rig.host.apply([spec(source="org/b")])
+        await until(lambda: len(rig.engine.workers) == 2 and rig.model().state is ModelState.READY)
+        assert [w.spec.source for w in rig.engine.living()] == ["org/b"]
+
+
 async def test_who_waits_for_a_load_hears_that_the_stack_file_changed_again() -> None:
     async with running(Rig(), spec()) as rig:
         await rig.host.load("a")
