@@ -42,8 +42,3 @@ class NodeError(Exception):
     @property
     def status(self) -> int:
         return self.STATUS[self.code]
-
-    @property
-    def retryable(self) -> bool:
-        """Another node, or this one later, may answer: all but the client's own fault."""
-        return self.code is not NodeErrorCode.BAD_REQUEST
