@@ -3,7 +3,8 @@
     python -m node.io.mlx_worker --name NAME [--context N] [--with-parent] -- FLAGS OF mlx_lm.server
 
 What it adds, each through one override of a class of `mlx_lm.server`: answers name our model; whatever model a caller
-names, the weights never change; a request that the model cannot take is a 400, not the end of everybody's generation;
+names, the weights never change; a request that the model cannot take is a 400, not the end of everybody's generation,
+nor is a prompt that its cache holds whole;
 tokens are counted where they are made; work whose caller has left is stopped, streamed or not, while it is read too;
 `GET /mesh/stats` tells the counters; a dead generation thread ends the process, with the reason on stderr.
 A version of mlx_lm whose classes do not fit runs as it is, without all that.
@@ -26,6 +27,7 @@ from typing import Any, NoReturn
 
 import mlx_lm
 from mlx_lm import server
+from mlx_lm.models.cache import can_trim_prompt_cache, trim_prompt_cache
 
 TESTED = ("0.31.3", "0.32.")  # starts of versions that tests/server has run against
 DEFAULT_MODEL = "default_model"  # mlx_lm's word for the model it was started with
@@ -34,6 +36,7 @@ HOOKS = {
     "ResponseGenerator": ("_generate", "_next_request", "_serve_single", "_tokenize", "_make_state_machine"),
     "APIHandler": ("handle_completion", "validate_model_parameters", "generate_response", "completion_usage_response"),
     "GenerationContext": ("stop",),
+    "LRUPromptCache": ("fetch_nearest_cache",),
 }
 
 
@@ -199,6 +202,22 @@ class Generator(server.ResponseGenerator):  # type: ignore[misc] # mlx_lm has no
             raise ValueError(f"logit_bias names a token outside the vocabulary of {vocabulary}")
 
 
+class PromptCache(server.LRUPromptCache):  # type: ignore[misc]
+    """mlx_lm's, but a prompt that is cached whole leaves its last token to be read: with nothing to read, the
+    generation thread dies. (A client left right after its prompt was read and asks again, or sends back prompt and
+    answer for more.)"""
+
+    def fetch_nearest_cache(self, model: Any, tokens: list[int]) -> tuple[Any, list[int]]:
+        """(a cache of the start of `tokens` or None, the tokens still to read: at least one)."""
+        cache, rest = super().fetch_nearest_cache(model, tokens)
+        if rest or cache is None:
+            return cache, rest
+        if not can_trim_prompt_cache(cache):
+            return None, tokens
+        trim_prompt_cache(cache, 1)
+        return cache, tokens[-1:]
+
+
 class Handler(server.APIHandler):  # type: ignore[misc]
     """mlx_lm's HTTP side: our model's name in answers, counters, and errors with the right status."""
 
@@ -327,7 +346,7 @@ def _take_over(name: str, context: int) -> None:
     """Makes upstream's `main` build our classes."""
 
     def run(host: str, port: int, provider: Any, *_: Any, **__: Any) -> None:
-        cache = server.LRUPromptCache(provider.cli_args.prompt_cache_size)
+        cache = PromptCache(provider.cli_args.prompt_cache_size)
         generator = Generator(provider, cache, name, context)
         server._run_http_server(host, port, generator, server_class=Server, handler_class=Handler)  # noqa: SLF001
 

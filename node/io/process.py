@@ -60,8 +60,7 @@ class Child:
         finally:
             os.close(output)
         if nice:
-            with suppress(OSError):  # gone already, or not allowed: it runs at our priority then
-                os.setpriority(os.PRIO_PROCESS, process.pid, os.getpriority(os.PRIO_PROCESS, 0) + nice)
+            _give_way(process.pid, nice)
         return cls(process, log, start, tail_bytes)
 
     @property
@@ -117,6 +116,14 @@ class Child:
     def _signal(self, number: signal.Signals) -> None:
         with suppress(ProcessLookupError, PermissionError):  # macOS: EPERM when only a zombie is left of the group
             os.killpg(self.pid, number)
+
+
+def _give_way(pid: int, nice: int) -> None:
+    """What cannot be set (the process is gone, or it is not allowed) stays at our priority."""
+    with suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, pid, os.getpriority(os.PRIO_PROCESS, 0) + nice)
+    with suppress(OSError):  # Linux, sched(7): a session is weighed as a whole, so inside ours alone nice says nothing
+        Path(f"/proc/{pid}/autogroup").write_text(f"{nice}\n", encoding="ascii")
 
 
 def _opened(log: Path) -> tuple[int, int]:

@@ -18,7 +18,7 @@ pytest.importorskip("mlx_lm")
 
 from mlx_lm import __version__, server
 
-from node.io.mlx_worker import Call, CallerGoneError, Counters, Tap, misfit
+from node.io.mlx_worker import Call, CallerGoneError, Counters, PromptCache, Tap, misfit
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -139,3 +139,36 @@ def test_a_dead_generation_thread_ends_the_process_with_its_reason() -> None:
     )
     assert done.returncode == 70
     assert done.stderr.splitlines()[-1] == "mlx_worker: generation thread died: RuntimeError: the GPU is on fire"
+
+
+class Layer:
+    """One layer's cache as far as LRUPromptCache looks."""
+
+    nbytes = 1
+
+    def __init__(self, held: int, trimmable: bool = True) -> None:
+        self.held, self.trimmable = held, trimmable
+
+    def is_trimmable(self) -> bool:
+        return self.trimmable
+
+    def trim(self, count: int) -> int:
+        self.held -= count
+        return count
+
+
+def test_a_prompt_that_is_cached_whole_leaves_one_token_to_read() -> None:
+    cache = PromptCache(10)
+    cache.insert_cache("m", [1, 2, 3], [Layer(3)])
+    for _ in range(2):  # what is kept is a copy: the second time finds the same
+        (layer,), rest = cache.fetch_nearest_cache("m", [1, 2, 3])
+        assert (layer.held, rest) == (2, [3])
+    (layer,), rest = cache.fetch_nearest_cache("m", [1, 2, 3, 4])
+    assert (layer.held, rest) == (3, [4])
+    assert cache.fetch_nearest_cache("m", [7]) == (None, [7])
+
+
+def test_a_cache_that_cannot_be_cut_is_not_used_for_the_same_prompt() -> None:
+    cache = PromptCache(10)
+    cache.insert_cache("m", [1, 2], [Layer(2, trimmable=False)])
+    assert cache.fetch_nearest_cache("m", [1, 2]) == (None, [1, 2])

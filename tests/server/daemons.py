@@ -221,7 +221,14 @@ class Node:
         return next(n for n in status.nodes if n.name == status.self_name)
 
     def model(self, name: str) -> Model:
-        return next(m for m in self.client.models() if name in (m.name, *m.aliases))
+        """As it is now; a stack file that was just read may take a moment to show."""
+
+        def found() -> Model | None:
+            return next((m for m in self.client.models() if name in (m.name, *m.aliases)), None)
+
+        model = wait_for(f"{self.name} lists {name}", found)
+        assert isinstance(model, Model)
+        return model
 
     def wait_models(self, *states: str, limit_s: float = START_S) -> Node:
         """Until its models are in these states, in the stack file's order (default: all ready)."""

@@ -98,6 +98,21 @@ async def test_no_request_can_change_the_weights(started: Start, tiny_model: Pat
         assert (await got.json())["model"] == "one"
 
 
+async def test_a_prompt_that_is_cached_whole_is_answered(started: Start, tiny_model: Path) -> None:
+    """mlx_lm keeps a prompt without its last token once it is read: who asks for just that has nothing to read."""
+    worker = await started(tiny_model)
+    for longer in (b"15", b"157", b"1571"):
+        body = b'{"prompt": "%s", "max_tokens": 2000}' % longer
+        async with aclosing(worker.stream("completions", body, model_name="x")) as blocks:
+            async for block in blocks:
+                if not is_comment(block):
+                    break
+            kept = b'{"prompt": "%s", "max_tokens": 2}' % longer[:-1]
+            for _ in range(2):
+                assert (await blocks_of(worker, kept, "x", "completions"))[-1] == b"data: [DONE]\n\n"
+    assert (await worker.stats()).alive
+
+
 async def test_a_worker_killed_in_the_middle_of_an_answer_is_named(started: Start, slow_model: Path) -> None:
     worker = await started(slow_model)
     async with aclosing(worker.stream("chat/completions", chat(max_tokens=5000), model_name="x")) as blocks:
