@@ -13,9 +13,10 @@ help:  ## what can be made here
 
 setup: $(READY)  ## .venv with everything, test dependencies included
 
-# A Debian python3 may come without venv: virtualenv from pip does the same.
+# A Debian python3 may come without venv: virtualenv from pip does the same, in a folder of ours, because Debian's pip
+# installs nothing for the user (PEP 668).
 $(READY): pyproject.toml constraints.txt
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); $(PYTHON) -m pip install --quiet --user virtualenv && $(PYTHON) -m virtualenv --quiet $(VENV); }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) >/dev/null 2>&1 || { rm -rf $(VENV); $(PYTHON) -m pip install --quiet --target .cache/virtualenv virtualenv && PYTHONPATH=.cache/virtualenv $(PYTHON) -m virtualenv --quiet $(VENV); }
 	@echo "installing into $(VENV) (about a minute the first time)"
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
