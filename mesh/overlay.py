@@ -138,7 +138,7 @@ class Overlay:
         """Takes the peer port, TCP and UDP. Raises MeshError, with nothing left open."""
         d = self._daemon
         app = web.Application(middlewares=guards(self._config.bind), client_max_size=SERVE_BODY_BYTES)
-        app.add_routes([*serve.routes(d.host), *self._links.routes(), *Gatherer(d).routes_defs()])
+        app.add_routes([*serve.routes(d.host, lambda: d.leaving), *self._links.routes(), *Gatherer(d).routes_defs()])
         hosts = listening(self._config.bind)
         sockets = tcp_sockets(self._config.peer_port, hosts, d.probe.port_holder)
         self._server = Server(app)

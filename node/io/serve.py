@@ -7,7 +7,7 @@ block cannot be written, about a second later.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, suppress
 from typing import Protocol
 
@@ -29,12 +29,15 @@ class Serving(Protocol):
     async def post(self, call: Call) -> tuple[int, str, bytes]: ...
 
 
-def routes(host: Serving) -> list[web.RouteDef]:
-    """Routes for the peer app."""
+def routes(host: Serving, leaving: Callable[[], str] = str) -> list[web.RouteDef]:
+    """Routes for the peer app. `leaving` says why this node takes no more from peers ("" while it does): what was
+    granted before they knew is sent elsewhere, instead of broken off a moment later."""
 
     async def serve(request: web.Request) -> web.StreamResponse:
         try:
             call = _call(request, await request.read())
+            if why := leaving():
+                raise NodeError(NodeErrorCode.DRAINING, f"this node is draining: {why}")
             if call.path in STREAMED:
                 return await _stream(request, host, call)
             status, content_type, body = await host.post(call)

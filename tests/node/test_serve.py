@@ -62,10 +62,10 @@ class FakeHost:
 
 @asynccontextmanager
 async def asked(
-    host: FakeHost, path: str = "chat/completions", headers: dict[str, str] | None = None
+    host: FakeHost, path: str = "chat/completions", headers: dict[str, str] | None = None, leaving: str = ""
 ) -> AsyncGenerator[aiohttp.ClientResponse, None]:
     app = web.Application()
-    app.add_routes(routes(host))
+    app.add_routes(routes(host, lambda: leaving))
     server = TestServer(app)
     await server.start_server()  # with handler_cancellation, as the daemon runs it
     try:
@@ -129,6 +129,15 @@ async def test_a_refusal_before_the_first_block_has_its_status(error: NodeError,
         assert await response.json() == {
             "error": {"code": error.code.value, "message": error.message, "retry_after_s": error.retry_after_s}
         }
+
+
+@pytest.mark.parametrize("path", ["chat/completions", "audio/speech"])
+async def test_a_node_that_leaves_sends_late_calls_elsewhere(path: str) -> None:
+    host = FakeHost(b": alive\n\n")
+    async with asked(host, path, leaving="stopping") as response:
+        assert response.status == 503
+        assert (await response.json())["error"]["code"] == "draining"
+    assert host.calls == []
 
 
 async def test_an_error_after_the_head_is_an_event_and_the_connection_ends() -> None:
