@@ -14,6 +14,12 @@ from mesh.home import Home
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*\Z")
 
 
+class _Index(msgspec.Struct):
+    """model.safetensors.index.json: which file holds which tensor."""
+
+    weight_map: dict[str, str]
+
+
 def find(model: str, source: str, home: Home, config: Config, *, check: bool = True) -> str:
     """The directory with the weights: `models/<model>`, `models/<last part of source>`, `source`, `model`, each a
     directory or the id of a model in the local hub cache. Without `check` anything that exists there will do, a file
@@ -52,8 +58,8 @@ def directory_problem(path: Path) -> str:
     index = path / "model.safetensors.index.json"
     if index.is_file():
         try:
-            shards = set(msgspec.json.decode(index.read_bytes())["weight_map"].values())
-        except (ValueError, KeyError, AttributeError, TypeError, OSError):
+            shards = set(msgspec.json.decode(index.read_bytes(), type=_Index).weight_map.values())
+        except (ValueError, RecursionError, OSError):
             return f"{index} is damaged; download the model again"
         absent = sorted(shard for shard in shards if not (path / shard).is_file())
         if absent:

@@ -178,6 +178,12 @@ def test_a_bad_tier_is_a_problem_of_its_own(home: Home, tier: Any, said: str) ->
     assert said in bad.problem
 
 
+@pytest.mark.parametrize("index", [b"{", b"[]", b'{"weight_map": {"x": 3}}', b'{"weight_map": {"x": "\xff"}}'])
+def test_a_damaged_index_of_shards_is_a_problem_of_its_tier(home: Home, index: bytes) -> None:
+    (weights(home.models / "m") / "model.safetensors.index.json").write_bytes(index)
+    assert "is damaged" in load(home, {"name": "t", "model": "m"}).specs[0].problem
+
+
 def test_an_engine_that_is_not_installed_is_said(home: Home) -> None:
     weights(home.models / "m")
     tier = {"name": "t", "model": "m", "engine": "vllm-mlx"}
