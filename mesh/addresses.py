@@ -85,9 +85,6 @@ class Addresses:
         """IPv4 addresses of the interfaces that mDNS uses: never tunnels; loopback only when there is nothing else."""
         return tuple(a.ip for a in self._used() if a.parsed.version == 4 and not a.interface.startswith(_TUNNELS))
 
-    def is_own(self, address: str) -> bool:
-        return any(a.ip == address.partition("%")[0] for a in self._all)
-
     def is_far(self, address: str) -> bool:
         """In none of our networks, so beyond a router or a tunnel. False for what is no address."""
         try:

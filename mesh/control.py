@@ -122,7 +122,6 @@ class DaemonControl:
 
     def _write(self, changes: dict[str, object]) -> None:
         configuration.set_values(self._daemon.home, changes)
-        self._daemon.stamps.changed()  # written by ourselves: not an edit to notice
 
     async def add_peer(self, address: str) -> Json:
         overlay = self._daemon.overlay

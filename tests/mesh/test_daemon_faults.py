@@ -83,6 +83,14 @@ def mesh_name() -> str:
     return f"f{os.getpid()}x{random.randrange(10**6)}"
 
 
+async def test_an_edit_in_the_same_second_as_a_command_is_not_overlooked(tmp_path: Path) -> None:
+    async with daemon_of(tmp_path, mesh_name=mesh_name()) as daemon:
+        stack = {"schema_version": 1, "tiers": [{"name": "t", "model": "nowhere"}]}
+        daemon.home.stack.write_text(yaml.safe_dump(stack))
+        await daemon.control.enable(None, None)
+        await until(lambda: [m.name for m in daemon.host.models()] == ["nowhere"])
+
+
 async def test_bind_may_name_an_interface(tmp_path: Path) -> None:
     loopback = next(a.interface for a in read_interfaces() if a.ip == "127.0.0.1")
     async with daemon_of(tmp_path, bind=[loopback], mesh_enabled=True, mesh_name=mesh_name()) as daemon:
