@@ -284,7 +284,7 @@ class Daemon:
                 except MeshError:
                     self.config = before
                     if before.mesh_enabled:
-                        self._tasks.create_task(self._begin_anew())
+                        self._tasks.create_task(self._begin_anew(None))
                     raise
         self.publish()
 
@@ -319,10 +319,13 @@ class Daemon:
             await overlay.run()
         except Exception:  # noqa: BLE001 - whatever it is, this node's own clients are served
             _log.exception("the mesh failed; beginning anew in %.0f s", REJOIN_S)
-            self._tasks.create_task(self._begin_anew())
+            self._tasks.create_task(self._begin_anew(overlay))
 
-    async def _begin_anew(self) -> None:
-        await self.leave_mesh(0.0)
+    async def _begin_anew(self, failed: Overlay | None) -> None:
+        """Leaves `failed`, if it is still there, and joins again as soon as that works."""
+        async with self._switching:
+            if failed is not None and self.overlay is failed:
+                await self._leave(0.0)
         while self.overlay is None and self.config.mesh_enabled and not self._stop.is_set():
             with suppress(TimeoutError):
                 async with asyncio.timeout(REJOIN_S):
@@ -331,7 +334,7 @@ class Daemon:
                 async with self._switching:
                     if self.overlay is None and self.config.mesh_enabled and not self._stop.is_set():
                         await self._join()
-            except MeshError as e:
+            except Exception as e:  # noqa: BLE001 - as in _keep_mesh
                 event(_log, logging.ERROR, "mesh", f"the mesh cannot be begun: {e}; trying again")
 
     async def _leave(self, grace_s: float) -> None:
