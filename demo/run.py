@@ -224,9 +224,8 @@ def run(once: bool) -> None:
         if once:
             return
         say(f"\nThe mesh stays up at {nodes[0].url}. Try: curl {nodes[0].url}/models")
-        say(
-            f"The command line of the first node: MLX_STACK_HOME={nodes[0].home} {Path(sys.executable).parent}/mlx-stack mesh status"
-        )
+        command = f"MLX_STACK_HOME={nodes[0].home} {Path(sys.executable).parent}/mlx-stack"
+        say(f"The command line of the first node: {command} mesh status")
         say("Ctrl-C ends it.")
         signal.pause()
 
