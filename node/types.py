@@ -86,6 +86,7 @@ class ModelReport(Struct, frozen=True, kw_only=True):
 
     own: bool = True  # stands in that node's stack file
     load_s: float = 0.0  # expected seconds from absent to ready
+    retry_s: float | None = None  # seconds until a failed model is started again; None: not by itself
     cache_tokens: int = 0  # bounds of its prompt cache
     cache_seqs: int = 0
     context: int = 0  # longest prompt plus answer in tokens, 0 = unknown
@@ -159,6 +160,15 @@ class NodeStatus(Struct, frozen=True, kw_only=True):
     models: tuple[ModelStatus, ...] = ()
 
 
+RESTART_WAIT_S = 5.0  # a failed model that is back sooner is worth waiting for
+
+
+def _placeable(model: ModelReport) -> ModelState:
+    """A crashed worker about to be started again is on its way, not lost: a request that has nobody else waits."""
+    back_soon = model.state is ModelState.FAILED and model.retry_s is not None and model.retry_s <= RESTART_WAIT_S
+    return ModelState.LOADING if back_soon else model.state
+
+
 def status_of(report: NodeReport, rtt_s: float = 0.0, foreign_in_flight: int = 0) -> NodeStatus:
     """What the scheduler needs of a node's report."""
     models = tuple(
@@ -166,11 +176,11 @@ def status_of(report: NodeReport, rtt_s: float = 0.0, foreign_in_flight: int = 0
             name=m.name,
             aliases=m.aliases,
             fingerprint=m.fingerprint,
-            state=m.state,
+            state=_placeable(m),
             own=m.own,
             slots=m.slots,
             size_bytes=m.size_bytes,
-            load_s=m.load_s,
+            load_s=m.load_s + (m.retry_s or 0.0),
             cache_tokens=m.cache_tokens,
             cache_seqs=m.cache_seqs,
             error=m.error or "",

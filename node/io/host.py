@@ -55,7 +55,8 @@ class Host:
     # What it says of itself
 
     def models(self) -> tuple[ModelReport, ...]:
-        return tuple(m.report() for m in self._models.values())
+        now = _clock()
+        return tuple(m.report(now) for m in self._models.values())
 
     def memory(self) -> Memory:
         rail = self._keeper.rail

@@ -86,11 +86,14 @@ class Hosted:
             return NodeError(NodeErrorCode.MODEL_FAILED, f"{self.name}: {self.problem}")
         if self.lifecycle.state is not ModelState.FAILED:
             return None
-        retry_at = self.lifecycle.retry_at
-        retry_s = None if retry_at is None else max(0.0, retry_at - now)
-        return NodeError(
-            NodeErrorCode.MODEL_FAILED, f"{self.name}: {self.lifecycle.why or 'failed'}", retry_after_s=retry_s
-        )
+        why = f"{self.name}: {self.lifecycle.why or 'failed'}"
+        return NodeError(NodeErrorCode.MODEL_FAILED, why, retry_after_s=self._retry_s(now))
+
+    def _retry_s(self, now: float) -> float | None:
+        """Seconds until it is started again; None: it has not failed, or not by itself."""
+        if self.problem or self.lifecycle.state is not ModelState.FAILED or self.lifecycle.retry_at is None:
+            return None
+        return max(0.0, self.lifecycle.retry_at - now)
 
     def release_held(self) -> None:
         """It is ready: its calls wait for a slot only."""
@@ -127,7 +130,7 @@ class Hosted:
             why=now.why,
         )
 
-    def report(self) -> ModelReport:
+    def report(self, now: float) -> ModelReport:
         """MODEL of `mesh status`, and what peers need of it."""
         spec, state = self.spec, ModelState.FAILED if self.problem else self.lifecycle.state
         if state is ModelState.READY and self.queue.in_flight:
@@ -149,6 +152,7 @@ class Hosted:
             resume=self.engine.resume if self.engine else Resume.NO,
             error=self.problem or self.error,
             load_s=self.load_s,
+            retry_s=self._retry_s(now),
             cache_tokens=self.cache_tokens if cached else 0,
             cache_seqs=self._settings.cache_seqs if cached else 0,
             context=self.context,
