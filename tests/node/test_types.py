@@ -10,9 +10,7 @@ from node.types import ModelReport, ModelState, NodeId, NodeReport, status_of
     [(1.0, ModelState.LOADING), (60.0, ModelState.FAILED), (None, ModelState.FAILED)],
     ids=["back soon", "back late", "not by itself"],
 )
-def test_a_model_that_restarts_at_once_is_on_its_way_for_the_scheduler(
-    retry_s: float | None, seen: ModelState
-) -> None:
+def test_a_model_that_restarts_at_once_is_on_its_way_for_the_scheduler(retry_s: float | None, seen: ModelState) -> None:
     model = ModelReport(name="m", state=ModelState.FAILED, error="killed", load_s=2.0, retry_s=retry_s)
     report = NodeReport(
         id=NodeId("a" * 16), boot="b", name="a", version="1", protocol=1, priority=1, uptime_s=0.0, models=(model,)
