@@ -264,6 +264,15 @@ async def test_a_lone_node_answers_again_after_its_worker_was_killed(solo: Node)
     await asyncio.to_thread(solo.wait_models)
 
 
+def test_a_request_that_comes_while_the_only_worker_restarts_waits_for_it(solo: Node) -> None:
+    worker_of(solo, "tiny-30-layers").kill()
+    wait_for("its end is known", lambda: solo.model("slow").state != "ready", every_s=0.01)
+    with solo.openai(max_retries=0) as client:
+        answer = client.completions.create(model="slow", prompt="a", max_tokens=5)
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == 5
+
+
 def test_a_worker_killed_while_it_loads_is_started_again(node: Make, tiny_model: Path) -> None:
     one = node("solo", [tier(tiny_model, name="quick")]).start()
     wait_for("a worker is spawned", one.workers, every_s=0.01)
