@@ -7,12 +7,13 @@ import asyncio
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import assert_never
 
 from mesh.log import event
 from mesh.metrics import Metrics
 from mesh.store import RouteStore
-from node.facts import CallFact, ModelFact, NodeFact, WorkerFact
-from node.types import ModelState
+from node.facts import CallFact, DownloadFact, DrainFact, ModelFact, NodeFact, PressureFact, WorkerFact
+from node.types import ModelState, Pressure
 from router.facts import RouteFact
 
 FOLLOWER_WAITING_MAX = 256  # routes a follower may be behind; then it loses the oldest
@@ -119,3 +120,26 @@ def _log_node(fact: NodeFact) -> None:
             event(_node_log, level, "call", text, id=fact.id, attempt=fact.attempt, edge=fact.edge, model=fact.model)
         case WorkerFact():
             event(_node_log, logging.INFO, "worker", f"{fact.model}: {fact.text}", model=fact.model)
+        case DownloadFact():
+            _log_download(fact)
+        case PressureFact():
+            level = logging.INFO if fact.pressure is Pressure.NORMAL else logging.WARNING
+            text = f"memory pressure is {fact.pressure.value}"
+            event(_node_log, level, "pressure", text, pressure=fact.pressure.value, budget_bytes=fact.budget_bytes)
+        case DrainFact():
+            said = {
+                "begun": "takes no more requests",
+                "drained": "has finished its requests",
+                "ended": "takes requests",
+            }
+            reason = f": {fact.why}" if fact.why else ""
+            event(_node_log, logging.INFO, "drain", f"this node {said[fact.phase]}{reason}", phase=fact.phase)
+        case _:
+            assert_never(fact)
+
+
+def _log_download(fact: DownloadFact) -> None:
+    level = {"failed": logging.ERROR, "progress": logging.DEBUG}.get(fact.phase, logging.INFO)
+    reason = f": {fact.why}" if fact.why else ""
+    text = f"{fact.model}: download of {fact.source} {fact.phase}{reason}"
+    event(_node_log, level, "download", text, model=fact.model, phase=fact.phase, done_bytes=fact.done_bytes)
