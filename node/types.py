@@ -92,6 +92,14 @@ class ModelReport(Struct, frozen=True, kw_only=True):
     fallback: tuple[str, ...] = ()  # names to try when this one cannot be had
     multiple_choices: bool = False  # serves n > 1
 
+    # For people who look at this model: `models show`, `status`.
+    reserved_bytes: int = 0  # what is kept for it of the budget now
+    measured_bytes: int = 0  # what its process was last seen to take; 0 = not measured
+    unloads_in_s: float | None = None  # until it leaves memory if nobody asks for it; None: it stays, or is not there
+    progress: float | None = None  # of its download, 0 to 1
+    waits_for: str = ""  # why it is not loaded yet: who is in its way
+    last_error: str = ""  # of its latest failure, kept when it is well again
+
 
 class RunningReport(Struct, frozen=True):
     """One request that a node has admitted, so that a new coordinator can count it."""
