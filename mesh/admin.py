@@ -18,7 +18,7 @@ from mesh.status import Json
 from node.errors import NodeError
 
 T = TypeVar("T", bound=Struct)
-LAST_MAX = 100_000  # routes in one answer: all that are kept
+LAST_MAX = 100_000  # routes or events in one answer: all that are kept
 
 
 class EnableBody(Struct, frozen=True, forbid_unknown_fields=True):
@@ -51,6 +51,8 @@ class Control(Protocol):
     async def routes(self, last: int) -> Json: ...
     async def route(self, route_id: str) -> Json: ...
     def follow(self) -> AsyncIterator[Json]: ...
+    async def events(self, last: int, model: str) -> Json: ...
+    def follow_events(self, last: int, model: str) -> AsyncIterator[Json]: ...
     async def enable(self, priority: int | None, name: str | None) -> Json: ...
     async def disable(self) -> Json: ...
     async def add_peer(self, address: str) -> Json: ...
@@ -73,7 +75,7 @@ def admin_app(control: Control) -> web.Application:
             web.get("/v1/status", _get(control.status)),
             web.get("/v1/mesh/status", _get(control.mesh_status)),
             web.get("/v1/mesh/routes", lambda r: _json(control.routes(_last(r)))),
-            web.get("/v1/mesh/routes/follow", lambda r: _follow(r, control)),
+            web.get("/v1/mesh/routes/follow", lambda r: _lines(r, control.follow())),
             web.get("/v1/mesh/routes/{id}", lambda r: _json(control.route(r.match_info["id"]))),
             web.post("/v1/mesh/enable", _post(EnableBody, lambda b: control.enable(b.priority, b.name))),
             web.post("/v1/mesh/disable", _post(NoBody, lambda _: control.disable())),
@@ -85,6 +87,8 @@ def admin_app(control: Control) -> web.Application:
             web.get("/v1/models/{name}", lambda r: _json(control.model(r.match_info["name"]))),
             web.post("/v1/models/{name}/load", lambda r: _json(control.load(r.match_info["name"]))),
             web.post("/v1/models/{name}/unload", lambda r: _json(control.unload(r.match_info["name"]))),
+            web.get("/v1/events", lambda r: _json(control.events(_last(r, low=0), _model(r)))),
+            web.get("/v1/events/follow", lambda r: _lines(r, control.follow_events(_last(r, low=0), _model(r)))),
             web.post("/v1/reload", _post(NoBody, lambda _: control.reload())),
             web.post("/v1/stop", _post(StopBody, lambda b: control.stop(b.grace_s))),
         ]
@@ -134,17 +138,21 @@ def _post(body: type[T], answer: Callable[[T], Awaitable[Json]]) -> Callable[[we
     return handler
 
 
-def _last(request: web.Request) -> int:
+def _last(request: web.Request, low: int = 1) -> int:
     text = request.query.get("last", "20")
-    if not text.isdecimal() or not 1 <= int(text) <= LAST_MAX:
-        raise MeshError("bad_request", f"last={text}: a number from 1 to {LAST_MAX} is wanted")
+    if not text.isdecimal() or not low <= int(text) <= LAST_MAX:
+        raise MeshError("bad_request", f"last={text}: a number from {low} to {LAST_MAX} is wanted")
     return int(text)
 
 
-async def _follow(request: web.Request, control: Control) -> web.StreamResponse:
-    """One JSON line per route as it ends, until the caller leaves."""
+def _model(request: web.Request) -> str:
+    return request.query.get("model", "")
+
+
+async def _lines(request: web.Request, news: AsyncIterator[Json]) -> web.StreamResponse:
+    """One JSON line for each as it happens, until the caller leaves."""
     response = web.StreamResponse(headers={"content-type": "application/x-ndjson"})
     await response.prepare(request)
-    async for route in control.follow():
-        await response.write(msgspec.json.encode(route) + b"\n")
+    async for one in news:
+        await response.write(msgspec.json.encode(one) + b"\n")
     return response

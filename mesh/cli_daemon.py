@@ -164,7 +164,7 @@ def _message(line: str) -> str:
 
 def _await_models(daemon: MeshClient, process: subprocess.Popen[bytes], found: stack.Stack) -> None:
     """Follows the models until each is up or has failed; exits 1 if none came up though there are some."""
-    states: dict[str, answers.Model] = {}
+    states: dict[str, answers.ModelDetails] = {}
     patience, idle = time.monotonic() + READY_WITHIN_S, 0
     while found.tiers:
         if process.poll() is not None:

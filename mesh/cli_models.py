@@ -28,7 +28,7 @@ def models(ctx: click.Context, as_json: bool) -> None:
         click.echo("No models here. `mlx-stack models add DIRECTORY` adds one.")
 
 
-def _models() -> tuple[answers.Model, ...]:
+def _models() -> tuple[answers.ModelDetails, ...]:
     """As the running node reports them; of a node that is down, what its stack file says."""
     place = home()
     if place.running() is not None:
@@ -37,7 +37,7 @@ def _models() -> tuple[answers.Model, ...]:
     for warning in found.warnings:
         warn(warning)
     return tuple(
-        answers.Model(
+        answers.ModelDetails(
             name=spec.name,
             aliases=spec.aliases,
             source=spec.source,
@@ -128,7 +128,7 @@ def unload(name: str, as_json: bool) -> None:
     _print(client().unload(name), as_json)
 
 
-def _print(found: answers.Model, as_json: bool) -> None:
+def _print(found: answers.ModelDetails, as_json: bool) -> None:
     if as_json:
         render.show_json(msgspec.to_builtins(found))
     else:

@@ -8,12 +8,14 @@ import time
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any
 
+from msgspec import to_builtins
+
 from mesh import config as configuration
 from mesh.config import ConfigError
 from mesh.errors import MeshError
 from mesh.gather import Gatherer
 from mesh.names import display_names, resolve
-from mesh.status import Json, mesh_json, model_json, node_json
+from mesh.status import Json, mesh_json, model_details, node_json
 from mesh.store import route_json
 from node.types import NodeId
 from router.view import NodeState
@@ -55,7 +57,7 @@ class DaemonControl:
             "message": "no stack file: this node serves the models of the mesh only" if d.no_stack else "",
             "warnings": d.warnings,
             "mesh": await self.mesh_status(),
-            "node": node_json(own, view, names[d.id], None),
+            "node": node_json(own, view, names[d.id], None, model_details),
         }
 
     async def mesh_status(self) -> Json:
@@ -77,9 +79,23 @@ class DaemonControl:
         return found
 
     async def follow(self) -> AsyncIterator[Json]:
-        with self._daemon.observer.follow() as ended:
+        with self._daemon.observer.routes.follow() as ended:
             while True:
                 yield route_json(await ended.get())
+
+    async def events(self, last: int, model: str) -> Json:
+        return {"events": await asyncio.to_thread(self._daemon.events.last, last, self._model_name(model))}
+
+    async def follow_events(self, last: int, model: str) -> AsyncIterator[Json]:
+        model = self._model_name(model)
+        with self._daemon.observer.events.follow() as happened:
+            kept = await asyncio.to_thread(self._daemon.events.last, last, model)
+            for event in kept:
+                yield event
+            while True:
+                event = to_builtins(await happened.get())
+                if model in ("", event["model"]) and event not in kept:  # one may have come while those were read
+                    yield event
 
     # The mesh
 
@@ -194,14 +210,19 @@ class DaemonControl:
     # Models
 
     async def models(self) -> Json:
-        return {"models": [model_json(m) for m in self._daemon.host.models()]}
+        return {"models": [model_details(m) for m in self._daemon.host.models()]}
 
     async def model(self, name: str) -> Json:
         for model in self._daemon.host.models():
             if name == model.name or name in model.aliases:
-                return model_json(model)
+                return model_details(model)
         there = ", ".join(m.name for m in self._daemon.host.models()) or "none"
         raise MeshError("model_not_found", f"no model '{name}' on this node; there is: {there}", status=404)
+
+    def _model_name(self, name: str) -> str:
+        """MODEL.name of a name or alias; as it is when there is no such model, for it may have been."""
+        models = self._daemon.host.models()
+        return next((m.name for m in models if name in (m.name, *m.aliases)), name)
 
     async def load(self, name: str) -> Json:
         await self._daemon.host.load(name)

@@ -24,6 +24,7 @@ from mesh.chores import Stamps, rotate_logs, watch_files
 from mesh.config import Config, ConfigError
 from mesh.control import DaemonControl
 from mesh.errors import MeshError
+from mesh.event_store import EventStore
 from mesh.events import SelfChanged, Switch
 from mesh.home import Home, HomeError
 from mesh.http import Server, local_only, tcp_sockets
@@ -86,8 +87,9 @@ class Daemon:
         self._news = asyncio.Event()  # for who waits for a change of this node
         self.probe = Probe()
         self.store = RouteStore(home.routes, self._note)
+        self.events = EventStore(home.events, self._note)
         self.metrics = Metrics(self._gauges)
-        self.observer = Observer(metrics=self.metrics, store=self.store)
+        self.observer = Observer(metrics=self.metrics, store=self.store, events=self.events)
         engine_settings = EngineSettings()
         self.host = Host(
             settings=NodeSettings(memory_budget_bytes=config.memory_budget or 0),
@@ -173,6 +175,7 @@ class Daemon:
                     await server.close()
                 self.home.pid_file.unlink(missing_ok=True)
                 self.store.close()
+                self.events.close()
 
     def stop(self, grace_s: float | None = None) -> None:
         """Ends `run()` in order: leave the mesh, finish what is open (at most `grace_s` seconds), stop the workers."""
@@ -182,6 +185,7 @@ class Daemon:
 
     async def _wind_down(self) -> None:
         event(_log, logging.INFO, "stopping", f"stopping, at most {self._grace_s:.0f} s for what is open")
+        self.observer.life("stop", f"pid {os.getpid()} was told to end")
         self.leaving = "stopping"
         deadline = time.monotonic() + self._grace_s
         await self.leave_mesh(self._grace_s)
@@ -354,6 +358,7 @@ class Daemon:
 
     def _note_start(self) -> None:
         where = f"http://localhost:{self.config.port}/v1"
+        self.observer.life("start", f"version {self.version}, pid {os.getpid()}")
         event(_log, logging.INFO, "started", f"{self.config.node_name} {self.version} serves {where}", pid=os.getpid())
 
     def _gauges(self) -> Gauges:
@@ -374,11 +379,12 @@ class Daemon:
             memory=self.host.memory(),
             resident_bytes=self.probe.process_bytes(os.getpid()),
             worker_tokens={name: s.generated_tokens for name, s in self.host.worker_stats().items()},
-            model_states={m.name: m.state.value for m in self.host.models()},
+            models=self.host.models(),
             frames_dropped=self.overlay.dropped() if self.overlay else {},
             links=self.overlay.links_open() if self.overlay else 0,
             connections={name: server.connections for name, server in self._servers.items()},
             routes_dropped=self.store.dropped,
+            events_dropped=self.events.dropped,
             log_lines_dropped=self._daemon_log.dropped,
         )
 

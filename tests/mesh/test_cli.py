@@ -18,7 +18,9 @@ from click.testing import CliRunner, Result
 
 from mesh import cli_daemon, clidoc, config
 from mesh.cli import mesh, root
+from mesh.event_store import EventStore
 from mesh.home import Home
+from mesh.node_events import NodeEvent
 
 REPOSITORY = Path(__file__).parents[2]
 MODEL = {"name": "smol", "aliases": ["fast"], "state": "ready", "engine": "mlx-lm", "slots": 4}
@@ -241,6 +243,24 @@ def test_logs(home: Home) -> None:
     assert "daemon, smol" in found.stderr
 
 
+def test_events_of_a_node_that_is_down_are_read_from_its_file(home: Home) -> None:
+    assert run("logs", "--events").stdout == "No events yet.\n"
+    assert not home.events.exists()
+    store = EventStore(home.events, pytest.fail)
+    for number in range(60):
+        store.add(NodeEvent(at=f"2026-11-20T06:00:{number:02}.000Z", kind="load", model=f"m{number % 2}"))
+    store.close()
+    assert len(run("logs", "--events").stdout.splitlines()) == 50
+    assert len(run("logs", "--events", "--all").stdout.splitlines()) == 60
+    last = run("logs", "m0", "--events", "--tail", "1").stdout
+    assert last == "2026-11-20 06:00:58  load      m0\n"
+    found = json.loads(run("logs", "--events", "--tail", "2", "--json").stdout)["events"]
+    assert [event["model"] for event in found] == ["m0", "m1"]
+    assert run("logs", "nobody", "--events").stdout == "No events of 'nobody'.\n"
+    assert run("logs", "--events", "-f").exit_code == 1  # nothing will happen there
+    assert run("logs", "--events", "--rotate").exit_code == 2
+
+
 # With one
 
 
@@ -252,6 +272,9 @@ def test_what_a_running_daemon_says_is_printed(admin: Any) -> None:
     admin.answer("GET /v1/mesh/routes?last=5", {"routes": [ROUTE], "unreachable": []})
     admin.answer("GET /v1/mesh/routes/req-1", ROUTE)
     admin.answer("GET /v1/mesh/routes/follow", (json.dumps(ROUTE) + "\n").encode())
+    event = {"at": "2026-11-20T06:00:00.123Z", "kind": "evict", "model": "smol"}
+    admin.answer("GET /v1/events?last=5&model=", {"events": [event]})
+    admin.answer("GET /v1/events/follow?last=50&model=fast", (json.dumps(event) + "\n").encode())
     for words, said in {
         ("status",): "pid 7",
         ("mesh", "status"): "smol ready",
@@ -261,6 +284,8 @@ def test_what_a_running_daemon_says_is_printed(admin: Any) -> None:
         ("mesh", "routes", "--last", "5"): "req-1",
         ("mesh", "routes", "--why", "req-1"): "Request req-1",
         ("mesh", "routes", "--follow"): "req-1",
+        ("logs", "--events", "--tail", "5"): "evict",
+        ("logs", "fast", "--events", "-f"): "evict",
     }.items():
         shown = run(*words)
         assert (shown.exit_code, shown.stderr) == (0, ""), words
