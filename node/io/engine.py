@@ -27,6 +27,7 @@ class ModelSpec(Struct, frozen=True, kw_only=True):
     port: int = 0  # wanted port, 0 = any free one
     slots: int = 0  # 0 = the engine's default
     context: int = 0
+    cache_bytes: int = 0  # keys and values its worker may keep, in use or not; 0 = the engine's default
     extra_args: tuple[str, ...] = ()
     paths: tuple[str, ...] = ()
     fallback: tuple[str, ...] = ()

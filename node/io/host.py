@@ -14,8 +14,10 @@ from node.errors import NodeError, NodeErrorCode
 from node.facts import CallFact, ModelFact, NodeFact
 from node.io.calls import ALIVE, DONE, STREAMED, AdmittedCall, Call
 from node.io.engine import Engine, ModelSpec, WorkerStats
+from node.io.footprint import Footprint
 from node.io.hosted import Hosted, same_worker
 from node.io.keeper import Keeper
+from node.io.measured import Measured
 from node.io.probe import Probe
 from node.lifecycle import Quiet, Unwanted
 from node.rail import Budget, load_order
@@ -39,9 +41,11 @@ class Host:
         report: Callable[[NodeFact], None],
         changed: Callable[[], None],
         probe: Probe,
+        measured: Measured | None = None,
     ) -> None:
         self._settings, self._engines, self._report, self._probe = settings, engines, report, probe
         self._on_change = changed
+        self._measured = measured or Measured()
         self._keeper = Keeper(settings, report, self._changed, self._ended)
         self._models: dict[str, Hosted] = {}
         self._leaving: list[Hosted] = []  # removed or replaced, until their worker is gone
@@ -145,7 +149,7 @@ class Host:
         async with self._applying:
             models = {spec.name: self._kept(spec) or self._hosted(spec) for spec in specs}
             fresh = [m for m in models.values() if m is not self._models.get(m.name)]
-            await asyncio.gather(*(m.examine() for m in fresh))
+            await asyncio.gather(*(m.examine(self._keeper.rail.budget_bytes) for m in fresh))
             before, self._models = self._models, models
             for old in before.values():
                 if old is not models.get(old.name):
@@ -165,7 +169,7 @@ class Host:
     async def load(self, name: str) -> None:
         """Returns when the model is ready. Raises NodeError: unknown, no room, or its start failed."""
         model = self._find(name)
-        await model.examine()
+        await model.examine(self._keeper.rail.budget_bytes)
         if self._models.get(model.name) is model:  # The stack file may have changed while its files were read.
             self._keeper.want(model, afresh=True)
         states = (ModelState.LOADING, ModelState.DRAINING)
@@ -277,7 +281,8 @@ class Host:
         return model
 
     def _hosted(self, spec: ModelSpec) -> Hosted:
-        return Hosted(spec, self._engines.get(spec.engine), self._settings)
+        footprint = Footprint(self._settings, self._measured)
+        return Hosted(spec, self._engines.get(spec.engine), self._settings, footprint)
 
     def _retire(self, model: Hosted, what: str) -> None:
         """`model` is in the stack file no more: it finishes what it answers and goes."""

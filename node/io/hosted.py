@@ -8,10 +8,10 @@ from msgspec import structs
 
 from node import headroom
 from node.errors import NodeError, NodeErrorCode
-from node.headroom import Shape
 from node.io import weights
 from node.io.calls import AdmittedCall
 from node.io.engine import Engine, ModelSpec, Worker, WorkerStats
+from node.io.footprint import Footprint
 from node.lifecycle import Lifecycle
 from node.queue import Key, ModelQueue
 from node.settings import NodeSettings
@@ -24,7 +24,7 @@ _EXTERNAL_LOAD_S = 1.0  # one question to a server that runs already
 class Hosted:
     """Changed by the host only, and only on its event loop."""
 
-    def __init__(self, spec: ModelSpec, engine: Engine | None, settings: NodeSettings) -> None:
+    def __init__(self, spec: ModelSpec, engine: Engine | None, settings: NodeSettings, footprint: Footprint) -> None:
         self.spec, self.engine, self._settings = spec, engine, settings
         self.lifecycle = Lifecycle(settings)
         self.queue = ModelQueue(spec.slots or (engine.default_slots if engine else 1), settings.calls_remembered)
@@ -36,9 +36,8 @@ class Hosted:
         self.error: str | None = None  # why it failed, or why it had no room
         self.problem = spec.problem or ("" if engine else f"unknown engine {spec.engine!r}")
         self.waits_for: Hosted | None = None  # its predecessor of the same name, until that is gone
-        self.size_bytes = 0
+        self.footprint = footprint
         self.context = spec.context
-        self.cache_tokens = 0
         self.load_s = _EXTERNAL_LOAD_S if spec.engine == "external" else settings.load_fixed_s
         self.fingerprint = f"asserted:{spec.weights}" if spec.weights else ""
         self.speed = Speed()
@@ -49,26 +48,33 @@ class Hosted:
     def name(self) -> str:
         return self.spec.name
 
+    @property
+    def size_bytes(self) -> int:
+        return self.footprint.size
+
     def answers_to(self, name: str) -> bool:
         return name == self.spec.name or name in self.spec.aliases
 
-    async def examine(self) -> None:
+    async def examine(self, budget_bytes: int) -> None:
         """Reads sizes from its files; what is wrong with them becomes its problem, until the next look."""
         if self.spec.problem or self.engine is None or self.spec.engine == "external" or self.lifecycle.has_worker:
             return
         try:
-            shape = await asyncio.to_thread(_look, self.spec.path)
+            await asyncio.to_thread(self._look, budget_bytes)
         except NodeError as error:
             # An engine that is a command of the user's may keep its weights where we cannot look.
             self.problem = error.message if self.spec.engine == "mlx-lm" else ""
             return
         self.problem = ""
-        self.context = self.spec.context or shape.context
-        sized = structs.replace(shape, context=self.context)
-        per_token = headroom.kv_bytes_per_token(shape)
-        self.cache_tokens = self._settings.cache_bytes // per_token if per_token else 0
-        self.size_bytes = headroom.model_bytes(sized, self._settings.kv_tokens)
+        shape = self.footprint.shape
+        self.context = shape.context
         self.load_s = headroom.load_s(shape.weight_bytes, self._settings.disk_bytes_per_s, self._settings.load_fixed_s)
+
+    def _look(self, budget_bytes: int) -> None:
+        try:
+            self.footprint.look(self.spec, budget_bytes)
+        except OSError as error:
+            raise _unreadable(self.spec.path, error) from error
 
     async def take_fingerprint(self) -> bool:
         """True when it has one now and had none."""
@@ -149,11 +155,12 @@ class Hosted:
             resume=self.engine.resume if self.engine else Resume.NO,
             error=self.problem or self.error,
             load_s=self.load_s,
-            cache_tokens=self.cache_tokens if cached else 0,
+            cache_tokens=self.footprint.cache_tokens if cached else 0,
             cache_seqs=self._settings.cache_seqs if cached else 0,
             context=self.context,
             paths=spec.paths,
             fallback=spec.fallback,
+            measured_bytes=self.footprint.measured,
         )
 
 
@@ -171,13 +178,6 @@ def same_worker(old: ModelSpec, new: ModelSpec) -> bool:
         )
         == new
     )
-
-
-def _look(source: str) -> Shape:
-    try:
-        return weights.shape(weights.locate(source))
-    except OSError as error:
-        raise _unreadable(source, error) from error
 
 
 def _fingerprint(source: str) -> str:

@@ -10,6 +10,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import assert_never
 
+from msgspec import structs
+
 from node.errors import NodeError, NodeErrorCode
 from node.facts import ModelFact, NodeFact, WorkerFact
 from node.io.engine import Worker
@@ -166,7 +168,8 @@ class Keeper:
 
         assert model.engine is not None
         try:
-            model.worker = model.engine.worker(model.spec, progress)
+            spec = structs.replace(model.spec, cache_bytes=model.footprint.cache)
+            model.worker = model.engine.worker(spec, progress)
             await model.worker.start()
         except NodeError as error:
             return None, error.message

@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from node.errors import NodeError, NodeErrorCode
 from node.io.engine import ModelSpec, WorkerStats
+from node.io.flags import merged
 from node.io.process import HOST
 from node.io.upstream import Upstream
 from node.io.worker import ServerWorker, ended
@@ -56,6 +57,7 @@ class MlxWorker(ServerWorker):
         settings, spec = self.settings, self.spec
         context = spec.context or context_of(spec.path)
         ours = ["--name", spec.name, "--context", str(context), "--with-parent"]
+        ours += ["--buffer-bytes", str(settings.buffer_bytes)]
         flags = {
             "--model": spec.path,
             "--host": HOST,
@@ -63,12 +65,12 @@ class MlxWorker(ServerWorker):
             "--prompt-concurrency": 1,  # padding prompts to the longest of a batch delays every one of them
             "--decode-concurrency": spec.slots or settings.mlx_slots,
             "--prompt-cache-size": settings.prompt_cache_seqs,
-            "--prompt-cache-bytes": settings.prompt_cache_bytes,
+            "--prompt-cache-bytes": spec.cache_bytes or settings.prompt_cache_bytes,
             "--allowed-origins": f"http://{HOST}",
             "--max-tokens": context or settings.max_tokens,
         }
-        theirs = [str(part) for pair in flags.items() for part in pair]
-        return [sys.executable, "-P", "-m", "node.io.mlx_worker", *ours, "--", *theirs, *spec.extra_args]
+        theirs = merged(flags, spec.extra_args, fixed=("--model", "--host", "--port"))
+        return [sys.executable, "-P", "-m", "node.io.mlx_worker", *ours, "--", *theirs]
 
     def environment(self) -> Mapping[str, str]:
         return OFFLINE
