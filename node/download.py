@@ -24,15 +24,19 @@ class Progress(Struct, frozen=True, kw_only=True):
     bytes_per_s: float = 0.0
 
     @property
+    def share(self) -> float:
+        """0 to 1."""
+        return self.done_bytes / self.total_bytes if self.total_bytes else 0.0
+
+    @property
     def left_bytes(self) -> int:
         return self.total_bytes - self.done_bytes
 
     def text(self) -> str:
         """For people: `43 %, 1.2 of 2.8 GB, 12.0 MB/s`."""
         unit, name = (2**30, "GB") if self.total_bytes >= 2**30 else (2**20, "MB")
-        share = 100 * self.done_bytes // self.total_bytes if self.total_bytes else 0
         done, total = self.done_bytes / unit, self.total_bytes / unit
-        return f"{share} %, {done:.1f} of {total:.1f} {name}, {self.bytes_per_s / 2**20:.1f} MB/s"
+        return f"{int(100 * self.share)} %, {done:.1f} of {total:.1f} {name}, {self.bytes_per_s / 2**20:.1f} MB/s"
 
 
 # What the process says, one JSON object per line (node/io/download_worker.py)

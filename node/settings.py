@@ -51,16 +51,6 @@ class NodeSettings(Struct, frozen=True, kw_only=True):
     download_wait_cap_s: float = 300.0
     download_nice: int = 10  # below the workers
 
-    downloads_max: int = 2  # processes that fetch from the hub at a time; the others wait in line
-    download_disk_factor: float = 1.2  # free bytes wanted for each byte to fetch
-    download_retry_first_s: float = 5.0  # a failed download is tried again then; doubles until it gets on
-    download_retry_cap_s: float = 600.0
-    download_rate_s: float = 10.0  # its rate is that of the last so many seconds
-    download_told_s: float = 5.0  # between two facts of its progress
-    download_wait_s: float = 30.0  # told to a caller, when nobody knows how long it takes
-    download_wait_cap_s: float = 300.0
-    download_nice: int = 10  # below the workers
-
     def __post_init__(self) -> None:
         assert 0 < self.backoff_first_s <= self.backoff_cap_s
         assert self.flapping_failures >= 1

@@ -146,7 +146,7 @@ class ModelStatus(Struct, frozen=True, kw_only=True):
     load_s: float = 0.0
     cache_tokens: int = 0
     cache_seqs: int = 0
-    error: str = ""  # why it failed, in words for people
+    error: str = ""  # why it failed, or how its download goes, in words for people
     foreign_in_flight: int = 0  # the part of the node's own number that is known to run this model
 
 
@@ -180,7 +180,7 @@ def status_of(report: NodeReport, rtt_s: float = 0.0, foreign_in_flight: int = 0
             load_s=m.load_s,
             cache_tokens=m.cache_tokens,
             cache_seqs=m.cache_seqs,
-            error=m.error or "",
+            error=m.error or (m.waits_for if m.state is ModelState.DOWNLOADING else ""),
         )
         for m in report.models
     )

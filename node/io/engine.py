@@ -21,7 +21,8 @@ class ModelSpec(Struct, frozen=True, kw_only=True):
     aliases: tuple[str, ...] = ()
     engine: str = "mlx-lm"  # "mlx-lm" | "command" | "external"
     source: str = ""  # as the user wrote it
-    path: str = ""  # directory of the weights, or hub id
+    path: str = ""  # directory of the weights
+    hub: str = ""  # its id on the hub, while its weights are not here: they are fetched first, then `path` says where
     command: tuple[str, ...] = ()  # argv with {model} and {port}
     url: str = ""  # external: base, with or without /v1
     port: int = 0  # wanted port, 0 = any free one

@@ -14,6 +14,7 @@ from node.errors import NodeError, NodeErrorCode
 from node.facts import CallFact, ModelFact, NodeFact
 from node.io.calls import ALIVE, DONE, STREAMED, AdmittedCall, Call
 from node.io.engine import Engine, ModelSpec, WorkerStats
+from node.io.fetching import Fetching
 from node.io.footprint import Footprint
 from node.io.hosted import Hosted, same_worker
 from node.io.keeper import Keeper
@@ -47,6 +48,7 @@ class Host:
         self._on_change = changed
         self._measured = measured or Measured()
         self._keeper = Keeper(settings, report, self._changed, self._ended)
+        self._fetching = Fetching(settings, report, self._changed, self._arrived)
         self._models: dict[str, Hosted] = {}
         self._leaving: list[Hosted] = []  # removed or replaced, until their worker is gone
         self._hardware, self._pressure = Hardware(), Pressure.NORMAL
@@ -93,10 +95,12 @@ class Host:
         try:
             async with asyncio.TaskGroup() as tasks:
                 self._keeper.tasks = tasks
+                self._fetching.begin(tasks)
                 try:
                     await self._look()
                 finally:
                     self._keeper.tasks = None
+                    self._fetching.end()
         finally:
             for model in self._everyone():
                 model.disarm()
@@ -151,6 +155,7 @@ class Host:
             fresh = [m for m in models.values() if m is not self._models.get(m.name)]
             await asyncio.gather(*(m.examine(self._keeper.rail.budget_bytes) for m in fresh))
             before, self._models = self._models, models
+            self._fetching.keep(models.values())
             for old in before.values():
                 if old is not models.get(old.name):
                     self._retire(old, "changed" if old.name in models else "removed")
@@ -166,10 +171,26 @@ class Host:
                 if await model.take_fingerprint():
                     self._changed()
 
+    async def _arrived(self, model: Hosted) -> None:
+        """Its weights have been fetched: from here on it is like any other."""
+        await model.examine(self._keeper.rail.budget_bytes)
+        model.download = None
+        self._changed()
+        if self._models.get(model.name) is not model:
+            return
+        if model.problem:
+            self._report(ModelFact(model=model.name, state=ModelState.FAILED, why=model.problem))
+        self._keeper.want(model)
+        if await model.take_fingerprint():
+            self._changed()
+
     async def load(self, name: str) -> None:
         """Returns when the model is ready. Raises NodeError: unknown, no room, or its start failed."""
         model = self._find(name)
         await model.examine(self._keeper.rail.budget_bytes)
+        if model.download is not None:
+            self._fetching.again(model)
+            await self._until(lambda: not _coming(model) or self._models.get(model.name) is not model)
         if self._models.get(model.name) is model:  # The stack file may have changed while its files were read.
             self._keeper.want(model, afresh=True)
         states = (ModelState.LOADING, ModelState.DRAINING)
@@ -326,6 +347,11 @@ class Host:
         self._news.set()
         self._news = asyncio.Event()
         self._on_change()
+
+
+def _coming(model: Hosted) -> bool:
+    """Its weights are on their way."""
+    return model.download is not None and not model.download.failed
 
 
 def _stopped() -> NodeError:

@@ -7,6 +7,7 @@ import asyncio
 from msgspec import structs
 
 from node import headroom
+from node.download import Download
 from node.errors import NodeError, NodeErrorCode
 from node.io import weights
 from node.io.calls import AdmittedCall
@@ -36,6 +37,7 @@ class Hosted:
         self.error: str | None = None  # why it failed, or why it had no room
         self.problem = spec.problem or ("" if engine else f"unknown engine {spec.engine!r}")
         self.waits_for: Hosted | None = None  # its predecessor of the same name, until that is gone
+        self.download: Download | None = None  # of its weights; None: they are here, as far as we know
         self.footprint = footprint
         self.context = spec.context
         self.load_s = _EXTERNAL_LOAD_S if spec.engine == "external" else settings.load_fixed_s
@@ -59,6 +61,8 @@ class Hosted:
         """Reads sizes from its files; what is wrong with them becomes its problem, until the next look."""
         if self.spec.problem or self.engine is None or self.spec.engine == "external" or self.lifecycle.has_worker:
             return
+        if self.spec.hub:
+            return  # Nothing is here yet.
         try:
             await asyncio.to_thread(self._look, budget_bytes)
         except NodeError as error:
@@ -78,7 +82,7 @@ class Hosted:
 
     async def take_fingerprint(self) -> bool:
         """True when it has one now and had none."""
-        if self.fingerprint or self.problem or self.spec.engine != "mlx-lm":
+        if self.fingerprint or self.problem or self.spec.hub or self.spec.engine != "mlx-lm":
             return False
         try:
             self.fingerprint = await asyncio.to_thread(_fingerprint, self.spec.path)
@@ -90,6 +94,8 @@ class Hosted:
         """Why it cannot answer soon, whatever is asked; None when it can, or can be started."""
         if self.problem:
             return NodeError(NodeErrorCode.MODEL_FAILED, f"{self.name}: {self.problem}")
+        if self.download is not None:
+            return self._not_here(self.download, now)
         if self.lifecycle.state is not ModelState.FAILED:
             return None
         retry_at = self.lifecycle.retry_at
@@ -97,6 +103,13 @@ class Hosted:
         return NodeError(
             NodeErrorCode.MODEL_FAILED, f"{self.name}: {self.lifecycle.why or 'failed'}", retry_after_s=retry_s
         )
+
+    def _not_here(self, download: Download, now: float) -> NodeError:
+        """Its weights are being fetched: come back later, or elsewhere now."""
+        s, wait_s = self._settings, download.wait_s(now)
+        code = NodeErrorCode.MODEL_FAILED if download.failed else NodeErrorCode.NODE_BUSY
+        wait_s = min(s.download_wait_cap_s, s.download_wait_s if wait_s is None else wait_s)
+        return NodeError(code, f"{self.name}: {download.text()}", retry_after_s=wait_s)
 
     def release_held(self) -> None:
         """It is ready: its calls wait for a slot only."""
@@ -138,6 +151,9 @@ class Hosted:
         spec, state = self.spec, ModelState.FAILED if self.problem else self.lifecycle.state
         if state is ModelState.READY and self.queue.in_flight:
             state = ModelState.BUSY
+        undone = self.download.text() if self.download and self.download.failed else ""
+        if self.download is not None and not self.problem:
+            state = ModelState.FAILED if undone else ModelState.DOWNLOADING
         cached = spec.engine == "mlx-lm"
         return ModelReport(
             name=spec.name,
@@ -153,13 +169,15 @@ class Hosted:
             prefill_tps=self.speed.prefill_tps,
             decode_tps=self.speed.decode_tps,
             resume=self.engine.resume if self.engine else Resume.NO,
-            error=self.problem or self.error,
+            error=self.problem or undone or self.error,
             load_s=self.load_s,
             cache_tokens=self.footprint.cache_tokens if cached else 0,
             cache_seqs=self._settings.cache_seqs if cached else 0,
             context=self.context,
             paths=spec.paths,
             fallback=spec.fallback,
+            progress=self.download.progress.share if self.download and not undone else None,
+            waits_for=self.download.text() if self.download else "",
             measured_bytes=self.footprint.measured,
         )
 

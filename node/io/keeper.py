@@ -55,7 +55,7 @@ class Keeper:
 
     def want(self, model: Hosted, *, afresh: bool = False) -> None:
         """Loads `model` unless it cannot be loaded; one that replaces another waits until that is gone."""
-        if model.waits_for is None and not model.problem:
+        if model.waits_for is None and not model.problem and model.download is None:
             self.tell(model, Wanted(afresh))
 
     def tell(self, model: Hosted, event: LifecycleEvent) -> None:
