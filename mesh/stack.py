@@ -196,8 +196,8 @@ class _Reader:
         if engine == "command" and not any("{model}" in word for word in command):
             return shared  # what it serves is its own affair
         written = str(fields.get("source") or "")
-        path = weights.find(model, written, self._home, self._config, check=engine == "mlx-lm")
-        return msgspec.structs.replace(shared, path=path)
+        found = weights.find(model, written, self._home, self._config, check=engine == "mlx-lm")
+        return msgspec.structs.replace(shared, path=found.path, hub=found.hub)
 
     def _engine(self, fields: Mapping[str, Any], tier_name: str) -> tuple[str, tuple[str, ...]]:
         """(engine, command) of a tier. Raises ValueError."""
@@ -275,7 +275,7 @@ def _same_worker(a: ModelSpec, b: ModelSpec) -> bool:
         return False
     if a.engine == "external":
         return (a.url, a.name) == (b.url, b.name)
-    return os.path.realpath(a.path) == os.path.realpath(b.path)
+    return a.hub == b.hub and os.path.realpath(a.path) == os.path.realpath(b.path)
 
 
 def _settings(spec: ModelSpec) -> tuple[object, ...]:
@@ -292,8 +292,8 @@ def _model_name(model: str, root: Path) -> str:
 
 
 def add_tier(home: Home, config: Config, source: str, *, name: str = "", aliases: Sequence[str] = ()) -> str:
-    """Adds a tier for `source` (a directory, a name below models/, or a hub id in the local cache) to the stack file,
-    made when absent; other keys stay. Returns the tier's name. Raises ConfigError; then the file is untouched."""
+    """Adds a tier for `source` (a directory, a name below models/, or a hub id, fetched or not) to the stack file, made
+    when absent; other keys stay. Returns the tier's name. Raises ConfigError; then the file is untouched."""
     document = read_file(home.stack) or {"schema_version": SCHEMA_VERSION, "name": "default", "tiers": []}
     directory = Path(source).expanduser()
     if directory.is_dir():

@@ -38,6 +38,8 @@ def unfit(
         return Unfit("draining: it takes no new requests")
     if model.state is ModelState.FAILED:
         return Unfit(f"failed there: {model.error}" if model.error else "failed there", failed=True)
+    if model.state is ModelState.DOWNLOADING:
+        return Unfit(f"not there yet: {model.error or 'downloading'}")
     if model.state is ModelState.ABSENT and not pending:
         return _unfit_load(status, model, promised_bytes)
     return None

@@ -39,9 +39,16 @@ def test_every_name_is_listed_once() -> None:
     assert names(fleet) == ["fast", "qwen", "standard"]
 
 
+def test_a_model_that_is_being_downloaded_exists_but_serves_nobody_yet() -> None:
+    for error, why in (("", "downloading"), ("downloading, 43 %", "downloading, 43 %")):
+        held = model(state=ModelState.DOWNLOADING, error=error)
+        no = unfit(node(held, headroom=100 * GB), held, REQUEST)
+        assert no == Unfit(f"not there yet: {why}")
+
+
 def test_what_is_in_memory_or_on_its_way_there_fits_whatever_the_headroom() -> None:
     tight = {"headroom": 0, "pressure": Pressure.CRITICAL}
-    for state in (ModelState.READY, ModelState.BUSY, ModelState.LOADING, ModelState.DOWNLOADING, ModelState.DRAINING):
+    for state in (ModelState.READY, ModelState.BUSY, ModelState.LOADING, ModelState.DRAINING):
         held = model(state=state)
         assert unfit(node(held, **tight), held, REQUEST) is None  # type: ignore[arg-type]
     absent = model(state=ModelState.ABSENT)
