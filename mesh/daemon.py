@@ -42,8 +42,10 @@ from node.io.engine import ModelSpec
 from node.io.external import ExternalEngine
 from node.io.host import Host
 from node.io.identity import node_id
+from node.io.measured import Measured
 from node.io.mlx import MlxEngine
 from node.io.probe import Probe
+from node.io.registry import Registry
 from node.settings import EngineSettings, NodeSettings
 from node.types import NodeReport, RunningReport, status_of
 from router.io.dispatch import Dispatch
@@ -86,6 +88,7 @@ class Daemon:
         self._dirty = asyncio.Event()  # the next report will differ
         self._news = asyncio.Event()  # for who waits for a change of this node
         self.probe = Probe()
+        self.registry = Registry(home.node / "workers.json", self.probe)
         self.store = RouteStore(home.routes, self._note)
         self.events = EventStore(home.events, self._note)
         self.metrics = Metrics(self._gauges)
@@ -94,13 +97,14 @@ class Daemon:
         self.host = Host(
             settings=NodeSettings(memory_budget_bytes=config.memory_budget or 0),
             engines={
-                "mlx-lm": MlxEngine(engine_settings, logs=home.logs, token=self.boot),
-                "command": CommandEngine(engine_settings, logs=home.logs, token=self.boot),
+                "mlx-lm": MlxEngine(engine_settings, logs=home.logs, registry=self.registry),
+                "command": CommandEngine(engine_settings, logs=home.logs, registry=self.registry),
                 "external": ExternalEngine(engine_settings),
             },
             report=self.observer.report,
             changed=self.changed,
             probe=self.probe,
+            measured=Measured(home.node / "measured.json"),
         )
         self.peers = PeerStore(home.mesh, self._note)
         self.membership = Membership(
@@ -132,6 +136,8 @@ class Daemon:
     async def run(self) -> None:
         """Serves until `stop()`, SIGTERM or SIGINT; a second signal ends it at once."""
         edge_sockets = tcp_sockets(self.config.port, self.config.bind, self.probe.port_holder)
+        for said in await asyncio.to_thread(self.registry.end_orphans):
+            self._note(said)
         specs = self._read_stack()
         timeout = aiohttp.ClientTimeout(total=None)
         async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as self.session:
@@ -200,7 +206,8 @@ class Daemon:
                 event(_log, logging.WARNING, "forced", "second signal: ending at once")
                 self._daemon_log.close()
                 self.home.pid_file.unlink(missing_ok=True)
-                os._exit(1)  # the workers notice that their parent is gone and end
+                self.registry.kill()  # those that are frozen would not notice that their parent is gone
+                os._exit(1)
             self.stop()
 
         for number in (signal.SIGTERM, signal.SIGINT):

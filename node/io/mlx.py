@@ -15,6 +15,7 @@ from node.errors import NodeError, NodeErrorCode
 from node.io.engine import ModelSpec, WorkerStats
 from node.io.flags import merged
 from node.io.process import HOST
+from node.io.registry import Registry
 from node.io.upstream import Upstream
 from node.io.worker import ServerWorker, ended
 from node.settings import EngineSettings
@@ -33,17 +34,17 @@ class _Stats(Struct):
 
 
 class MlxEngine:
-    """Makes MlxWorkers. `logs` is the folder of their output, `token` marks their processes as ours."""
+    """Makes MlxWorkers. `logs` is the folder of their output, `registry` marks their processes as ours."""
 
     resume = Resume.NO
 
-    def __init__(self, settings: EngineSettings, *, logs: Path, token: str) -> None:
-        self._settings, self._logs, self._token = settings, logs, token
+    def __init__(self, settings: EngineSettings, *, logs: Path, registry: Registry) -> None:
+        self._settings, self._logs, self._registry = settings, logs, registry
         self.default_slots = settings.mlx_slots
 
     def worker(self, spec: ModelSpec, on_progress: Callable[[str], None]) -> MlxWorker:
         """Engine.worker."""
-        return MlxWorker(spec, self._settings, logs=self._logs, token=self._token, on_progress=on_progress)
+        return MlxWorker(spec, self._settings, logs=self._logs, registry=self._registry, on_progress=on_progress)
 
 
 class MlxWorker(ServerWorker):
