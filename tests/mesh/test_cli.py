@@ -68,7 +68,7 @@ def test_bare_and_help_list_every_command() -> None:
     for words in ((), ("--help",)):
         found = run(*words)
         assert found.exit_code == 0
-        for command in ("up", "down", "status", "models", "mesh", "config", "logs"):
+        for command in ("up", "down", "status", "models", "mesh", "config", "install", "uninstall", "logs"):
             assert f"\n  {command} " in found.stdout
 
 
@@ -458,23 +458,6 @@ def test_up_shows_the_last_words_of_a_daemon_that_did_not_start(home: Home, fake
     found = run("up")
     assert found.exit_code == 1
     assert found.stderr == ("Error: the daemon did not start (exit code 1)\n  starting\n  port 4000 is held by pid 1\n")
-
-
-def test_up_refuses_beside_the_older_stack(home: Home) -> None:
-    home.old_pids.mkdir()
-    old = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)  # vllm-mlx serve"])
-    try:
-        (home.old_pids / "standard.pid").write_text(f"{old.pid}\n")
-        (home.old_pids / "fast.pid").write_text(f"{os.getpid()}\n")  # a number that is another program's by now
-        (home.old_pids / "longctx.pid").write_text("junk")
-        found = run("up")
-        assert found.exit_code == 1
-        assert f"standard (pid {old.pid})" in found.stderr
-        assert "older version's `mlx-stack down`" in found.stderr
-        assert "fast" not in found.stderr
-    finally:
-        old.kill()
-        old.wait()
 
 
 @pytest.mark.parametrize(
