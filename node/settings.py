@@ -29,6 +29,15 @@ class NodeSettings(Struct, frozen=True, kw_only=True):
     health_s: float = 120.0  # ready for this long: earlier failures are forgotten
     flapping_failures: int = 5  # so many within the window: no restart until `models load`
     flapping_window_s: float = 600.0
+    prefill_step_tokens: int = 2048  # read between two signs of progress
+    hang_factor: float = 4.0  # a busy worker hangs when it takes so many times what reading takes by its own speed,
+    hang_floor_s: float = 60.0  # but never sooner
+    hang_blind_s: float = 300.0  # nor than this, for a server that does not tell how its reading goes
+    hang_prefill_tps: float = 25.0  # tokens a second, until its speed is known
+    frozen_limit_s: float = 3.0  # stopped by a signal for so long: ended
+    idle_probe_first_s: float = 60.0  # one token from a worker that nobody uses; doubles
+    idle_probe_cap_s: float = 900.0
+    idle_probe_limit_s: float = 60.0
     stop_grace_s: float = 10.0  # SIGTERM, then SIGKILL
     stats_every_s: float = 1.0
     probe_every_s: float = 5.0

@@ -46,6 +46,8 @@ class WorkerStats(Struct, frozen=True):
     active: int = 0  # requests it is working on
     alive: bool = True
     why: str = ""  # when not alive
+    signs: int = 0  # of progress, other than tokens
+    reads: bool = False  # `prompt_tokens` grow while a prompt is read, not only when it is answered
 
 
 class Worker(Protocol):
@@ -76,6 +78,9 @@ class Worker(Protocol):
 
     async def stats(self) -> WorkerStats:
         """Asks the worker for its counters; never raises, `alive=False` after it stopped answering for good."""
+
+    async def probe(self) -> None:
+        """Generates one token. Raises NodeError(MODEL_FAILED) when it cannot, NODE_BUSY when it cannot now."""
 
     async def stop(self, grace_s: float) -> None:
         """SIGTERM, after `grace_s` seconds SIGKILL; returns when the pid is gone. Idempotent."""

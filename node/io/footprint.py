@@ -28,6 +28,7 @@ class Footprint:
         self.size = self.cache = self.cache_tokens = self.measured = 0
         self._identity = ""
         self._taken: Taken | None = None
+        self.reserved = 0  # for the running worker, when it was started
         self._fresh = True  # the next measurement is the first of a worker
 
     def look(self, spec: ModelSpec, budget_bytes: int) -> None:
@@ -59,8 +60,17 @@ class Footprint:
         self.size = self._sized()
 
     def started(self) -> None:
-        """A worker has generated its first token."""
-        self._fresh = True
+        """A worker is about to start."""
+        self._fresh, self.reserved = True, self.size
+
+    @property
+    def needs(self) -> int:
+        """Bytes that have to be reserved now."""
+        return max(self.size, self.measured)
+
+    def grown(self, taken_bytes: int) -> bool:
+        """Whether a worker that takes so much has grown too far to be left alone."""
+        return bool(self.reserved) and taken_bytes > self._settings.leak_factor * self.reserved
 
     def ended(self) -> None:
         self.measured = 0

@@ -137,6 +137,10 @@ class MlxWorker(ServerWorker):
             dead = f"it has not answered {self._misses} questions in a row"
         return msgspec.structs.replace(self._known, alive=not dead, why=dead)
 
+    async def probe(self) -> None:
+        """Worker.probe, without a chat template, which may fail for reasons of its own."""
+        await self.upstream.probe(chat_first=False)
+
     async def _ask(self) -> WorkerStats | None:
         """The launcher's counters; None when it gives none now."""
         try:
@@ -151,7 +155,7 @@ class MlxWorker(ServerWorker):
             found = msgspec.json.decode(answer[1], type=_Stats)
         except msgspec.DecodeError:
             return None
-        return WorkerStats(found.generated_tokens, found.prompt_tokens, found.active, alive=found.alive)
+        return WorkerStats(found.generated_tokens, found.prompt_tokens, found.active, alive=found.alive, reads=True)
 
     async def post(self, path: str, body: bytes, content_type: str) -> tuple[int, str, bytes]:  # noqa: ARG002
         """mlx_lm.server completes text and nothing else."""

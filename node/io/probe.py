@@ -208,12 +208,12 @@ class Probe:
         except psutil.Error:
             return 0
 
-    def worker_bytes(self, pid: int) -> int:
-        """What a process and its children take of memory: proportional set size on Linux, physical footprint on
+    def worker_bytes(self, pid: int, *, children: bool = False) -> int:
+        """What a process (and its children) takes of memory: proportional set size on Linux, physical footprint on
         macOS; 0 when it is gone or not ours to look at."""
         try:
             processes = [psutil.Process(pid)]
-            processes += processes[0].children(recursive=True)
+            processes += processes[0].children(recursive=True) if children else []
         except psutil.Error:
             return 0
         return sum(self._footprint(process) for process in processes)

@@ -29,7 +29,7 @@ class Meter:
     """Counts what passes through a worker that cannot tell: one data block is about one token."""
 
     def __init__(self) -> None:
-        self._generated = self._prompt = self._active = 0
+        self._generated = self._prompt = self._active = self._signs = 0
 
     async def measured(self, blocks: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
         """The blocks, counted on their way."""
@@ -40,7 +40,9 @@ class Meter:
                     found = usage_of(block)
                     if found is not None:
                         self._prompt += found.usage.prompt
-                    elif not is_comment(block):
+                    elif is_comment(block):
+                        self._signs += 1
+                    else:
                         self._generated += 1
                     yield block
         finally:
@@ -48,7 +50,8 @@ class Meter:
 
     def stats(self, *, why_dead: str = "") -> WorkerStats:
         """The counters so far."""
-        return WorkerStats(self._generated, self._prompt, self._active, alive=not why_dead, why=why_dead)
+        alive = not why_dead
+        return WorkerStats(self._generated, self._prompt, self._active, alive, why_dead, self._signs)
 
 
 class ServerWorker(ABC):
@@ -192,6 +195,10 @@ class ServerWorker(ABC):
     async def post(self, path: str, body: bytes, content_type: str) -> tuple[int, str, bytes]:
         """Worker.post."""
         return await self.upstream.post(path, body, content_type)
+
+    async def probe(self) -> None:
+        """Worker.probe."""
+        await self.upstream.probe(chat_first=True)
 
     async def stats(self) -> WorkerStats:
         """Worker.stats, by our own count."""
