@@ -180,7 +180,7 @@ def status_of(report: NodeReport, rtt_s: float = 0.0, foreign_in_flight: int = 0
             load_s=m.load_s,
             cache_tokens=m.cache_tokens,
             cache_seqs=m.cache_seqs,
-            error=m.error or (m.waits_for if m.state is ModelState.DOWNLOADING else ""),
+            error=m.error or "",
         )
         for m in report.models
     )

@@ -151,9 +151,9 @@ class Hosted:
         spec, state = self.spec, ModelState.FAILED if self.problem else self.lifecycle.state
         if state is ModelState.READY and self.queue.in_flight:
             state = ModelState.BUSY
-        undone = self.download.text() if self.download and self.download.failed else ""
-        if self.download is not None and not self.problem:
-            state = ModelState.FAILED if undone else ModelState.DOWNLOADING
+        download = self.download
+        if download is not None and not self.problem:
+            state = ModelState.FAILED if download.failed else ModelState.DOWNLOADING
         cached = spec.engine == "mlx-lm"
         return ModelReport(
             name=spec.name,
@@ -169,15 +169,14 @@ class Hosted:
             prefill_tps=self.speed.prefill_tps,
             decode_tps=self.speed.decode_tps,
             resume=self.engine.resume if self.engine else Resume.NO,
-            error=self.problem or undone or self.error,
+            error=self.problem or (download.text() if download else self.error),
             load_s=self.load_s,
             cache_tokens=self.footprint.cache_tokens if cached else 0,
             cache_seqs=self._settings.cache_seqs if cached else 0,
             context=self.context,
             paths=spec.paths,
             fallback=spec.fallback,
-            progress=self.download.progress.share if self.download and not undone else None,
-            waits_for=self.download.text() if self.download else "",
+            progress=download.progress.share if download and not download.failed else None,
             measured_bytes=self.footprint.measured,
         )
 
