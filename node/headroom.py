@@ -67,6 +67,12 @@ def default_budget(memory_bytes: int, working_set_bytes: int = 0) -> int:
     return min(budget, working_set_bytes) if working_set_bytes else budget
 
 
+def default_idle_s(memory_bytes: int) -> float:
+    """Seconds an unused model is kept: 10, 5 or 3 minutes (>= 64, 24-63, < 24 GB)."""
+    gib = memory_bytes / GIB
+    return 600.0 if gib >= 64 else 300.0 if gib >= 24 else 180.0
+
+
 def load_s(weight_bytes: int, disk_bytes_per_s: float, fixed_s: float) -> float:
     """Expected seconds from absent to ready: reading the weights, plus a part that does not depend on them."""
     return fixed_s + weight_bytes / disk_bytes_per_s

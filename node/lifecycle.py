@@ -28,6 +28,13 @@ class Unwanted(Struct, frozen=True):
     why: str
 
 
+class Evicted(Struct, frozen=True):
+    """It leaves memory now; nothing is in flight. `again`: somebody waits for it already, so it comes back."""
+
+    why: str
+    again: bool = False
+
+
 class Begun(Struct, frozen=True):
     """After `Start`: its memory is reserved and it is its turn to load; the limit of a start counts from here."""
 
@@ -66,7 +73,9 @@ class Tick(Struct, frozen=True):
     pass
 
 
-LifecycleEvent: TypeAlias = Wanted | Unwanted | Begun | NoRoom | Started | StartFailed | Exited | Quiet | Gone | Tick
+LifecycleEvent: TypeAlias = (
+    Wanted | Unwanted | Evicted | Begun | NoRoom | Started | StartFailed | Exited | Quiet | Gone | Tick
+)
 
 # Effects
 
@@ -112,6 +121,16 @@ class Lifecycle:
         return self._worker
 
     @property
+    def emptied(self) -> bool:
+        """Its unloading has gone so far that nothing can stop it: wanted now, it starts again after that."""
+        return self.state is ModelState.DRAINING and self._ending
+
+    @property
+    def comes_back(self) -> bool:
+        """It is being unloaded, and wanted again."""
+        return self.state is ModelState.DRAINING and self._wanted
+
+    @property
     def _starting(self) -> bool:
         return self.state is ModelState.LOADING and self._worker and not self._ending
 
@@ -121,6 +140,11 @@ class Lifecycle:
                 return self._want(afresh, now)
             case Unwanted(why):
                 return self._unwant(why)
+            case Evicted(why, again) if self.state is ModelState.READY:
+                self._wanted = again
+                return [*self._become(ModelState.DRAINING, why), *self._end()]
+            case Evicted():
+                return []  # It is ending already.
             case Begun() | NoRoom() | Started() | StartFailed():
                 return self._of_start(event, now) if self._starting else []  # Else: of one given up already.
             case Exited(why) if self.state is ModelState.READY:

@@ -62,6 +62,7 @@ class Memory(Struct, frozen=True, kw_only=True):
     budget_bytes: int = 0
     used_bytes: int = 0
     headroom_bytes: int = 0
+    evictable_bytes: int | None = None  # what models hold that may be unloaded for another; None: none ever is
     pressure: Pressure = Pressure.NORMAL
 
 
@@ -159,6 +160,7 @@ class NodeStatus(Struct, frozen=True, kw_only=True):
     chip: str = "unknown"
     bandwidth: float = 0.0
     headroom_bytes: int = 0
+    evictable_bytes: int | None = None  # room that can be had there besides: it holds requests until it is; None: none
     pressure: Pressure = Pressure.NORMAL
     draining: bool = False
     rtt_s: float = 0.0
@@ -190,6 +192,7 @@ def status_of(report: NodeReport, rtt_s: float = 0.0, foreign_in_flight: int = 0
         chip=report.hardware.chip,
         bandwidth=report.hardware.bandwidth,
         headroom_bytes=report.memory.headroom_bytes,
+        evictable_bytes=report.memory.evictable_bytes,
         pressure=report.memory.pressure,
         draining=report.draining,
         rtt_s=rtt_s,

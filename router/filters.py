@@ -48,12 +48,14 @@ def unfit(
 def _unfit_load(status: NodeStatus, model: ModelStatus, promised_bytes: int) -> Unfit | None:
     if status.pressure is Pressure.CRITICAL:
         return Unfit("memory pressure is critical there, and it would have to load the model")
-    left = status.headroom_bytes - promised_bytes
-    if model.size_bytes > left:
-        return Unfit(
-            f"absent and does not fit: needs {model.size_bytes / 1e9:.1f} GB, headroom {max(0, left) / 1e9:.1f} GB"
-        )
-    return None
+    left = max(0, status.headroom_bytes - promised_bytes)
+    if model.size_bytes <= left:
+        return None
+    # A node that evicts holds the request until others have gone, those that our own grants make it load included.
+    possible = left if status.evictable_bytes is None else status.headroom_bytes + status.evictable_bytes
+    if model.size_bytes <= possible:
+        return None
+    return Unfit(f"absent and does not fit: needs {model.size_bytes / 1e9:.1f} GB, headroom {possible / 1e9:.1f} GB")
 
 
 def names(statuses: Iterable[NodeStatus]) -> list[str]:

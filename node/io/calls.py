@@ -25,6 +25,8 @@ class Call(Struct, frozen=True, kw_only=True):
     """What an edge asks this node to run. `model` is MODEL.name here, `path` is below /v1, `body` the client's own.
 
     `wants_usage` keeps the usage event in the stream; `deadline_s` seconds left of the client's patience.
+    `keep_alive` seconds its model stays in memory after this (infinite: for ever; None: as before); `alone`: no other
+    node could answer it, so it is held here until its deadline if need be.
     """
 
     id: RequestId
@@ -36,6 +38,8 @@ class Call(Struct, frozen=True, kw_only=True):
     wants_usage: bool = False
     content_type: str = "application/json"
     deadline_s: float
+    keep_alive: float | None = None
+    alone: bool = False
 
 
 class _Details(Struct):
@@ -78,7 +82,7 @@ class AdmittedCall:
     reading of the worker.
     """
 
-    def __init__(self, call: Call, model: str, settings: NodeSettings, hold_until: float | None) -> None:
+    def __init__(self, call: Call, model: str, settings: NodeSettings, too_late: Callable[[float], NodeError]) -> None:
         self._clock = asyncio.get_running_loop().time
         self._settings = settings
         self._out: asyncio.Queue[bytes | None] = asyncio.Queue(settings.stream_blocks)
@@ -86,7 +90,8 @@ class AdmittedCall:
         self._pump: asyncio.Task[None] | None = None
         self.call, self.model = call, model  # MODEL.name, which `call.model` may be an alias of
         self.key: Key = (call.id, call.attempt)
-        self.hold_until = hold_until  # while its model is loading: how long it waits for that
+        self.hold_until: float | None = None  # while its model is not in memory: how long it waits for that
+        self._too_late = too_late  # given the seconds waited: what to say then
         self.admitted_at = self._clock()
         self.started_at: float | None = None
         self.first_at: float | None = None  # first `data:` block
@@ -120,9 +125,10 @@ class AdmittedCall:
                 raise self._error
             self._check_patience()
             try:
-                async with asyncio.timeout(self._settings.alive_every_s):
+                async with asyncio.timeout(self._patience_s()):
                     block = await self._out.get()
             except TimeoutError:
+                self._check_patience()
                 return ALIVE
             if block is not None:
                 return block
@@ -138,12 +144,16 @@ class AdmittedCall:
             self._pump.cancel()
             await asyncio.wait({self._pump}, timeout=self._settings.close_limit_s)
 
+    def _patience_s(self) -> float:
+        """Until the next sign of life, or until there will be no more to wait for."""
+        ends = self.deadline if self.hold_until is None else min(self.deadline, self.hold_until)
+        return max(0.0, min(self._settings.alive_every_s, ends - self._clock()))
+
     def _check_patience(self) -> None:
         """Raises NodeError(NODE_BUSY): not a failure of the model, the mesh plans again or gives up itself."""
         now = self._clock()
         if self.hold_until is not None and now >= self.hold_until:
-            waited_s = now - self.admitted_at
-            raise NodeError(NodeErrorCode.NODE_BUSY, f"{self.model} is still loading after {waited_s:.0f} s")
+            raise self._too_late(now - self.admitted_at)
         if now >= self.deadline:
             doing = "waiting for a slot" if self.started_at is None else "running"
             raise NodeError(NodeErrorCode.NODE_BUSY, f"the request's deadline passed while it was {doing}")

@@ -21,7 +21,8 @@ from node.io.keeper import Keeper
 from node.io.measured import Measured
 from node.io.probe import Probe
 from node.lifecycle import Quiet, Unwanted
-from node.rail import Budget, load_order
+from node.rail import load_order
+from node.rail_events import Budget, Ended, Gap
 from node.settings import NodeSettings
 from node.types import Hardware, Memory, ModelReport, ModelState, Pressure, RunningReport
 
@@ -47,11 +48,12 @@ class Host:
         self._settings, self._engines, self._report, self._probe = settings, engines, report, probe
         self._on_change = changed
         self._measured = measured or Measured()
-        self._keeper = Keeper(settings, report, self._changed, self._ended)
+        self._keeper = Keeper(settings, report, self._changed, self._ended, probe)
         self._fetching = Fetching(settings, report, self._changed, self._arrived)
         self._models: dict[str, Hosted] = {}
         self._leaving: list[Hosted] = []  # removed or replaced, until their worker is gone
         self._hardware, self._pressure = Hardware(), Pressure.NORMAL
+        self._working_set = 0
         self._up = asyncio.Event()
         self._applying = asyncio.Lock()
         self._news = asyncio.Event()  # replaced on every change
@@ -68,6 +70,7 @@ class Host:
             budget_bytes=rail.budget_bytes,
             used_bytes=rail.used_bytes,
             headroom_bytes=rail.headroom_bytes,
+            evictable_bytes=rail.evictable_bytes,
             pressure=self._pressure,
         )
 
@@ -111,11 +114,8 @@ class Host:
     async def _look(self) -> NoReturn:
         """Looks what the machine is, then again and again how it is."""
         self._hardware = await asyncio.to_thread(self._probe.hardware)
-        budget = self._settings.memory_budget_bytes
-        if not budget:
-            working_set = await asyncio.to_thread(self._probe.working_set_bytes)
-            budget = headroom.default_budget(self._hardware.memory_bytes, working_set)
-        self._keeper.rail_step(Budget(budget))
+        self._working_set = await asyncio.to_thread(self._probe.working_set_bytes)
+        self._set_bounds()
         self._up.set()
         self._changed()
         while True:
@@ -124,6 +124,24 @@ class Host:
                 self._pressure = pressure
                 self._changed()
             await asyncio.sleep(self._settings.probe_every_s)
+
+    def retune(self, settings: NodeSettings) -> None:
+        """`memory-budget`, `request-gap` and `idle-timeout` are as in `settings` from now on."""
+        self._settings = settings
+        if self._up.is_set():
+            self._set_bounds()
+            self._changed()
+
+    def _set_bounds(self) -> None:
+        """Tells the rail what the settings say, or what fits this machine where they say nothing."""
+        settings, memory_bytes = self._settings, self._hardware.memory_bytes
+        idle_s = settings.idle_timeout_s
+        self._keeper.idle_s = headroom.default_idle_s(memory_bytes) if idle_s is None else idle_s
+        for model in self._models.values():
+            self._keeper.set_terms(model)
+        self._keeper.rail_step(Gap(settings.request_gap_s))
+        budget = settings.memory_budget_bytes or headroom.default_budget(memory_bytes, self._working_set)
+        self._keeper.rail_step(Budget(budget))
 
     def drain(self, reason: str) -> None:
         """Takes no new call; finishes what it has."""
@@ -166,6 +184,10 @@ class Host:
             pinned = frozenset(m.name for m in fresh if m.spec.pinned)
             for name in load_order({m.name: m.size_bytes for m in fresh}, pinned):
                 self._keeper.want(models[name])
+            for model in models.values():
+                self._keeper.set_terms(model)
+                if model.spec.pinned and model.lifecycle.state is ModelState.ABSENT:
+                    self._keeper.want(model)
             self._changed()
             for model in fresh:
                 if await model.take_fingerprint():
@@ -191,10 +213,20 @@ class Host:
         if model.download is not None:
             self._fetching.again(model)
             await self._until(lambda: not _coming(model) or self._models.get(model.name) is not model)
-        if self._models.get(model.name) is model:  # The stack file may have changed while its files were read.
-            self._keeper.want(model, afresh=True)
-        states = (ModelState.LOADING, ModelState.DRAINING)
-        await self._until(lambda: model.problem != "" or (not model.waits_for and model.lifecycle.state not in states))
+        model.loads += 1
+        try:
+            if self._models.get(model.name) is model:  # The stack file may have changed while its files were read.
+                self._keeper.want(model, afresh=True)
+            await self._until(lambda: model.name not in self._keeper.rail.line, self._keeper.hold_s(model))
+            if model.name in self._keeper.rail.line:
+                raise NodeError(NodeErrorCode.NODE_BUSY, f"{model.name} waits for room: it {model.held}")
+            states = (ModelState.LOADING, ModelState.DRAINING)
+            await self._until(
+                lambda: model.problem != "" or (not model.waits_for and model.lifecycle.state not in states)
+            )
+        finally:
+            model.loads -= 1
+            self._keeper.give_up(model)
         if failure := model.failure(_clock()):
             raise failure
         if model.lifecycle.state is not ModelState.READY:
@@ -255,19 +287,20 @@ class Host:
         if self.draining:
             raise NodeError(NodeErrorCode.DRAINING, f"this node is draining: {self.drain_reason}")
         model, now = self._find(call.model), _clock()
-        if model.lifecycle.state is ModelState.ABSENT:
-            self._keeper.want(model)
         if failure := model.failure(now):
             raise failure
-        state = model.lifecycle.state
-        if model.waits_for or state in (ModelState.ABSENT, ModelState.DRAINING):
-            why = model.error or ("it is being reloaded" if model.waits_for else "it is being unloaded")
+        lifecycle = model.lifecycle
+        absent = lifecycle.state is ModelState.ABSENT or lifecycle.emptied
+        if model.waits_for or not self._up.is_set() or (lifecycle.state is ModelState.DRAINING and not absent):
+            why = "it is being reloaded" if model.waits_for else lifecycle.why or "this node is starting"
             raise NodeError(NodeErrorCode.NODE_BUSY, f"{model.name}: {why}", retry_after_s=model.queue.retry_after_s())
         model.queue.admit((call.id, call.attempt), now)
-        hold_s = max(self._settings.hold_floor_s, self._settings.hold_factor * model.load_s)
-        hold_until = now + hold_s if state is ModelState.LOADING else None
-        admitted = AdmittedCall(call, model.name, self._settings, hold_until)
+        admitted = AdmittedCall(call, model.name, self._settings, model.too_late)
         model.calls[admitted.key] = admitted
+        if absent:
+            self._keeper.want(model)
+        if lifecycle.state is not ModelState.READY or self._keeper.rail.yields(model.name):
+            admitted.hold_until = self._keeper.hold_until(model, admitted)
         self._keeper.advance(model)
         self._changed()
         return model, admitted
@@ -289,6 +322,9 @@ class Host:
         self._keeper.advance(model)
         if not model.queue.in_flight:
             self._keeper.tell(model, Quiet())
+        if admitted.started_at is not None:
+            self._keeper.rail_step(Ended(model.name, model.queue.in_flight))
+        self._keeper.give_up(model)
         self._changed()
 
     # Small things
@@ -322,6 +358,8 @@ class Host:
                 if waiting.waits_for is model:
                     waiting.waits_for = None
                     self._keeper.want(waiting)
+            if model.name not in self._models:
+                self._keeper.forget(model)
         self._changed()
 
     def _find(self, name: str) -> Hosted:

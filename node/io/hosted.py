@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from msgspec import structs
 
@@ -35,6 +36,8 @@ class Hosted:
         self.timer: asyncio.TimerHandle | None = None
         self.state = ModelState.ABSENT  # the one last reported
         self.error: str | None = None  # why it failed, or why it had no room
+        self.held = ""  # what it waits for, while it waits for room
+        self.loads = 0  # `models load` commands that wait for it
         self.problem = spec.problem or ("" if engine else f"unknown engine {spec.engine!r}")
         self.waits_for: Hosted | None = None  # its predecessor of the same name, until that is gone
         self.download: Download | None = None  # of its weights; None: they are here, as far as we know
@@ -104,6 +107,11 @@ class Hosted:
             NodeErrorCode.MODEL_FAILED, f"{self.name}: {self.lifecycle.why or 'failed'}", retry_after_s=retry_s
         )
 
+    @property
+    def worth_waiting(self) -> bool:
+        """Whether it waits for room, and others may have to go for it: somebody waits for it, or it is pinned."""
+        return self.spec.pinned or self.loads > 0 or self.queue.queue_depth > 0
+
     def _not_here(self, download: Download, now: float) -> NodeError:
         """Its weights are being fetched: come back later, or elsewhere now."""
         s, wait_s = self._settings, download.wait_s(now)
@@ -115,6 +123,20 @@ class Hosted:
         """It is ready: its calls wait for a slot only."""
         for call in self.calls.values():
             call.hold_until = None
+
+    def hold(self, until: Callable[[Hosted, AdmittedCall], float]) -> None:
+        """It is unloaded before their turn: its waiting calls wait for another load."""
+        for call in self.calls.values():
+            if call.started_at is None and call.hold_until is None:
+                call.hold_until = until(self, call)
+
+    def too_late(self, waited_s: float) -> NodeError:
+        """For a call that was held as long as it may be: what it waited for. Not a failure: the mesh plans again."""
+        loading = self.lifecycle.state is ModelState.LOADING
+        what = f"waited {waited_s:.0f} s for room: it {self.held}" if self.held else f"waited {waited_s:.0f} s"
+        if loading and not self.held:
+            what = f"is still loading after {waited_s:.0f} s"
+        return NodeError(NodeErrorCode.NODE_BUSY, f"{self.name} {what}", retry_after_s=max(1.0, self.load_s))
 
     def fail_calls(self, *, in_flight: NodeError | None, waiting: NodeError) -> None:
         """Ends its calls; None leaves those in flight alone. Each leaves the line when its reader has heard."""
@@ -133,6 +155,7 @@ class Hosted:
 
     def worker_ended(self) -> None:
         self.worker = self.life = None
+        self.footprint.ended()
         self._ended_stats, self._stats = self.stats(), WorkerStats()
 
     def stats(self) -> WorkerStats:
@@ -151,6 +174,8 @@ class Hosted:
         spec, state = self.spec, ModelState.FAILED if self.problem else self.lifecycle.state
         if state is ModelState.READY and self.queue.in_flight:
             state = ModelState.BUSY
+        if state is ModelState.LOADING and self.held:
+            state = ModelState.ABSENT  # It waits for room: its load has not begun.
         download = self.download
         if download is not None and not self.problem:
             state = ModelState.FAILED if download.failed else ModelState.DOWNLOADING
@@ -176,6 +201,7 @@ class Hosted:
             context=self.context,
             paths=spec.paths,
             fallback=spec.fallback,
+            waits_for=self.held,
             progress=download.progress.share if download and not download.failed else None,
             measured_bytes=self.footprint.measured,
         )
