@@ -20,6 +20,7 @@ from aiohttp import web
 from mesh import config as configuration
 from mesh import stack
 from mesh.admin import admin_app
+from mesh.awake import Awake
 from mesh.chores import Stamps, rotate_logs, watch_files
 from mesh.config import Config, ConfigError
 from mesh.control import DaemonControl
@@ -106,6 +107,7 @@ class Daemon:
             probe=self.probe,
             measured=Measured(home.node / "measured.json"),
         )
+        self.awake = Awake()
         self.peers = PeerStore(home.mesh, self._note)
         self.membership = Membership(
             self.report(),
@@ -180,6 +182,7 @@ class Daemon:
                 for server in self._servers.values():
                     await server.close()
                 self.home.pid_file.unlink(missing_ok=True)
+                self.awake.close()
                 self.store.close()
                 self.events.close()
 
@@ -262,6 +265,7 @@ class Daemon:
                     await self._dirty.wait()
             self._dirty.clear()
             self.publish()
+            self.awake.look(self.edge.open_requests > 0 or bool(self.host.running()), time.monotonic())
             await asyncio.sleep(PUBLISH_GAP_S)
 
     def _send(self, node: str, frame: object) -> bool:
