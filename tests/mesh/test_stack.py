@@ -73,7 +73,10 @@ def test_the_older_stacks_file_works(home: Home) -> None:
     found = load(home, tier, which=nothing_installed)
     assert found.specs[0].engine == "mlx-lm"
     assert found.specs[0].command == ()
-    assert found.warnings == ("tier 'standard' has vllm_flags, but vllm-mlx is not installed: mlx-lm serves it",)
+    assert found.warnings == (
+        "no effect here, ignored in the stack file: quant",
+        "vllm_flags of 'standard': vllm-mlx is not installed, mlx-lm serves without them",
+    )
 
 
 def test_weights_are_looked_up_in_the_order_of_the_design(home: Home, tmp_path: Path) -> None:
