@@ -83,6 +83,7 @@ class Footprint:
         if self._fresh:
             self._fresh = False
             self._taken = Taken(taken_bytes, max(taken_bytes, known.peak_bytes))
+            self.reserved = max(self.reserved, self._sized())  # A guess too low is not its worker's leak.
         elif not grown and taken_bytes > known.peak_bytes * 1.02:
             self._taken = Taken(known.base_bytes or taken_bytes, taken_bytes)
         else:

@@ -21,6 +21,7 @@ from node.io.keeper import Keeper
 from node.io.measured import Measured
 from node.io.probe import Probe
 from node.lifecycle import Quiet, Unwanted
+from node.openai import runs_alone
 from node.rail import load_order
 from node.rail_events import Budget, Ended, Gap
 from node.settings import NodeSettings
@@ -294,7 +295,8 @@ class Host:
         if model.waits_for or not self._up.is_set() or (lifecycle.state is ModelState.DRAINING and not absent):
             why = "it is being reloaded" if model.waits_for else lifecycle.why or "this node is starting"
             raise NodeError(NodeErrorCode.NODE_BUSY, f"{model.name}: {why}", retry_after_s=model.queue.retry_after_s())
-        model.queue.admit((call.id, call.attempt), now)
+        alone = model.spec.engine == "mlx-lm" and call.path in STREAMED and runs_alone(call.body)
+        model.queue.admit((call.id, call.attempt), now, alone=alone)
         admitted = AdmittedCall(call, model.name, self._settings, model.too_late)
         model.calls[admitted.key] = admitted
         if absent:

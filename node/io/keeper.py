@@ -111,7 +111,7 @@ class Keeper:
     def hold_until(self, model: Hosted, call: AdmittedCall) -> float:
         """How long `call` may wait for its model to load: as the grant says; on a node alone until the client's own
         deadline, since nobody else can answer it."""
-        latest = call.deadline - min(self._settings.hold_margin_s, call.call.deadline_s / 2)
+        latest = call.deadline - min(self._settings.hold_margin_s, 0.05 * call.call.deadline_s)
         return latest if call.call.alone else min(latest, _clock() + self.hold_s(model))
 
     def hold_s(self, model: Hosted) -> float:

@@ -119,15 +119,19 @@ class Watch:
         return ""
 
     async def _measure(self, pid: int, now: float) -> None:
-        footprint = self._model.footprint
         self._measure_at = now + self._settings.measure_every_s * (_IDLE_FACTOR if self._idle else 1)
-        taken = await asyncio.to_thread(self._probe.worker_bytes, pid, children=self._model.spec.engine == "command")
-        if not taken:
-            return
-        grown = footprint.grown(taken)
-        if footprint.see(taken, grown=grown):
-            await asyncio.to_thread(footprint.remember)
-        self._measured(self._model)
-        if grown and self._idle and not self._recycled:
+        taken, footprint = await weigh(self._model, pid, self._probe), self._model.footprint
+        if taken:
+            self._measured(self._model)
+        if footprint.grown(taken) and self._idle and not self._recycled:
             self._recycled = True
             self._recycle(self._model, f"it takes {gigabytes(taken)}, {gigabytes(footprint.reserved)} were reserved")
+
+
+async def weigh(model: Hosted, pid: int, probe: Probe) -> int:
+    """Measures what the worker `pid` takes and remembers it; bytes, 0 when that cannot be had."""
+    footprint = model.footprint
+    taken = await asyncio.to_thread(probe.worker_bytes, pid, children=model.spec.engine == "command")
+    if taken and footprint.see(taken, grown=footprint.grown(taken)):
+        await asyncio.to_thread(footprint.remember)
+    return taken

@@ -68,6 +68,7 @@ class FakeWorker:
     async def post(self, path: str, body: bytes, content_type: str) -> tuple[int, str, bytes]:
         if path != "embeddings":
             raise NodeError(NodeErrorCode.PATH_NOT_SERVED, f"no {path} here")
+        await self._engine.may_post.wait()
         return 200, content_type, body[::-1]
 
     async def probe(self) -> None:
@@ -99,6 +100,8 @@ class FakeEngine:
         self.may_stop = asyncio.Event()
         self.may_stop.set()
         self.start_errors: list[Exception] = []
+        self.may_post = asyncio.Event()
+        self.may_post.set()
         self.may_probe = asyncio.Event()
         self.may_probe.set()
         self.probe_errors: list[Exception] = []

@@ -12,6 +12,7 @@ from node.openai import (
     is_comment,
     is_done,
     rename_request,
+    runs_alone,
     usage_of,
     with_model,
 )
@@ -155,3 +156,18 @@ def test_chunks_are_renamed_and_nothing_else_changes() -> None:
     assert with_model(b": note\n" + block, "mine") == b": note\n" + block.replace(b"/path/x", b"mine")
     for other in (b": x\n\n", b"data: [DONE]\n\n", b'data: {"x":{"model":"y"}}\n\n'):
         assert with_model(other, "mine") == other
+
+
+@pytest.mark.parametrize(
+    ("body", "alone"),
+    [
+        (b'{"prompt": "a", "seed": 0}', True),
+        (b'{"prompt": "a", "seed": null}', False),
+        (b'{"prompt": "a \\"seed\\": 1"}', False),
+        (b'{"messages": [{"role": "user", "content": "x", "seed": 1}]}', False),
+        (b'{"seed": ', False),
+        (b"{}", False),
+    ],
+)
+def test_seeded_requests_run_alone(body: bytes, alone: bool) -> None:
+    assert runs_alone(body) is alone
