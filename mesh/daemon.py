@@ -69,6 +69,14 @@ def program_version() -> str:
         return "0+unknown"
 
 
+def node_settings(config: Config) -> NodeSettings:
+    return NodeSettings(
+        memory_budget_bytes=config.memory_budget or 0,
+        request_gap_s=config.request_gap,
+        idle_timeout_s=config.idle_timeout,
+    )
+
+
 class Daemon:
     """One node. Build it, `await run()`; `stop()` ends it in order. Not reusable.
 
@@ -81,7 +89,7 @@ class Daemon:
         self.id = node_id(home.root, self._note)
         self.boot = secrets.token_hex(4)
         self.started_at, self._started = utc(time.time()), time.monotonic()
-        self.warnings: list[str] = list(config.warnings)
+        self.warnings: list[str] = []
         self.no_stack = False
         self.stamps = Stamps(home.config, home.stack)
         self.leaving = ""  # why this node takes no more of the mesh's requests, while it leaves
@@ -96,7 +104,7 @@ class Daemon:
         self.observer = Observer(metrics=self.metrics, store=self.store, events=self.events)
         engine_settings = EngineSettings()
         self.host = Host(
-            settings=NodeSettings(memory_budget_bytes=config.memory_budget or 0),
+            settings=node_settings(config),
             engines={
                 "mlx-lm": MlxEngine(engine_settings, logs=home.logs, registry=self.registry),
                 "command": CommandEngine(engine_settings, logs=home.logs, registry=self.registry),
@@ -344,9 +352,10 @@ class Daemon:
     def _read_stack(self) -> tuple[ModelSpec, ...]:
         found = stack.load(self.home, self.config, tiers=self.tiers)
         self.no_stack = not found.found
-        self.warnings = [*self.config.warnings, *found.warnings]
-        for warning in found.warnings:
-            self._note(warning)
+        before, self.warnings = self.warnings, [*self.config.warnings, *found.warnings]
+        for warning in self.warnings:
+            if warning not in before:
+                self._note(warning)
         return found.specs
 
     async def reload(self) -> list[str]:
@@ -358,6 +367,7 @@ class Daemon:
         later = [k.name for k in configuration.KEYS if k.name in changed and k.applies != "at once"]
         if later:
             self._note(f"takes effect at the next start: {', '.join(later)}")
+        self.host.retune(node_settings(config))
         await self.switch_mesh(config)
         await self.host.apply(specs)
         return changed

@@ -41,9 +41,10 @@ _DETAIL_FIELDS = (
 
 
 def model_json(model: ModelReport) -> Json:
-    """MODEL of DESIGN section 4."""
+    """MODEL of DESIGN section 4; its `error` also says who is in the way of a model that waits for room."""
     fields = msgspec.to_builtins(model)
-    return {name: fields[name] for name in _MODEL_FIELDS}
+    waits = f"waits for room: {model.waits_for}" if model.waits_for else None
+    return {**{name: fields[name] for name in _MODEL_FIELDS}, "error": model.error or waits}
 
 
 def model_details(model: ModelReport) -> Json:
