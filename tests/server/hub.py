@@ -31,7 +31,7 @@ class Repo:
         self.token = ""  # who may have the files; "": anybody
         self.private = False  # nobody without the token may even know of it
         self.bytes_per_s = 0.0  # 0: as fast as it goes
-        self.cuts: list[int] = []  # bytes after which the next answers break off, first come first
+        self.cuts: dict[str, list[int]] = {}  # by file: bytes after which its next answers break off
         self.hold = threading.Event()  # cleared: storage sends its first block and waits
         self.hold.set()
         self.wrong_length: set[str] = set()  # these say one length at first, and send another
@@ -62,8 +62,7 @@ class Hub:
         class Handler(_Handler):
             of = hub
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def add(self, name: str, folder: Path) -> Repo:
@@ -87,6 +86,13 @@ class Hub:
             self._server.shutdown()
             self._server.server_close()
             thread.join()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *_: Any) -> None:
+        """Callers that are killed reset their connections: nothing to print."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -191,7 +197,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._body(repo, file, data[start:])
 
     def _body(self, repo: Repo, file: str, data: bytes) -> None:
-        cut = repo.cuts.pop(0) if repo.cuts and repo.lfs(file) else len(data)
+        cuts = repo.cuts.get(file)
+        cut = cuts.pop(0) if cuts else len(data)
         for offset in range(0, min(cut, len(data)), BLOCK):
             block = data[offset : min(offset + BLOCK, cut)]
             self.wfile.write(block)
