@@ -16,6 +16,7 @@ from node import rail_events
 from node.errors import NodeError, NodeErrorCode
 from node.facts import ModelFact, NodeFact, WorkerFact
 from node.io.calls import AdmittedCall
+from node.io.diagnosis import cause_of
 from node.io.engine import Worker
 from node.io.hosted import Hosted
 from node.io.probe import Probe
@@ -186,7 +187,12 @@ class Keeper:
                 model.error = None
         self._report(
             ModelFact(
-                model=model.name, state=change.state, why=change.why, load_s=change.load_s, retry_s=change.retry_s
+                model=model.name,
+                state=change.state,
+                why=change.why,
+                cause=cause_of(change.why) if change.state is ModelState.FAILED else "",
+                load_s=change.load_s,
+                retry_s=change.retry_s,
             )
         )
         self._changed()

@@ -18,7 +18,7 @@ pytest.importorskip("mlx_lm")
 
 from mlx_lm import __version__, server
 
-from node.io.mlx_worker import Call, CallerGoneError, Counters, Tap, misfit
+from node.io.mlx_worker import Call, CallerGoneError, Counters, PromptCache, Tap, misfit
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -139,3 +139,35 @@ def test_a_dead_generation_thread_ends_the_process_with_its_reason() -> None:
     )
     assert done.returncode == 70
     assert done.stderr.splitlines()[-1] == "mlx_worker: generation thread died: RuntimeError: the GPU is on fire"
+
+
+class Kept:
+    """What one layer keeps of a text."""
+
+    def __init__(self, nbytes: int) -> None:
+        self.nbytes = nbytes
+
+    def is_trimmable(self) -> bool:
+        return True
+
+
+def test_the_prompt_cache_stays_within_its_bytes_on_every_insertion() -> None:
+    cache = PromptCache(1000, 100)
+    for number in range(20):
+        cache.insert_cache("m", [number, number + 1], [Kept(20), Kept(10)])
+        assert cache.nbytes <= 100
+    assert len(cache) == 3
+    found, rest = cache.fetch_nearest_cache("m", [19, 20, 21])
+    assert found is not None, "the newest is kept"
+    assert rest == [21]
+
+
+def test_what_is_in_use_counts_too() -> None:
+    cache = PromptCache(1000, 100)
+    cache.batch = SimpleNamespace(prompt_cache_nbytes=60)
+    for number in range(5):
+        cache.insert_cache("m", [number], [Kept(30)])
+    assert cache.nbytes == 30
+    cache.batch = SimpleNamespace(prompt_cache_nbytes=500)
+    cache.insert_cache("m", [9], [Kept(30)])
+    assert cache.nbytes == 0
