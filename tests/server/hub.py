@@ -1,7 +1,7 @@
 """A small hub on loopback: what huggingface_hub asks of huggingface.co, and the ways in which it goes wrong.
 
 Repositories are folders. Large files answer as on the real hub: metadata at `/resolve/`, which redirects to an address
-of storage with ranges, where no token is wanted.
+of storage with ranges, where no token is wanted. `python -m tests.server.hub ADDRESS PORT ORG/NAME=FOLDER...` is one.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -38,21 +39,24 @@ class Repo:
         self.damaged: set[str] = set()  # these have the right length and other bytes
         self.ranges = True
         self.down = False  # 503 for everything
+        self._etags: dict[str, str] = {}
 
     def lfs(self, name: str) -> bool:
         return self.files[name].stat().st_size >= LFS_BYTES
 
     def etag(self, name: str) -> str:
-        data = self.files[name].read_bytes()
-        if self.lfs(name):
-            return hashlib.sha256(data).hexdigest()
-        return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+        """As git and the hub make it."""
+        if name not in self._etags:
+            data = self.files[name].read_bytes()
+            blob = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False)
+            self._etags[name] = (hashlib.sha256(data) if self.lfs(name) else blob).hexdigest()
+        return self._etags[name]
 
 
 class Hub:
     """The server. `asked` are its requests in order: method, path, range; `sent` bytes of storage by file."""
 
-    def __init__(self) -> None:
+    def __init__(self, address: str = "127.0.0.1", port: int = 0) -> None:
         self.repos: dict[str, Repo] = {}
         self.asked: list[tuple[str, str, str]] = []
         self.tokens: list[str] = []  # of all requests to storage: none may have one
@@ -62,8 +66,8 @@ class Hub:
         class Handler(_Handler):
             of = hub
 
-        self._server = _Server(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        self._server = _Server((address, port), Handler)
+        self.url = f"http://{address}:{self._server.server_address[1]}"
 
     def add(self, name: str, folder: Path) -> Repo:
         self.repos[name] = Repo(folder)
@@ -176,38 +180,38 @@ class _Handler(BaseHTTPRequestHandler):
         if query.get("signature") != ["secret"]:
             self._say(403, {"error": "not signed"})
             return
-        self._send(repo, file, {"ETag": '"storage"'})
+        about = {"X-Repo-Commit": COMMIT, "X-Linked-Etag": f'"{repo.etag(file)}"', "ETag": '"storage"'}
+        self._send(repo, file, about)
 
     def _send(self, repo: Repo, file: str, about: Mapping[str, str]) -> None:
-        data = repo.files[file].read_bytes()
-        if file in repo.damaged:
-            data = data[:-1] + bytes([data[-1] ^ 1])
-        if file in repo.wrong_length:
-            data = data[: len(data) // 2]
+        size = repo.files[file].stat().st_size // (2 if file in repo.wrong_length else 1)
         start = 0
         if (asked := re.fullmatch(r"bytes=(\d+)-", self.headers.get("range", ""))) and repo.ranges:
             start = int(asked[1])
-        if start >= len(data) and start:
-            self._say(416, {"error": "no such range"}, {"Content-Range": f"bytes */{len(data)}"})
+        if start >= size and start:
+            self._say(416, {"error": "no such range"}, {"Content-Range": f"bytes */{size}"})
             return
-        length = len(data) - start
-        partly = {"Content-Range": f"bytes {start}-{len(data) - 1}/{len(data)}"} if start else {}
-        self._head(206 if start else 200, {**about, **partly, "Content-Length": str(length)})
+        partly = {"Content-Range": f"bytes {start}-{size - 1}/{size}"} if start else {}
+        self._head(206 if start else 200, {**about, **partly, "Content-Length": str(size - start)})
         if self.command == "GET":
-            self._body(repo, file, data[start:])
+            self._body(repo, file, start, size)
 
-    def _body(self, repo: Repo, file: str, data: bytes) -> None:
+    def _body(self, repo: Repo, file: str, start: int, end: int) -> None:
         cuts = repo.cuts.get(file)
-        cut = cuts.pop(0) if cuts else len(data)
-        for offset in range(0, min(cut, len(data)), BLOCK):
-            block = data[offset : min(offset + BLOCK, cut)]
-            self.wfile.write(block)
-            self.of.sent[file] = self.of.sent.get(file, 0) + len(block)
-            if repo.lfs(file):
-                repo.hold.wait()
-            if repo.bytes_per_s:
-                time.sleep(len(block) / repo.bytes_per_s)
-        if cut < len(data):
+        cut = min(end, start + cuts.pop(0)) if cuts else end
+        with repo.files[file].open("rb") as data:
+            data.seek(start)
+            while (here := data.tell()) < cut:
+                block = data.read(min(BLOCK, cut - here))
+                if file in repo.damaged and data.tell() == end:
+                    block = block[:-1] + bytes([block[-1] ^ 1])
+                self.wfile.write(block)
+                self.of.sent[file] = self.of.sent.get(file, 0) + len(block)
+                if repo.lfs(file):
+                    repo.hold.wait()
+                if repo.bytes_per_s:
+                    time.sleep(len(block) / repo.bytes_per_s)
+        if cut < end:
             self.close_connection = True
 
     def _say(self, status: int, body: Any, about: Mapping[str, str] | None = None) -> None:
@@ -221,3 +225,15 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in headers.items():
             self.send_header(name, value)
         self.end_headers()
+
+
+if __name__ == "__main__":
+    hub = Hub(sys.argv[1], int(sys.argv[2]))
+    for repository in sys.argv[3:]:
+        name, _, folder = repository.partition("=")
+        repo = hub.add(name, Path(folder))
+        for file in repo.files:
+            repo.etag(file)
+    with hub.running():
+        print(hub.url, flush=True)
+        threading.Event().wait()
