@@ -23,9 +23,10 @@ class Wanted(Struct, frozen=True):
 
 
 class Unwanted(Struct, frozen=True):
-    """It should leave memory; what it is answering may finish first (tell `Quiet` then)."""
+    """It should leave memory; what it is answering may finish first (tell `Quiet` then). `cause`: of ModelFact."""
 
     why: str
+    cause: str = ""
 
 
 class Evicted(Struct, frozen=True):
@@ -33,6 +34,7 @@ class Evicted(Struct, frozen=True):
 
     why: str
     again: bool = False
+    cause: str = ""
 
 
 class Begun(Struct, frozen=True):
@@ -95,6 +97,7 @@ class Changed(Struct, frozen=True):
     why: str = ""
     load_s: float | None = None
     retry_s: float | None = None
+    cause: str = ""  # why it leaves memory, in one word
 
 
 LifecycleEffect: TypeAlias = Start | Stop | Changed
@@ -107,6 +110,7 @@ class Lifecycle:
         self._settings = settings
         self.state = ModelState.ABSENT
         self.why = ""
+        self._cause = ""
         self.deadline: float | None = None  # of a start, of the next restart, or of the proof of health
         self.retry_at: float | None = None  # when a failed model is started again; None: not by itself
         self._wanted = False
@@ -138,11 +142,11 @@ class Lifecycle:
         match event:
             case Wanted(afresh):
                 return self._want(afresh, now)
-            case Unwanted(why):
-                return self._unwant(why)
-            case Evicted(why, again) if self.state is ModelState.READY:
+            case Unwanted(why, cause):
+                return self._unwant(why, cause)
+            case Evicted(why, again, cause) if self.state is ModelState.READY:
                 self._wanted = again
-                return [*self._become(ModelState.DRAINING, why), *self._end()]
+                return [*self._become(ModelState.DRAINING, why, cause=cause), *self._end()]
             case Evicted():
                 return []  # It is ending already.
             case Begun() | NoRoom() | Started() | StartFailed():
@@ -174,15 +178,15 @@ class Lifecycle:
             case _:
                 return []  # On its way already, or failed and waiting for its time.
 
-    def _unwant(self, why: str) -> list[LifecycleEffect]:
+    def _unwant(self, why: str, cause: str) -> list[LifecycleEffect]:
         self._wanted = False
         match self.state:
             case ModelState.READY:
-                return self._become(ModelState.DRAINING, why)
+                return self._become(ModelState.DRAINING, why, cause=cause)
             case ModelState.LOADING:
-                return [*self._become(ModelState.DRAINING, why), *self._end()]
+                return [*self._become(ModelState.DRAINING, why, cause=cause), *self._end()]
             case ModelState.FAILED:
-                return self._become(ModelState.ABSENT, why)
+                return self._become(ModelState.ABSENT, why, cause=cause)
             case _:
                 return []
 
@@ -237,7 +241,7 @@ class Lifecycle:
             case ModelState.DRAINING if self._wanted:
                 return self._start()
             case ModelState.DRAINING:
-                return self._become(ModelState.ABSENT, self.why)
+                return self._become(ModelState.ABSENT, self.why, cause=self._cause)
             case _:
                 return []
 
@@ -268,9 +272,10 @@ class Lifecycle:
         deadline: float | None = None,
         load_s: float | None = None,
         retry_s: float | None = None,
+        cause: str = "",
     ) -> list[LifecycleEffect]:
-        self.state, self.why, self.deadline = state, why, deadline
-        return [Changed(state, why, load_s, retry_s)]
+        self.state, self.why, self._cause, self.deadline = state, why, cause, deadline
+        return [Changed(state, why, load_s, retry_s, cause)]
 
 
 def backoff_s(settings: NodeSettings, failures: int) -> float:

@@ -91,6 +91,11 @@ class Rail:
         found = self._models.get(model)
         return found is not None and (found.ending or found.yielding)
 
+    def reserved_bytes(self, model: str) -> int:
+        """What is kept for it now."""
+        found = self._models.get(model)
+        return found.size_bytes if found is not None and found.reserved else 0
+
     def unloads_at(self, model: str) -> float | None:
         """When it is unloaded if nobody asks for it; None: not by itself, or not while it is busy."""
         found = self._models.get(model)

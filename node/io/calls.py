@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Final, Literal, TypeAlias
 
 import msgspec
 from msgspec import Struct
 
 from node.errors import NodeError, NodeErrorCode
+from node.facts import CallFact
 from node.io.engine import Worker
 from node.queue import Key
 from node.settings import NodeSettings
@@ -18,6 +19,7 @@ from node.types import NodeId, RequestId, Usage
 
 ALIVE: Final = b": alive\n\n"
 DONE: Final = b"data: [DONE]\n\n"
+Outcome: TypeAlias = Literal["ok", "busy", "failed", "cancelled"]
 STREAMED: Final = ("chat/completions", "completions")  # always streamed; all other paths are posts
 
 
@@ -97,6 +99,7 @@ class AdmittedCall:
         self.first_at: float | None = None  # first `data:` block
         self.last_at: float | None = None
         self.usage = Usage()
+        self.cold = False  # its model was not in memory when it came
         self.answer: tuple[int, str, bytes] | None = None  # of a post
 
     @property
@@ -137,6 +140,26 @@ class AdmittedCall:
             assert self._error is not None
             raise self._error
         return block
+
+    def fact(self, outcome: Outcome, error: NodeError | None, now: float) -> CallFact:
+        """What is reported of it when it is over."""
+
+        def ms(at: float | None) -> float | None:
+            return None if at is None else 1000.0 * (at - self.admitted_at)
+
+        return CallFact(
+            id=self.call.id,
+            attempt=self.call.attempt,
+            edge=self.call.edge,
+            model=self.model,
+            outcome=outcome,
+            error=None if error is None else f"{error.code}: {error.message}",
+            wait_ms=ms(self.started_at),
+            ttft_ms=ms(self.first_at),
+            total_ms=1000.0 * (now - self.admitted_at),
+            usage=self.usage,
+            cold=self.cold,
+        )
 
     async def close(self) -> None:
         """Closes the worker's stream, which cancels what it generates; waits a bounded time for that."""

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from typing import Literal, NoReturn, TypeAlias
+from typing import NoReturn
+
+from msgspec import structs
 
 from node import headroom
 from node.errors import NodeError, NodeErrorCode
-from node.facts import CallFact, ModelFact, NodeFact
-from node.io.calls import ALIVE, DONE, STREAMED, AdmittedCall, Call
+from node.facts import DrainFact, ModelFact, NodeFact, PressureFact
+from node.io.calls import ALIVE, DONE, STREAMED, AdmittedCall, Call, Outcome
 from node.io.engine import Engine, ModelSpec, WorkerStats
 from node.io.fetching import Fetching
 from node.io.footprint import Footprint
@@ -29,7 +31,6 @@ from node.types import Hardware, Memory, ModelReport, ModelState, Pressure, Runn
 
 __all__ = ["Call", "Host"]
 
-_Outcome: TypeAlias = Literal["ok", "busy", "failed", "cancelled"]
 _BUSY = (NodeErrorCode.NODE_BUSY, NodeErrorCode.DRAINING)
 
 
@@ -63,7 +64,16 @@ class Host:
     # What it says of itself
 
     def models(self) -> tuple[ModelReport, ...]:
-        return tuple(m.report() for m in self._models.values())
+        return tuple(self._shown(m) for m in self._models.values())
+
+    def _shown(self, model: Hosted) -> ModelReport:
+        rail = self._keeper.rail
+        at = rail.unloads_at(model.name)
+        return structs.replace(
+            model.report(),
+            reserved_bytes=rail.reserved_bytes(model.name),
+            unloads_in_s=None if at is None else round(max(0.0, at - _clock()), 1),
+        )
 
     def memory(self) -> Memory:
         rail = self._keeper.rail
@@ -123,6 +133,7 @@ class Host:
             pressure = await asyncio.to_thread(self._probe.pressure)
             if pressure is not self._pressure:
                 self._pressure = pressure
+                self._report(PressureFact(pressure=pressure, budget_bytes=self._keeper.rail.budget_bytes))
                 self._changed()
             await asyncio.sleep(self._settings.probe_every_s)
 
@@ -147,9 +158,17 @@ class Host:
     def drain(self, reason: str) -> None:
         """Takes no new call; finishes what it has."""
         self.draining, self.drain_reason = True, reason
+        self._report(DrainFact(phase="begun", why=reason))
+        self._note_drained()
         self._changed()
 
+    def _note_drained(self) -> None:
+        if self.draining and not any(m.calls for m in self._everyone()):
+            self._report(DrainFact(phase="drained"))
+
     def undrain(self) -> None:
+        if self.draining:
+            self._report(DrainFact(phase="ended"))
         self.draining, self.drain_reason = False, ""
         self._changed()
 
@@ -159,7 +178,7 @@ class Host:
         await self._until(lambda: not self.running(), grace_s)
         for model in self._everyone():
             model.fail_calls(in_flight=_stopped(), waiting=_stopped())
-            self._keeper.tell(model, Unwanted("stopping"))
+            self._keeper.tell(model, Unwanted("stopping", "stopping"))
             self._keeper.tell(model, Quiet())  # Whoever still reads gets the error; the worker need not wait for that.
         limit_s = self._settings.stop_grace_s + self._settings.close_limit_s
         await self._until(lambda: not any(m.lifecycle.has_worker for m in self._everyone()), limit_s)
@@ -237,7 +256,7 @@ class Host:
         """Returns when its process is gone; what it is answering finishes first. Raises NodeError when unknown."""
         model = self._find(name)
         await self._until(lambda: model.waits_for is None)
-        self._keeper.tell(model, Unwanted("it is being unloaded"))
+        self._keeper.tell(model, Unwanted("it is being unloaded", "asked"))
         leaving = (ModelState.DRAINING, ModelState.ABSENT)  # Else somebody wants it again.
         await self._until(lambda: not model.lifecycle.has_worker or model.lifecycle.state not in leaving)
 
@@ -249,7 +268,7 @@ class Host:
         """
         assert call.path in STREAMED
         model, admitted = self._admit(call)
-        outcome: _Outcome = "cancelled"
+        outcome: Outcome = "cancelled"
         error: NodeError | None = None
         try:
             yield ALIVE
@@ -269,7 +288,7 @@ class Host:
         """Another endpoint (embeddings, ...): the engine's status, content type and body. Raises NodeError."""
         assert call.path not in STREAMED
         model, admitted = self._admit(call)
-        outcome: _Outcome = "cancelled"
+        outcome: Outcome = "cancelled"
         error: NodeError | None = None
         try:
             while await admitted.next_block() != DONE:
@@ -299,6 +318,7 @@ class Host:
         model.queue.admit((call.id, call.attempt), now, alone=alone)
         admitted = AdmittedCall(call, model.name, self._settings, model.too_late)
         model.calls[admitted.key] = admitted
+        admitted.cold = lifecycle.state is not ModelState.READY
         if absent:
             self._keeper.want(model)
         if lifecycle.state is not ModelState.READY or self._keeper.rail.yields(model.name):
@@ -307,20 +327,21 @@ class Host:
         self._changed()
         return model, admitted
 
-    async def _close(self, model: Hosted, admitted: AdmittedCall, outcome: _Outcome, error: NodeError | None) -> None:
+    async def _close(self, model: Hosted, admitted: AdmittedCall, outcome: Outcome, error: NodeError | None) -> None:
         try:
             await admitted.close()
         finally:
             self._leave(model, admitted, outcome, error)
 
-    def _leave(self, model: Hosted, admitted: AdmittedCall, outcome: _Outcome, error: NodeError | None) -> None:
+    def _leave(self, model: Hosted, admitted: AdmittedCall, outcome: Outcome, error: NodeError | None) -> None:
         now = _clock()
         model.queue.leave(admitted.key, now)
         del model.calls[admitted.key]
         if outcome == "ok" and admitted.started_at and admitted.first_at and admitted.last_at:
             decode_s = admitted.last_at - admitted.first_at
             model.speed.learn(admitted.usage, admitted.first_at - admitted.started_at, decode_s)
-        self._report(_call_fact(admitted, model.name, outcome, error, now))
+        self._report(admitted.fact(outcome, error, now))
+        self._note_drained()
         self._keeper.advance(model)
         if not model.queue.in_flight:
             self._keeper.tell(model, Quiet())
@@ -347,7 +368,7 @@ class Host:
         """`model` is in the stack file no more: it finishes what it answers and goes."""
         self._leaving.append(model)
         model.waits_for = None  # Its turn will not come any more; who waits for it to load must hear that.
-        self._keeper.tell(model, Unwanted(f"it was {what} in the stack file"))
+        self._keeper.tell(model, Unwanted(f"it was {what} in the stack file", "removed"))
         if not model.lifecycle.has_worker:
             self._ended(model)
 
@@ -400,21 +421,3 @@ def _stopped() -> NodeError:
 
 def _clock() -> float:
     return asyncio.get_running_loop().time()
-
-
-def _call_fact(admitted: AdmittedCall, model: str, outcome: _Outcome, error: NodeError | None, now: float) -> CallFact:
-    def ms(at: float | None) -> float | None:
-        return None if at is None else 1000.0 * (at - admitted.admitted_at)
-
-    return CallFact(
-        id=admitted.call.id,
-        attempt=admitted.call.attempt,
-        edge=admitted.call.edge,
-        model=model,
-        outcome=outcome,
-        error=None if error is None else f"{error.code}: {error.message}",
-        wait_ms=ms(admitted.started_at),
-        ttft_ms=ms(admitted.first_at),
-        total_ms=1000.0 * (now - admitted.admitted_at),
-        usage=admitted.usage,
-    )

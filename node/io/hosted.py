@@ -36,6 +36,7 @@ class Hosted:
         self.timer: asyncio.TimerHandle | None = None
         self.state = ModelState.ABSENT  # the one last reported
         self.error: str | None = None  # why it failed, or why it had no room
+        self.last_error = ""  # why it failed the last time, however well it is now
         self.held = ""  # what it waits for, while it waits for room
         self.loads = 0  # `models load` commands that wait for it
         self.problem = spec.problem or ("" if engine else f"unknown engine {spec.engine!r}")
@@ -204,6 +205,7 @@ class Hosted:
             waits_for=self.held,
             progress=download.progress.share if download and not download.failed else None,
             measured_bytes=self.footprint.measured,
+            last_error=self.last_error,
         )
 
 

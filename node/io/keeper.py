@@ -129,7 +129,7 @@ class Keeper:
     def give_up(self, model: Hosted) -> None:
         """Takes it out of the line for room when nobody waits for it any more."""
         if model.name in self.rail.line and not model.worth_waiting:
-            self.tell(model, Unwanted("nobody waits for it any more"))
+            self.tell(model, Unwanted("nobody waits for it any more", "no_room"))
 
     def set_terms(self, model: Hosted) -> None:
         """Tells the rail what holds for `model` from now on."""
@@ -167,7 +167,7 @@ class Keeper:
                 self.set_terms(model)
                 self.advance(model)
             case ModelState.FAILED:
-                model.error = change.why
+                model.error = model.last_error = change.why
                 failed = NodeError(NodeErrorCode.MODEL_FAILED, text, retry_after_s=change.retry_s)
                 # Who only waited has not failed with it, unless what failed is the start it waited for.
                 again = NodeError(NodeErrorCode.NODE_BUSY, text, retry_after_s=change.retry_s)
@@ -190,7 +190,7 @@ class Keeper:
                 model=model.name,
                 state=change.state,
                 why=change.why,
-                cause=cause_of(change.why) if change.state is ModelState.FAILED else "",
+                cause=cause_of(change.why) if change.state is ModelState.FAILED else change.cause,
                 load_s=change.load_s,
                 retry_s=change.retry_s,
             )
@@ -228,8 +228,8 @@ class Keeper:
             case Held(why=why):
                 model.held = why
                 self._changed()
-            case Evict(why=why):
-                self.tell(model, Evicted(why, again=model.queue.queue_depth > 0))
+            case Evict(why=why, cause=cause):
+                self.tell(model, Evicted(why, again=model.queue.queue_depth > 0, cause=cause))
             case _:
                 assert_never(effect)
 
@@ -287,13 +287,16 @@ class Keeper:
             settings=self._settings,
             probe=self._probe,
             measured=self._measured,
-            recycle=lambda model, why: self.tell(model, Evicted(f"its worker is exchanged: {why}", again=True)),
+            recycle=self._recycle,
         )
         try:
             return await watch.run()
         except* Exception as faults:  # noqa: BLE001 - a fault in an engine fails its model, not the daemon
             why = "; ".join(f"{type(e).__name__}: {e}" for e in faults.exceptions)
         return why
+
+    def _recycle(self, model: Hosted, why: str) -> None:
+        self.tell(model, Evicted(f"its worker is exchanged: {why}", again=True, cause="recycled"))
 
     def _measured(self, model: Hosted) -> None:
         """What its worker takes is known better now."""
