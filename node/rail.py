@@ -141,7 +141,7 @@ class Rail:
             case Terms(_, pinned, keep_s, load_s):
                 model.pinned, model.keep_s, model.load_s = pinned, keep_s, load_s
             case Began(_, in_flight, keep_s):
-                model.in_flight = in_flight
+                model.in_flight, model.used = in_flight, True
                 model.session_keep_s = model.session_keep_s if keep_s is None else keep_s
                 model.demand, model.demand_at = model.wanted(self._half_life_s, now) + 1.0, now
             case Ended(_, in_flight):
@@ -364,6 +364,9 @@ class Rail:
         needs = f"needs {gigabytes(model.size_bytes)}, {free} of {budget} free"
         if model.size_bytes > self.budget_bytes:
             return f"{needs}: it can never fit (raise memory-budget, or take a smaller model)"
+        if self._hopeless(model):
+            pins = [f"{m.name} {gigabytes(m.size_bytes)}" for m in self._models.values() if m.reserved and m.pinned]
+            return f"{needs}: it can never fit beside what is pinned ({', '.join(pins)})"
         held = sorted((m for m in self._models.values() if m.reserved and m.size_bytes), key=lambda m: -m.size_bytes)
         parts = [f"{m.name} {gigabytes(m.size_bytes)} ({m.doing(self._gap_s, now)})" for m in held]
         before = self._line[: self._line.index(model.name)] if model.name in self._line else self._line

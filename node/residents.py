@@ -19,6 +19,7 @@ class Resident(Struct):
     session_keep_s: float | None = None  # the last keep_alive asked for, until it is unloaded
     reserved: bool = False
     ready_at: float | None = None  # None: not loaded, or loading
+    used: bool = False  # it has answered since it was loaded
     in_flight: int = 0
     idle_since: float = 0.0
     ending: bool = False  # Evict was said
@@ -44,8 +45,9 @@ class Resident(Struct):
 
     @property
     def expires_at(self) -> float | None:
-        """When it goes by itself; None: not while it is busy, pinned or kept for ever."""
-        if not self.idle or self.pinned or self.kept_s == FOREVER:
+        """When it goes by itself; None: not while it is busy, pinned or kept for ever. "After the answer" (0) needs an
+        answer: what was loaded before anybody asked stays for the first one."""
+        if not self.idle or self.pinned or self.kept_s == FOREVER or not (self.kept_s or self.used):
             return None
         return self.idle_since + self.kept_s
 
@@ -60,7 +62,7 @@ class Resident(Struct):
 
     def released(self) -> None:
         """Its process is gone."""
-        self.reserved = self.ending = self.yielding = False
+        self.reserved = self.ending = self.yielding = self.used = False
         self.ready_at = self.session_keep_s = None
         self.in_flight = 0
 

@@ -319,7 +319,7 @@ async def test_a_pinned_model_does_not_go_and_a_hold_ends_with_what_it_waited_fo
     pinned = structs.replace(mlx_spec(tmp_path, "m1"), pinned=True)
     async with running(Rig(settings), pinned, mlx_spec(tmp_path, "m2")) as rig:
         error = await refused(rig, model="m2")
-        assert "m1 1.1 GB (pinned)" in error.message
+        assert "never fit beside what is pinned (m1 1.1 GB)" in error.message
         busy = structs.replace(pinned, pinned=False)
         await rig.host.apply([busy, rig.host._models["m2"].spec])
         first = asyncio.create_task(rig.answer(call("r1", model="m1", body=b"gated")))

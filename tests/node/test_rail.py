@@ -111,6 +111,7 @@ def test_who_is_not_patient_is_told_what_is_in_its_way() -> None:
     assert "can never fit" in never.why
     (pins,) = it.say(Reserve("large", 10 * GIB))  # Only without the pinned one.
     assert isinstance(pins, Full)
+    assert pins.why.endswith("it can never fit beside what is pinned (small 1.0 GB)")
 
 
 def test_pinned_first_then_largest() -> None:
@@ -395,6 +396,14 @@ def test_a_new_load_begins_with_the_default_again() -> None:
     it.say(Reserve("a", 4), 4.0)
     it.say(Settled("a"), 5.0)
     assert it.rail.unloads_at("a") == 55.0
+
+
+def test_what_was_loaded_before_anybody_asked_stays_for_the_first_answer() -> None:
+    it = Told(10)
+    it.loaded("a", 4, keep_s=0.0)
+    assert it.wait(1e6) == []
+    it.say(Began("a", 1))
+    assert evicted(it.say(Ended("a", 0))) == ["a"]
 
 
 def test_a_kept_model_may_still_be_evicted_for_another() -> None:
