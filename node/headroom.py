@@ -7,7 +7,8 @@ from msgspec import Struct
 GIB = 2**30
 _PROCESS_BYTES = GIB // 4  # Python, its libraries, Metal
 _WORKING_BYTES = GIB // 4  # activations of one prefill step, and freed buffers that the worker may keep
-_OVERHEAD = 0.10  # fragmentation and rounding, of weights and KV
+_WEIGHT_OVERHEAD = 0.03  # rounding to pages: weights are read once and stay where they are
+_OVERHEAD = 0.10  # fragmentation and rounding of KV, which grows and goes
 _CACHE_SHARE = 16  # one model's prompt cache may take this part of the budget
 
 
@@ -54,7 +55,7 @@ def model_bytes(shape: Shape, cache: int, taken: Taken | None = None) -> int:
     what its workers take; then by that, and never less than they have taken."""
     grows = cache + int(cache * _OVERHEAD) + _WORKING_BYTES
     if taken is None:
-        return shape.weight_bytes + int(shape.weight_bytes * _OVERHEAD) + _PROCESS_BYTES + grows
+        return shape.weight_bytes + int(shape.weight_bytes * _WEIGHT_OVERHEAD) + _PROCESS_BYTES + grows
     return max(taken.base_bytes + grows, taken.peak_bytes)
 
 

@@ -111,7 +111,7 @@ def working_set_of(wired_limit: str, memory_bytes: int) -> int:
     limit = int(wired_limit) if wired_limit.strip().isdigit() else 0
     if limit:
         return limit * 2**20
-    share = 0.66 if memory_bytes <= 32 * GIB else 0.75 if memory_bytes < 128 * GIB else 0.84
+    share = 2 / 3 if memory_bytes <= 32 * GIB else 0.75 if memory_bytes < 128 * GIB else 0.84
     return int(memory_bytes * share)
 
 

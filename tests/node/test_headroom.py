@@ -17,6 +17,8 @@ from node.headroom import (
     load_s,
     model_bytes,
 )
+from node.io.probe import working_set_of
+from node.settings import NodeSettings
 
 MIB = 2**20
 LLAMA_8B = Shape(weight_bytes=4_500_000_000, kv_layers=32, kv_heads=8, head_dim=128, context=131_072)
@@ -34,7 +36,36 @@ def test_a_known_model() -> None:
     cache = cache_of(LLAMA_8B, 12)
     assert cache == 131_072 * 8192, "one text of 8192 tokens fits, although a sixteenth of the budget is less"
     weights = LLAMA_8B.weight_bytes
-    assert model_bytes(LLAMA_8B, cache) == weights + weights // 10 + cache + cache // 10 + GIB // 2
+    assert model_bytes(LLAMA_8B, cache) == weights + weights * 3 // 100 + cache + cache // 10 + GIB // 2
+
+
+# Weights and shapes as their repositories on the hub have them, 4 bit.
+QWEN3_8B = Shape(weight_bytes=4_610_000_000, kv_layers=36, kv_heads=8, head_dim=128, context=40_960)
+LLAMA_3B = Shape(weight_bytes=1_810_000_000, kv_layers=28, kv_heads=8, head_dim=128, context=131_072)
+QWEN3_4B = Shape(weight_bytes=2_260_000_000, kv_layers=36, kv_heads=8, head_dim=128, context=40_960)
+QWEN25_7B = Shape(weight_bytes=4_280_000_000, kv_layers=28, kv_heads=4, head_dim=128, context=32_768)
+FALCON_H1_7B = Shape(weight_bytes=4_270_000_000, kv_layers=44, kv_heads=2, head_dim=128, context=262_144)
+
+
+@pytest.mark.parametrize(
+    "tiers",
+    [
+        (QWEN3_8B, LLAMA_3B, QWEN25_7B),
+        (QWEN3_8B, LLAMA_3B, FALCON_H1_7B),
+        (LLAMA_8B, QWEN3_4B, FALCON_H1_7B),
+    ],
+)
+def test_three_tiers_of_the_older_stack_stay_together_on_24_gb(tiers: tuple[Shape, ...]) -> None:
+    """It runs them side by side; so do we, before anything is measured, within what macOS lets a GPU hold."""
+    memory = 24 * GIB
+    budget = default_budget(memory, working_set_of("0", memory))
+    settings = NodeSettings()
+    least, most = settings.cache_bytes_min, settings.cache_bytes_max
+    needed = sum(
+        model_bytes(s, cache_bytes(s, budget_bytes=budget, kv_tokens=settings.kv_tokens, least=least, most=most))
+        for s in tiers
+    )
+    assert needed <= budget
 
 
 def test_a_window_stops_growing() -> None:
