@@ -148,6 +148,7 @@ class Daemon:
         edge_sockets = tcp_sockets(self.config.port, self.config.bind, self.probe.port_holder)
         for said in await asyncio.to_thread(self.registry.end_orphans):
             self._note(said)
+            self.observer.life("orphan", said)
         specs = self._read_stack()
         timeout = aiohttp.ClientTimeout(total=None)
         async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as self.session:

@@ -17,9 +17,9 @@ from node.types import ModelState, Pressure
 KINDS = {
     "start": "the daemon began",
     "stop": "the daemon was told to end",
+    "orphan": "a worker that a killed daemon left behind was ended",
     "load": "a model's load began",
     "ready": "it can answer",
-    "adopt": "its worker was found running and taken over",
     "evict": "it goes because another model needs its room",
     "recycle": "its worker had grown and is begun again",
     "unload": "its process is gone and its memory free",
@@ -72,11 +72,9 @@ def _of_model(fact: ModelFact, at: str) -> NodeEvent | None:
     match fact.state:
         case ModelState.LOADING:
             kind = "load"
-        case ModelState.READY if fact.load_s is not None or fact.cause == "adopted":
-            kind = "adopt" if fact.cause == "adopted" else "ready"
-            if fact.load_s is not None:
-                data["load_s"] = round(fact.load_s, 3)
-                text = text or f"after {fact.load_s:.1f} s"
+        case ModelState.READY if fact.load_s is not None:
+            kind, text = "ready", text or f"after {fact.load_s:.1f} s"
+            data["load_s"] = round(fact.load_s, 3)
         case ModelState.FAILED:
             kind = _FAILURES.get(fact.cause, "failed")
             data["retry_s"] = fact.retry_s

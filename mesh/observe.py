@@ -69,7 +69,7 @@ class Observer:
             self._happened(found)
 
     def life(self, kind: str, text: str) -> None:
-        """The daemon itself began or ends ("start", "stop")."""
+        """Something about the daemon itself: "start", "stop", "orphan"."""
         self._happened(NodeEvent(at=utc(time.time()), kind=kind, text=text))
 
     def _happened(self, news: NodeEvent) -> None:

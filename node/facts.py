@@ -16,7 +16,6 @@ class ModelFact(Struct, frozen=True, kw_only=True, tag=True):
     `cause` is why in one word, for programs ("" when there is no more to say). FAILED: "crash", "hang", "oom",
     "not_found", "port_taken", "bad_weights", "start_timeout", "killed". DRAINING and the ABSENT after it: "asked",
     "idle", "evicted", "recycled" (its worker had grown), "removed", "stopping". ABSENT after LOADING: "no_room".
-    READY: "adopted" (the worker of an earlier daemon).
     """
 
     model: str

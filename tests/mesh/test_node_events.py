@@ -29,7 +29,6 @@ def model(state: ModelState, **fields: object) -> ModelFact:
     [
         (model(ModelState.LOADING), "load", ""),
         (model(ModelState.READY, load_s=12.34), "ready", "after 12.3 s"),
-        (model(ModelState.READY, load_s=0.1, cause="adopted", why="pid 7"), "adopt", "pid 7"),
         (model(ModelState.DRAINING, cause="evicted", why="big needs its room"), "evict", "big needs its room"),
         (model(ModelState.DRAINING, cause="recycled", why="grown by 4 GB"), "recycle", "grown by 4 GB"),
         (model(ModelState.ABSENT, cause="idle", why="unused for 5 min"), "unload", "unused for 5 min"),
