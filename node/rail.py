@@ -102,7 +102,9 @@ class Rail:
         return None if found is None else found.expires_at
 
     def wait_s(self, model: str, size_bytes: int, now: float) -> float:
-        """About how long `model`, which is not in memory, would wait for room: a place in line is one turn."""
+        """About how long `model` would wait for room: a place in line is one turn; 0 when it has it."""
+        if self.reserved_bytes(model):
+            return 0.0
         places = self._line.index(model) if model in self._line else len(self._line)
         if places == 0 and (self._fits(size_bytes) or self._victims(model, size_bytes, now, busy=False) is not None):
             return 0.0

@@ -68,9 +68,10 @@ class Host:
 
     def _shown(self, model: Hosted) -> ModelReport:
         rail = self._keeper.rail
-        at = rail.unloads_at(model.name)
+        at, waits = rail.unloads_at(model.name), model.lifecycle.state in (ModelState.ABSENT, ModelState.LOADING)
         return structs.replace(
             model.report(),
+            load_s=model.load_s + (rail.wait_s(model.name, model.size_bytes, _clock()) if waits else 0.0),
             reserved_bytes=rail.reserved_bytes(model.name),
             unloads_in_s=None if at is None else round(max(0.0, at - _clock()), 1),
         )
