@@ -20,7 +20,7 @@ from mesh.wire import DrainSeconds
 from node.errors import NodeError
 
 T = TypeVar("T", bound=Struct)
-LAST_MAX = 100_000  # routes in one answer: all that are kept
+LAST_MAX = 100_000  # routes or events in one answer: all that are kept
 
 
 class EnableBody(Struct, frozen=True, forbid_unknown_fields=True):
@@ -53,6 +53,8 @@ class Control(Protocol):
     async def routes(self, last: int) -> Json: ...
     async def route(self, route_id: str) -> Json: ...
     def follow(self) -> AsyncGenerator[Json | None, None]: ...
+    async def events(self, last: int, model: str) -> Json: ...
+    def follow_events(self, last: int, model: str) -> AsyncGenerator[Json | None, None]: ...
     async def enable(self, priority: int | None, name: str | None) -> Json: ...
     async def disable(self) -> Json: ...
     async def add_peer(self, address: str) -> Json: ...
@@ -75,7 +77,7 @@ def admin_app(control: Control) -> web.Application:
             web.get("/v1/status", _get(control.status)),
             web.get("/v1/mesh/status", _get(control.mesh_status)),
             web.get("/v1/mesh/routes", _at(lambda r: control.routes(_last(r)))),
-            web.get("/v1/mesh/routes/follow", _followed(control)),
+            web.get("/v1/mesh/routes/follow", _lines(lambda _: control.follow())),
             web.get("/v1/mesh/routes/{id}", _at(lambda r: control.route(r.match_info["id"]))),
             web.post("/v1/mesh/enable", _post(EnableBody, lambda b: control.enable(b.priority, b.name))),
             web.post("/v1/mesh/disable", _post(NoBody, lambda _: control.disable())),
@@ -87,6 +89,8 @@ def admin_app(control: Control) -> web.Application:
             web.get("/v1/models/{name}", _at(lambda r: control.model(r.match_info["name"]))),
             web.post("/v1/models/{name}/load", _at(lambda r: control.load(r.match_info["name"]))),
             web.post("/v1/models/{name}/unload", _at(lambda r: control.unload(r.match_info["name"]))),
+            web.get("/v1/events", _at(lambda r: control.events(_last(r, low=0), _model(r)))),
+            web.get("/v1/events/follow", _lines(lambda r: control.follow_events(_last(r, low=0), _model(r)))),
             web.post("/v1/reload", _post(NoBody, lambda _: control.reload())),
             web.post("/v1/stop", _post(StopBody, lambda b: control.stop(b.grace_s))),
         ]
@@ -140,22 +144,29 @@ def _post(body: type[T], answer: Callable[[T], Awaitable[Json]]) -> Callable[[we
     return handler
 
 
-def _last(request: web.Request) -> int:
+def _last(request: web.Request, low: int = 1) -> int:
     text = request.query.get("last", "20")
-    if not text.isdecimal() or not 1 <= int(text) <= LAST_MAX:
-        raise MeshError("bad_request", f"last={text}: a number from 1 to {LAST_MAX} is wanted")
+    if not text.isdecimal() or not low <= int(text) <= LAST_MAX:
+        raise MeshError("bad_request", f"last={text}: a number from {low} to {LAST_MAX} is wanted")
     return int(text)
 
 
-def _followed(control: Control) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+def _model(request: web.Request) -> str:
+    return request.query.get("model", "")
+
+
+def _lines(
+    news: Callable[[web.Request], AsyncGenerator[Json | None, None]],
+) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
     async def handler(request: web.Request) -> web.StreamResponse:
-        """One JSON line per route as it ends, until the caller leaves; empty lines in between."""
+        """One JSON line for each as it happens, until the caller leaves; empty lines in between."""
+        items = news(request)
         response = web.StreamResponse(headers={"content-type": "application/x-ndjson"})
         await response.prepare(request)
-        async with aclosing(control.follow()) as routes:
+        async with aclosing(items) as found:
             with suppress(ConnectionResetError):
-                async for route in routes:
-                    await response.write(b"\n" if route is None else msgspec.json.encode(route) + b"\n")
+                async for one in found:
+                    await response.write(b"\n" if one is None else msgspec.json.encode(one) + b"\n")
         return response
 
     return handler

@@ -27,6 +27,31 @@ class Model(Struct, frozen=True, kw_only=True):
     error: str | None = None
 
 
+class ModelDetails(Model, frozen=True, kw_only=True):
+    """What its own node tells besides. Times in seconds, sizes in bytes; `progress` of a download, 0 to 1."""
+
+    reserved_bytes: int = 0
+    measured_bytes: int = 0
+    unloads_in_s: float | None = None
+    progress: float | None = None
+    waits_for: str = ""
+    last_error: str = ""
+    load_s: float = 0.0
+    context: int = 0
+    paths: tuple[str, ...] = ()
+    fallback: tuple[str, ...] = ()
+
+
+class Event(Struct, frozen=True, kw_only=True):
+    """EVENT: what happened to this node (`model` "") or a model of it. `at` RFC 3339 UTC."""
+
+    at: str
+    kind: str
+    model: str = ""
+    text: str = ""
+    data: dict[str, Any] = {}
+
+
 class Hardware(Struct, frozen=True, kw_only=True):
     chip: str = "unknown"
     memory_bytes: int = 0
@@ -60,6 +85,10 @@ class Node(Struct, frozen=True, kw_only=True):
     queue_depth: int = 0
     in_flight: int = 0
     models: tuple[Model, ...] = ()
+
+
+class OwnNode(Node, frozen=True, kw_only=True):
+    models: tuple[ModelDetails, ...] = ()
 
 
 class Mesh(Struct, frozen=True, kw_only=True):
@@ -98,7 +127,7 @@ class Status(Struct, frozen=True, kw_only=True):
     message: str = ""
     warnings: tuple[str, ...] = ()
     mesh: MeshStatus | None = None
-    node: Node | None = None
+    node: OwnNode | None = None
 
 
 class Attempt(Struct, frozen=True, kw_only=True):

@@ -16,6 +16,8 @@ LATE = {
     "models": ("mesh.cli_models", "models", "The models of this node: list, add, remove, load, unload, show."),
     "mesh": ("mesh.cli_mesh", "mesh", "Many Macs as one: enable, status, nodes, routes and more."),
     "config": ("mesh.cli_config", "config", "Settings: list, get, set, reset."),
+    "install": ("mesh.cli_install", "install", "Start this node at boot."),
+    "uninstall": ("mesh.cli_install", "uninstall", "Start it at boot no longer."),
     "logs": ("mesh.cli_logs", "logs", "What this node and its model servers say."),
 }
 

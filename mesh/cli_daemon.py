@@ -19,6 +19,7 @@ from mesh import answers, config, oldstack, render, stack
 from mesh.cli_base import Command, as_json, client, home, warn
 from mesh.client import MeshClient, MeshClientError
 from mesh.home import Home, PidFile
+from mesh.job import written_for
 from node.io.engine import ModelSpec
 
 LOOK_EVERY_S = 0.2
@@ -48,9 +49,11 @@ def up(run_daemon: RunDaemon, foreground: bool, dry_run: bool, tiers: tuple[str,
     if running is not None and not foreground:
         _already(running)
         return
-    old = oldstack.running(place)
-    if old:
-        raise click.ClickException(oldstack.how_to_stop(old))
+    uid, folder = os.getuid(), Path.home()
+    if old := oldstack.in_the_way(place, settings.port, uid, folder):
+        raise click.ClickException(old)
+    if oldstack.agent_installed(folder):
+        warn(oldstack.how_to_remove_agent(uid, folder))
     if foreground:
         sys.exit(run_daemon(place, tiers))
     place.create()
@@ -164,7 +167,7 @@ def _message(line: str) -> str:
 
 def _await_models(daemon: MeshClient, process: subprocess.Popen[bytes], found: stack.Stack) -> None:
     """Follows the models until each is up or has failed; exits 1 if none came up though there are some."""
-    states: dict[str, answers.Model] = {}
+    states: dict[str, answers.ModelDetails] = {}
     patience, idle = time.monotonic() + READY_WITHIN_S, 0
     while found.tiers:
         if process.poll() is not None:
@@ -219,18 +222,24 @@ def _result(model: answers.Model | None) -> tuple[str, str]:
 def down() -> None:
     """Stop this node: requests in flight end, the mesh hears goodbye, the models are unloaded."""
     place = home()
+    pid = stop_daemon(place)
+    click.echo(f"Stopped (pid {pid})" if pid is not None else "Nothing to stop")
+    if pid is not None and (file := written_for(place, Path.home())):
+        warn(f"{file} starts it again: `mlx-stack uninstall` ends that")
+
+
+def stop_daemon(place: Home) -> int | None:
+    """Ends the daemon of this home, by force if need be; its pid, None when none runs."""
     running = place.running()
     if running is None:
-        click.echo("Nothing to stop")
-        return
+        return None
     try:
-        client().stop()
+        MeshClient.of(place).stop()
     except MeshClientError:
         _signal(running.pid, signal.SIGTERM)  # it does not answer; its signal handler may
     for wait_s, then in ((STOP_WITHIN_S, signal.SIGTERM), (TERMINATE_WITHIN_S, signal.SIGKILL), (2.5, None)):
         if _released(place, wait_s):
-            click.echo(f"Stopped (pid {running.pid})")
-            return
+            return running.pid
         if then is not None:
             warn(f"pid {running.pid} still runs after {wait_s:.0f} s: {then.name}")
             _signal(running.pid, then)

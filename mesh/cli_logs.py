@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 
 import click
+import msgspec
 
-from mesh import config, logfiles, render
-from mesh.cli_base import Command, as_json, home
+from mesh import answers, config, logfiles, render
+from mesh.cli_base import Command, as_json, client, home, warn
+from mesh.home import Home
 from mesh.log import utc
+
+EVENTS_MAX = 100_000  # all that are kept
 
 
 @click.command(cls=Command)
@@ -18,9 +23,17 @@ from mesh.log import utc
 @click.option("--tail", "lines", type=click.IntRange(0), default=50, show_default=True, help="Last lines to print.")
 @click.option("--rotate", is_flag=True, help="Pack the logs now (all, or NAME) and begin new ones.")
 @click.option("--all", "everything", is_flag=True, help="All that is kept, packed logs first.")
+@click.option("--events", is_flag=True, help="What happened to this node and its models (of NAME only, if given).")
 @as_json
-def logs(*, name: str | None, follow: bool, lines: int, rotate: bool, everything: bool, as_json: bool) -> None:
-    """List the logs, or print the log NAME: `daemon`, or a model's."""
+def logs(
+    *, name: str | None, follow: bool, lines: int, rotate: bool, everything: bool, events: bool, as_json: bool
+) -> None:
+    """List the logs, or print the log NAME: `daemon`, or a model's. With --events: loads, evictions, failures."""
+    if events:
+        if rotate:
+            raise click.UsageError("--rotate packs logs; events have a bound of their own")
+        _events(EVENTS_MAX if everything else lines, name or "", follow=follow, as_json=as_json)
+        return
     place = home()
     found = logfiles.find(place.logs)
     log = next((log for log in found if log.name == name), None)
@@ -41,6 +54,38 @@ def logs(*, name: str | None, follow: bool, lines: int, rotate: bool, everything
             with suppress(KeyboardInterrupt):
                 for line in logfiles.follow(log.path):
                     click.echo(line)
+
+
+def _events(count: int, model: str, *, follow: bool, as_json: bool) -> None:
+    """From the daemon; when none runs, from its file: that is when one asks why it ended."""
+    place = home()
+    if follow:
+        with suppress(KeyboardInterrupt):
+            for event in client().follow_events(count, model):
+                if as_json:
+                    render.show_json(event, lines=True)
+                else:
+                    click.echo(render.event_line(event))
+        return
+    found = client().events(count, model) if place.running() is not None else _stored(place, count, model)
+    if as_json:
+        render.show_json({"events": found})
+    elif found:
+        render.show([render.event_line(event) for event in found])
+    else:
+        click.echo(f"No events of '{model}'." if model else "No events yet.")
+
+
+def _stored(place: Home, count: int, model: str) -> Sequence[answers.Event]:
+    if not place.events.exists():
+        return ()
+    from mesh.event_store import EventStore  # noqa: PLC0415 - SQLite, for this alone
+
+    store = EventStore(place.events, warn)
+    try:
+        return msgspec.convert(store.last(count, model), list[answers.Event])
+    finally:
+        store.close()
 
 
 def _names(found: list[logfiles.LogFile]) -> str:

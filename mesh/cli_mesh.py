@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import click
 
-from mesh import config, render
+from mesh import config, render, render_routes
 from mesh.cli_base import Commands, address, as_json, client, duration, home, warn
 from mesh.client import MeshClientError
 
@@ -153,14 +153,14 @@ def routes(last: int, why_id: str | None, follow: bool, as_json: bool) -> None:
                 if as_json:
                     render.show_json(route, lines=True)
                 else:
-                    click.echo(render.route_line(route))
+                    click.echo(render_routes.route_line(route))
                 sys.stdout.flush()
     else:
         found = client().routes(last)
         if as_json:
             render.show_json(found)
         else:
-            render.show(render.routes(found))
+            render.show(render_routes.routes(found))
 
 
 def _why(route_id: str, as_json: bool) -> None:
@@ -173,7 +173,7 @@ def _why(route_id: str, as_json: bool) -> None:
         names = {node.id: node.name for node in daemon.mesh_status().nodes}
     except MeshClientError:
         names = {}  # the route itself matters more than its nodes' names
-    render.show(render.why(route, names))
+    render.show(render_routes.why(route, names))
 
 
 @mesh.command()

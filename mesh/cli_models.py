@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 import click
 import msgspec
 
 from mesh import answers, config, render, stack
 from mesh.cli_base import Commands, as_json, client, home, warn
 from mesh.client import MeshClientError
+from mesh.home import Home
+
+LOOK_EVERY_S = 0.3  # at a download that is waited for
 
 
 @click.group(cls=Commands, invoke_without_command=True)
@@ -28,7 +36,7 @@ def models(ctx: click.Context, as_json: bool) -> None:
         click.echo("No models here. `mlx-stack models add DIRECTORY` adds one.")
 
 
-def _models() -> tuple[answers.Model, ...]:
+def _models() -> tuple[answers.ModelDetails, ...]:
     """As the running node reports them; of a node that is down, what its stack file says."""
     place = home()
     if place.running() is not None:
@@ -37,7 +45,7 @@ def _models() -> tuple[answers.Model, ...]:
     for warning in found.warnings:
         warn(warning)
     return tuple(
-        answers.Model(
+        answers.ModelDetails(
             name=spec.name,
             aliases=spec.aliases,
             source=spec.source,
@@ -56,22 +64,83 @@ def _models() -> tuple[answers.Model, ...]:
 @click.option("--alias", "aliases", multiple=True, metavar="A", help="One more name it answers to; may be repeated.")
 @as_json
 def add(source: str, name: str, aliases: tuple[str, ...], as_json: bool) -> None:
-    """Serve SOURCE: a directory with MLX weights, a name below models/, or a model in the local hub cache."""
+    """Serve SOURCE: a directory with MLX weights, a name below models/, or a model of the hub, ORG/NAME.
+
+    The running node downloads what is not here; this command shows how far it is, and Ctrl-C leaves it going on. Of a
+    node that is down, the next start does that. A gated model needs HF_TOKEN, or `hf auth login`, where the node runs.
+    """
     place = home()
     place.create()
     tier = stack.add_tier(place, config.load(place), source, name=name, aliases=aliases)
     running = _reload()
+    hub = _hub_of(place, tier)
+    if not as_json:
+        click.echo(f"Added tier '{tier}' to {place.stack}; {_takes_effect(running, hub)}")
+    state = _follow(tier) if running and hub else None
     if as_json:
-        render.show_json({"added": tier, "stack": str(place.stack), "running": running})
-    else:
-        click.echo(f"Added tier '{tier}' to {place.stack}; {_takes_effect(running)}")
+        render.show_json({"added": tier, "stack": str(place.stack), "running": running, "state": state})
+
+
+def _hub_of(place: Home, tier: str) -> str:
+    """Where a tier's model must be fetched from; "" when it is here."""
+    found = stack.load(place, config.load(place))
+    return next((s.hub for s in found.specs if tier in (s.name, *s.aliases)), "")
+
+
+def _follow(tier: str) -> str:
+    """Shows the download of a tier's model until it is over, if there is one; the model's state then. Exits 1 when it
+    fails; an interrupt ends the watching, not the download."""
+    shown = False
+    try:
+        with _bar(tier) as draw:
+            while (found := client().model(tier)).state == "downloading":
+                shown = True
+                draw(found.progress or 0.0, (found.error or "").removeprefix("downloading, "))
+                time.sleep(LOOK_EVERY_S)
+    except KeyboardInterrupt:
+        click.echo(
+            f"\n'{tier}' goes on downloading in the running node: `mlx-stack models` shows how far it is, "
+            f"`mlx-stack models remove {tier}` ends it",
+            err=True,
+        )
+        sys.exit(1)
+    if found.state == "failed":
+        again = f"`mlx-stack models load {tier}` tries again now, `mlx-stack models remove {tier}` gives it up"
+        raise click.ClickException(f"{found.name}: {found.error}\n{again}")
+    if shown:
+        click.echo(f"'{tier}' is here; it is loaded as far as memory allows", err=True)
+    return found.state
+
+
+@contextmanager
+def _bar(tier: str) -> Iterator[Callable[[float, str], None]]:
+    """Draws (share, text) on stderr: a bar on a terminal, else a line for each tenth."""
+    if not sys.stderr.isatty():
+        last = -1
+
+        def line(share: float, text: str) -> None:
+            nonlocal last
+            if int(10 * share) > last:
+                last = int(10 * share)
+                click.echo(f"{tier}: {text}", err=True)
+
+        yield line
+        return
+    # Loaded only when there is something to watch: it takes longer than the whole command otherwise does.
+    from rich.console import Console  # noqa: PLC0415
+    from rich.progress import BarColumn, Progress, TextColumn  # noqa: PLC0415
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"))
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(tier, total=1.0, text="", visible=False)
+        yield lambda share, text: progress.update(task, completed=share, text=text, visible=True)
 
 
 @models.command()
 @click.argument("name")
 @as_json
 def remove(name: str, as_json: bool) -> None:
-    """Serve NAME no longer: a tier, or a model with all its tiers. The weights stay on disk."""
+    """Serve NAME no longer: a tier, or a model with all its tiers. A download of it ends; the weights stay on disk."""
     place = home()
     gone = stack.remove_tier(place, name)
     running = _reload()
@@ -81,7 +150,9 @@ def remove(name: str, as_json: bool) -> None:
         click.echo(f"Removed {', '.join(gone)} from {place.stack}; {_takes_effect(running)}")
 
 
-def _takes_effect(running: bool) -> str:
+def _takes_effect(running: bool, hub: str = "") -> str:
+    if hub:
+        return f"the running node downloads {hub}" if running else f"the next `mlx-stack up` downloads {hub}"
     return "the running node follows now" if running else "it takes effect at the next `mlx-stack up`"
 
 
@@ -128,7 +199,7 @@ def unload(name: str, as_json: bool) -> None:
     _print(client().unload(name), as_json)
 
 
-def _print(found: answers.Model, as_json: bool) -> None:
+def _print(found: answers.ModelDetails, as_json: bool) -> None:
     if as_json:
         render.show_json(msgspec.to_builtins(found))
     else:

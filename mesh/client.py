@@ -61,19 +61,29 @@ class MeshClient:
     def status(self) -> answers.Status:
         return self._call("GET", "/v1/status", answers.Status)
 
-    def models(self) -> tuple[answers.Model, ...]:
-        found = self._call("GET", "/v1/models", dict[str, tuple[answers.Model, ...]])
+    def models(self) -> tuple[answers.ModelDetails, ...]:
+        found = self._call("GET", "/v1/models", dict[str, tuple[answers.ModelDetails, ...]])
         return found.get("models", ())
 
-    def model(self, name: str) -> answers.Model:
-        return self._call("GET", f"/v1/models/{_part(name)}", answers.Model)
+    def model(self, name: str) -> answers.ModelDetails:
+        return self._call("GET", f"/v1/models/{_part(name)}", answers.ModelDetails)
 
-    def load(self, name: str) -> answers.Model:
+    def load(self, name: str) -> answers.ModelDetails:
         """Returns once it can answer: as long as a load takes."""
-        return self._call("POST", f"/v1/models/{_part(name)}/load", answers.Model, {}, timeout_s=None)
+        return self._call("POST", f"/v1/models/{_part(name)}/load", answers.ModelDetails, {}, timeout_s=None)
 
-    def unload(self, name: str) -> answers.Model:
-        return self._call("POST", f"/v1/models/{_part(name)}/unload", answers.Model, {}, timeout_s=None)
+    def unload(self, name: str) -> answers.ModelDetails:
+        return self._call("POST", f"/v1/models/{_part(name)}/unload", answers.ModelDetails, {}, timeout_s=None)
+
+    def events(self, last: int, model: str = "") -> tuple[answers.Event, ...]:
+        """The newest `last` events (of one model, by MODEL.name), oldest first."""
+        query = f"last={last}&model={_part(model)}"
+        found = self._call("GET", f"/v1/events?{query}", dict[str, tuple[answers.Event, ...]])
+        return found.get("events", ())
+
+    def follow_events(self, last: int, model: str = "") -> Iterator[answers.Event]:
+        """The newest `last` events, then each as it happens, until the daemon stops or the caller does."""
+        return self._lines(f"/v1/events/follow?last={last}&model={_part(model)}", answers.Event)
 
     def reload(self) -> tuple[str, ...]:
         """Reads config.yaml and the stack file again; returns what changed, when that is done: it may mean leaving a
@@ -121,11 +131,14 @@ class MeshClient:
 
     def follow(self) -> Iterator[answers.Route]:
         """Each route as it ends, until the daemon stops or the caller does."""
-        connection, answer = self._open("GET", "/v1/mesh/routes/follow", None, None)
+        return self._lines("/v1/mesh/routes/follow", answers.Route)
+
+    def _lines(self, path: str, kind: type[T]) -> Iterator[T]:
+        connection, answer = self._open("GET", path, None, None)
         try:
             while line := answer.readline(16 << 20):
                 if line.strip():
-                    yield _decode(line, answers.Route)
+                    yield _decode(line, kind)
         except (OSError, http.client.HTTPException) as error:
             raise MeshClientError("no_answer", f"the daemon broke off: {error or type(error).__name__}") from error
         finally:

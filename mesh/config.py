@@ -106,7 +106,6 @@ KEYS: tuple[Key, ...] = (
         automatic="RAM - 20/8/4 GB",
         what='memory models may take here: bytes or "24 GB" (default: RAM less 20 GB from 64 GB on, less 8 GB from '
         "24 GB on, else less 4 GB; never over the GPU working set)",
-        applies=_RESTART,
     ),
     Key(
         name="request-timeout",
@@ -119,15 +118,15 @@ KEYS: tuple[Key, ...] = (
         name="request-gap",
         read=values.seconds(0.0),
         default=15.0,
-        what="seconds of quiet before a model is evicted; nothing is evicted yet",
+        what="seconds of quiet a model must have had before another may push it out of memory",
     ),
     Key(
         name="idle-timeout",
         read=values.seconds(None),
         default=None,
         automatic="10, 5 or 3 min by RAM",
-        what="an unused model is unloaded after this, negative: never; nothing is unloaded yet (default: 10 min from "
-        "64 GB of RAM on, 5 min from 24 GB on, else 3 min)",
+        what="an unused model is unloaded after this, negative: never (default: 10 min from 64 GB of RAM on, 5 min "
+        "from 24 GB on, else 3 min)",
     ),
     Key(name="log-max-size-mb", read=values.whole(1), default=50, what="a log is rotated at this size"),
     Key(name="log-max-files", read=values.whole(1), default=5, what="rotated files kept per log"),

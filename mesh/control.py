@@ -7,14 +7,16 @@ import os
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from msgspec import to_builtins
 
 from mesh import config as configuration
 from mesh.config import ConfigError
 from mesh.errors import MeshError
 from mesh.gather import Gatherer
 from mesh.names import resolve
-from mesh.status import Json, mesh_json, model_json, node_json
+from mesh.status import Json, mesh_json, model_details, node_json
 from mesh.store import route_json
 from node.types import NodeId
 from router.view import NodeState
@@ -26,6 +28,9 @@ JOINED_S = 2.0  # for an answer to say who coordinates; a node alone decides in 
 ADDED_S = 2.0  # for a peer that was added to be linked before its state is told
 FOLLOW_LOOK_S = 1.0  # who follows the routes of a node without any is looked for so often
 DRAIN_SEEN_S = 5.0  # until a drain asked of another node must show in its report
+
+
+T = TypeVar("T")
 
 
 class DaemonControl:
@@ -57,7 +62,7 @@ class DaemonControl:
             "message": "no stack file: this node serves the models of the mesh only" if d.no_stack else "",
             "warnings": d.warnings,
             "mesh": await self.mesh_status(),
-            "node": node_json(own, view, names[d.id], None),
+            "node": node_json(own, view, names[d.id], None, model_details),
         }
 
     async def mesh_status(self) -> Json:
@@ -80,13 +85,32 @@ class DaemonControl:
 
     async def follow(self) -> AsyncGenerator[Json | None, None]:
         """Each route as it ends, until the daemon stops; None now and then, so that a caller who left is noticed."""
-        with self._daemon.observer.follow() as ended:
+        with self._daemon.observer.routes.follow() as ended:
             while not self._daemon.stopping:
-                route = None
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(FOLLOW_LOOK_S):
-                        route = await ended.get()
+                route = await self._next(ended)
                 yield None if route is None else route_json(route)
+
+    async def _next(self, queue: asyncio.Queue[T]) -> T | None:
+        """What comes next; None when nothing came for FOLLOW_LOOK_S."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(FOLLOW_LOOK_S):
+                return await queue.get()
+        return None
+
+    async def events(self, last: int, model: str) -> Json:
+        return {"events": await asyncio.to_thread(self._daemon.events.last, last, self._model_name(model))}
+
+    async def follow_events(self, last: int, model: str) -> AsyncGenerator[Json | None, None]:
+        model = self._model_name(model)
+        with self._daemon.observer.events.follow() as happened:
+            kept = await asyncio.to_thread(self._daemon.events.last, last, model)
+            for event in kept:
+                yield event
+            while not self._daemon.stopping:
+                fact = await self._next(happened)
+                event = to_builtins(fact)
+                if fact is None or (model in ("", event["model"]) and event not in kept):  # one may have come meanwhile
+                    yield event
 
     # The mesh
 
@@ -200,14 +224,19 @@ class DaemonControl:
     # Models
 
     async def models(self) -> Json:
-        return {"models": [model_json(m) for m in self._daemon.host.models()]}
+        return {"models": [model_details(m) for m in self._daemon.host.models()]}
 
     async def model(self, name: str) -> Json:
         for model in self._daemon.host.models():
             if name == model.name or name in model.aliases:
-                return model_json(model)
+                return model_details(model)
         there = ", ".join(m.name for m in self._daemon.host.models()) or "none"
         raise MeshError("model_not_found", f"no model '{name}' on this node; there is: {there}", status=404)
+
+    def _model_name(self, name: str) -> str:
+        """MODEL.name of a name or alias; as it is when there is no such model, for it may have been."""
+        models = self._daemon.host.models()
+        return next((m.name for m in models if name in (m.name, *m.aliases)), name)
 
     async def load(self, name: str) -> Json:
         await self._daemon.host.load(name)

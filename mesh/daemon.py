@@ -22,10 +22,12 @@ from mesh import config as configuration
 from mesh import stack
 from mesh.addresses import listening
 from mesh.admin import admin_app
+from mesh.awake import Awake
 from mesh.chores import Stamps, rotate_logs, watch_files
 from mesh.config import Config, ConfigError
 from mesh.control import DaemonControl
 from mesh.errors import MeshError
+from mesh.event_store import EventStore
 from mesh.events import SelfChanged, Switch
 from mesh.home import Home, HomeError
 from mesh.http import Server, guards, tcp_sockets
@@ -44,8 +46,10 @@ from node.io.engine import ModelSpec
 from node.io.external import ExternalEngine
 from node.io.host import Host
 from node.io.identity import node_id
+from node.io.measured import Measured
 from node.io.mlx import MlxEngine
 from node.io.probe import Probe
+from node.io.registry import Registry
 from node.settings import EngineSettings, NodeSettings
 from node.types import NodeReport, RunningReport, status_of
 from router.io.dispatch import Dispatch
@@ -68,6 +72,14 @@ def program_version() -> str:
         return "0+unknown"
 
 
+def node_settings(config: Config) -> NodeSettings:
+    return NodeSettings(
+        memory_budget_bytes=config.memory_budget or 0,
+        request_gap_s=config.request_gap,
+        idle_timeout_s=config.idle_timeout,
+    )
+
+
 class Daemon:
     """One node. Build it, `await run()`; `stop()` ends it in order. Not reusable.
 
@@ -80,7 +92,7 @@ class Daemon:
         self.id = node_id(home.root, self._note)
         self.boot = secrets.token_hex(4)
         self.started_at, self._started = utc(time.time()), time.monotonic()
-        self.warnings: list[str] = list(config.warnings)
+        self.warnings: list[str] = []
         self.no_stack = False
         self.stamps = Stamps(home.config, home.stack)
         self.leaving = ""  # why this node takes no more of the mesh's requests, while it leaves
@@ -88,21 +100,25 @@ class Daemon:
         self._dirty = asyncio.Event()  # the next report will differ
         self._news = asyncio.Event()  # for who waits for a change of this node
         self.probe = Probe()
+        self.registry = Registry(home.node / "workers.json", self.probe)
         self.store = RouteStore(home.routes, self._note)
+        self.events = EventStore(home.events, self._note)
         self.metrics = Metrics(self._gauges)
-        self.observer = Observer(metrics=self.metrics, store=self.store)
+        self.observer = Observer(metrics=self.metrics, store=self.store, events=self.events)
         engine_settings = EngineSettings()
         self.host = Host(
-            settings=NodeSettings(memory_budget_bytes=config.memory_budget or 0),
+            settings=node_settings(config),
             engines={
-                "mlx-lm": MlxEngine(engine_settings, logs=home.logs, token=self.boot),
-                "command": CommandEngine(engine_settings, logs=home.logs, token=self.boot),
+                "mlx-lm": MlxEngine(engine_settings, logs=home.logs, registry=self.registry),
+                "command": CommandEngine(engine_settings, logs=home.logs, registry=self.registry),
                 "external": ExternalEngine(engine_settings),
             },
             report=self.observer.report,
             changed=self.changed,
             probe=self.probe,
+            measured=Measured(home.node / "measured.json"),
         )
+        self.awake = Awake()
         self.files = LateWriter(self._note)
         self.peers = PeerStore(home.mesh, self._note, self.files.write)
         self.membership = Membership(
@@ -134,6 +150,9 @@ class Daemon:
     async def run(self) -> None:
         """Serves until `stop()`, SIGTERM or SIGINT; a second signal ends it at once."""
         edge_sockets = tcp_sockets(self.config.port, listening(self.config.bind), self.probe.port_holder)
+        for said in await asyncio.to_thread(self.registry.end_orphans):
+            self._note(said)
+            self.observer.life("orphan", said)
         specs = self._read_stack(self.config)
         timeout = aiohttp.ClientTimeout(total=None)
         async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as self.session:
@@ -178,7 +197,9 @@ class Daemon:
                 for server in self._servers.values():
                     await server.close()
                 self.home.pid_file.unlink(missing_ok=True)
+                self.awake.close()
                 self.store.close()
+                self.events.close()
 
     def stop(self, grace_s: float | None = None) -> None:
         """Ends `run()` in order: leave the mesh, finish what is open (at most `grace_s` seconds), stop the workers."""
@@ -193,6 +214,7 @@ class Daemon:
 
     async def _wind_down(self) -> None:
         event(_log, logging.INFO, "stopping", f"stopping, at most {self._grace_s:.0f} s for what is open")
+        self.observer.life("stop", f"pid {os.getpid()} was told to end")
         self.leaving = "stopping"
         deadline = time.monotonic() + self._grace_s
         await self.leave_mesh(self._grace_s)
@@ -207,7 +229,8 @@ class Daemon:
                 event(_log, logging.WARNING, "forced", "second signal: ending at once")
                 self._daemon_log.close()
                 self.home.pid_file.unlink(missing_ok=True)
-                os._exit(1)  # the workers notice that their parent is gone and end
+                self.registry.kill()  # those that are frozen would not notice that their parent is gone
+                os._exit(1)
             self.stop()
 
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -262,6 +285,7 @@ class Daemon:
                     await self._dirty.wait()
             self._dirty.clear()
             self.publish()
+            self.awake.look(self.edge.open_requests > 0 or bool(self.host.running()), time.monotonic())
             await asyncio.sleep(PUBLISH_GAP_S)
 
     def _send(self, node: str, frame: object) -> bool:
@@ -371,9 +395,10 @@ class Daemon:
     def _read_stack(self, config: Config) -> tuple[ModelSpec, ...]:
         found = stack.load(self.home, config, tiers=self.tiers)
         self.no_stack = not found.found
-        self.warnings = [*config.warnings, *found.warnings]
-        for warning in found.warnings:
-            self._note(warning)
+        before, self.warnings = self.warnings, [*config.warnings, *found.warnings]
+        for warning in self.warnings:
+            if warning not in before:
+                self._note(warning)
         return found.specs
 
     async def reload(self) -> list[str]:
@@ -385,6 +410,7 @@ class Daemon:
         later = [k.name for k in configuration.KEYS if k.name in changed and k.applies != "at once"]
         if later:
             self._note(f"takes effect at the next start: {', '.join(later)}")
+        self.host.retune(node_settings(config))
         await self.switch_mesh(config)
         await self.host.apply(specs)
         return changed
@@ -396,6 +422,7 @@ class Daemon:
 
     def _note_start(self) -> None:
         where = f"http://localhost:{self.config.port}/v1"
+        self.observer.life("start", f"version {self.version}, pid {os.getpid()}")
         event(_log, logging.INFO, "started", f"{self.config.node_name} {self.version} serves {where}", pid=os.getpid())
 
     def _gauges(self) -> Gauges:
@@ -416,11 +443,12 @@ class Daemon:
             memory=self.host.memory(),
             resident_bytes=self.probe.process_bytes(os.getpid()),
             worker_tokens={name: s.generated_tokens for name, s in self.host.worker_stats().items()},
-            model_states={m.name: m.state.value for m in self.host.models()},
+            models=self.host.models(),
             frames_dropped=self.overlay.dropped() if self.overlay else {},
             links=self.overlay.links_open() if self.overlay else 0,
             connections={name: server.connections for name, server in self._servers.items()},
             routes_dropped=self.store.dropped,
+            events_dropped=self.events.dropped,
             log_lines_dropped=self._daemon_log.dropped,
         )
 

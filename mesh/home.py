@@ -97,6 +97,10 @@ class Home(Struct, frozen=True):
         return self.root / "routes.db"
 
     @property
+    def events(self) -> Path:
+        return self.root / "events.db"
+
+    @property
     def pid_file(self) -> Path:
         return self.root / "daemon.pid"
 

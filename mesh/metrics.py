@@ -5,15 +5,16 @@ Counters come from facts, as they happen; gauges are read from `Gauges` when som
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from msgspec import Struct
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from node.facts import CallFact, ModelFact, NodeFact
-from node.types import Memory, ModelState
+from mesh.node_events import NodeEvent
+from node.facts import CallFact, DownloadFact, ModelFact, NodeFact
+from node.types import Memory, ModelReport
 from router.facts import RouteFact
 
 # A token may come in 20 ms; a cold start with a long prompt takes minutes.
@@ -22,7 +23,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class Gauges(Struct, frozen=True, kw_only=True):
-    """What is true now. `nodes` counts by state; `worker_tokens` by model since its worker started."""
+    """What is true now. `nodes` counts by state; `worker_tokens` by model since the daemon started."""
 
     node: str = ""
     version: str = ""
@@ -36,11 +37,12 @@ class Gauges(Struct, frozen=True, kw_only=True):
     memory: Memory = Memory()
     resident_bytes: int = 0
     worker_tokens: Mapping[str, int] = {}
-    model_states: Mapping[str, str] = {}
+    models: tuple[ModelReport, ...] = ()
     frames_dropped: Mapping[str, int] = {}  # by reason
     connections: Mapping[str, int] = {}  # by app: edge, peer, admin
     links: int = 0
     routes_dropped: int = 0
+    events_dropped: int = 0
     log_lines_dropped: int = 0
 
 
@@ -72,7 +74,17 @@ class Metrics:
             buckets=(*SECONDS, 1200.0),
             registry=registry,
         )
-        self._failures = Counter("mlx_mesh_model_failures", "A model of this node failed", ["model"], registry=registry)
+        self._events = Counter(
+            "mlx_mesh_model_events", "What happened to models of this node", ["kind", "model"], registry=registry
+        )
+        self._wait = Histogram(
+            "mlx_mesh_wait_seconds", "Admitted here to a slot", ["model"], buckets=SECONDS, registry=registry
+        )
+        self._cold = Counter("mlx_mesh_cold_calls", "Calls that found their model absent", ["model"], registry=registry)
+        self._read = Counter(
+            "mlx_mesh_prompt_tokens", "Prompt tokens of calls served here", ["kind", "model"], registry=registry
+        )
+        self._downloaded = Counter("mlx_mesh_download_bytes", "Bytes of weights fetched", ["model"], registry=registry)
         if gauges is not None:
             registry.register(_GaugesCollector(gauges))
 
@@ -93,12 +105,29 @@ class Metrics:
 
     def node(self, fact: NodeFact) -> None:
         """Counts what the node side reports."""
-        if isinstance(fact, CallFact):
-            self._calls.labels(fact.outcome, fact.model).inc()
-        elif isinstance(fact, ModelFact) and fact.load_s is not None:
-            self._loads.labels(fact.model).observe(fact.load_s)
-        elif isinstance(fact, ModelFact) and fact.state is ModelState.FAILED:
-            self._failures.labels(fact.model).inc()
+        match fact:
+            case CallFact():
+                self._call(fact)
+            case ModelFact(load_s=load_s) if load_s is not None:
+                self._loads.labels(fact.model).observe(load_s)
+            case DownloadFact():
+                self._downloaded.labels(fact.model).inc(fact.new_bytes)
+            case _:
+                pass
+
+    def _call(self, fact: CallFact) -> None:
+        self._calls.labels(fact.outcome, fact.model).inc()
+        if fact.wait_ms is not None:
+            self._wait.labels(fact.model).observe(fact.wait_ms / 1e3)
+        if fact.cold:
+            self._cold.labels(fact.model).inc()
+        self._read.labels("cached", fact.model).inc(fact.usage.cached)
+        self._read.labels("read", fact.model).inc(max(0, fact.usage.prompt - fact.usage.cached))
+
+    def event(self, event: NodeEvent) -> None:
+        """Counts what happened to a model."""
+        if event.model:
+            self._events.labels(event.kind, event.model).inc()
 
     def count_bytes(self, direction: str, count: int) -> None:
         """Counts `count` bytes in `direction` ("client_in", "client_out", "peer_in", "peer_out" and the like)."""
@@ -137,24 +166,40 @@ class _GaugesCollector(Collector):
         yield _gauge("memory_headroom_bytes", "Bytes a model may still take here", now.memory.headroom_bytes)
         yield _gauge("resident_bytes", "Resident memory of the daemon itself", now.resident_bytes)
         yield _count_by("worker_tokens", "Tokens a model's workers generated", "model", now.worker_tokens)
-        states = GaugeMetricFamily(
-            "mlx_mesh_model_state", "1 for the state each model is in", labels=["model", "state"]
-        )
-        for model, state in now.model_states.items():
-            states.add_metric([model, state], 1)
-        yield states
+        yield from _of_models(now.models)
         yield _count_by("frames_dropped", "Frames from peers not understood or not sent", "reason", now.frames_dropped)
         yield _by("open_connections", "Open connections of this daemon", "app", now.connections)
         yield _gauge("links", "Open links to peers", now.links)
         yield CounterMetricFamily("mlx_mesh_routes_dropped", "Routes not kept: the disk was slow", now.routes_dropped)
+        yield CounterMetricFamily("mlx_mesh_events_dropped", "Events not kept: the disk was slow", now.events_dropped)
         yield CounterMetricFamily("mlx_mesh_log_lines_dropped", "Log lines not written", now.log_lines_dropped)
+
+
+def _of_models(models: Sequence[ModelReport]) -> Iterator[Metric]:
+    states = GaugeMetricFamily("mlx_mesh_model_state", "1 for the state each model is in", labels=["model", "state"])
+    for model in models:
+        states.add_metric([model.name, model.state.value], 1)
+    yield states
+
+    def of(name: str, what: str, value: Callable[[ModelReport], float | None]) -> Metric:
+        found = {m.name: value(m) for m in models}
+        return _by(f"model_{name}", what, "model", {k: v for k, v in found.items() if v is not None})
+
+    yield of("size_bytes", "Bytes a model needs, by the best estimate", lambda m: m.size_bytes)
+    yield of("reserved_bytes", "Bytes of the budget kept for a model now", lambda m: m.reserved_bytes)
+    yield of("measured_bytes", "Bytes its process was last seen to take", lambda m: m.measured_bytes or None)
+    yield of("load_expected_seconds", "Seconds its next load is expected to take", lambda m: m.load_s)
+    yield of("prefill_tokens_per_second", "Speed of reading prompts, measured", lambda m: m.prefill_tps)
+    yield of("decode_tokens_per_second", "Speed of writing answers, measured", lambda m: m.decode_tps)
+    yield of("in_flight", "Calls a model answers now", lambda m: m.in_flight)
+    yield of("queue_depth", "Calls that wait at a model", lambda m: m.queue_depth)
 
 
 def _gauge(name: str, what: str, value: float) -> Metric:
     return GaugeMetricFamily(f"mlx_mesh_{name}", what, value)
 
 
-def _by(name: str, what: str, label: str, values: Mapping[str, int]) -> Metric:
+def _by(name: str, what: str, label: str, values: Mapping[str, float]) -> Metric:
     family = GaugeMetricFamily(f"mlx_mesh_{name}", what, labels=[label])
     for value, count in values.items():
         family.add_metric([value], count)

@@ -1,49 +1,88 @@
-"""Observer: the `report` function that node and router are given. One fact, all its readers: log, metrics, store,
+"""Observer: the `report` function that node and router are given. One fact, all its readers: log, metrics, stores,
 followers."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Generic, TypeVar, assert_never
 
-from mesh.log import event
+from mesh.event_store import EventStore
+from mesh.log import event, utc
 from mesh.metrics import Metrics
+from mesh.node_events import NodeEvent, event_of
 from mesh.store import RouteStore
-from node.facts import CallFact, ModelFact, NodeFact, WorkerFact
-from node.types import ModelState
+from node.facts import CallFact, DownloadFact, DrainFact, ModelFact, NodeFact, PressureFact, WorkerFact
+from node.types import ModelState, Pressure
 from router.facts import RouteFact
 
-FOLLOWER_WAITING_MAX = 256  # routes a follower may be behind; then it loses the oldest
+FOLLOWER_WAITING_MAX = 256  # routes or events a follower may be behind; then it loses the oldest
+T = TypeVar("T")
 
 _log = logging.getLogger("mesh.requests")
 _node_log = logging.getLogger("mesh.models")
 
 
+class Followers(Generic[T]):
+    """Who wants to hear of each T as it happens."""
+
+    def __init__(self) -> None:
+        self._queues: set[asyncio.Queue[T]] = set()
+
+    def tell(self, news: T) -> None:
+        for queue in self._queues:
+            if queue.full():
+                queue.get_nowait()
+            queue.put_nowait(news)
+
+    @contextmanager
+    def follow(self) -> Iterator[asyncio.Queue[T]]:
+        """A queue of what happens, as long as the context is open."""
+        queue: asyncio.Queue[T] = asyncio.Queue(FOLLOWER_WAITING_MAX)
+        self._queues.add(queue)
+        try:
+            yield queue
+        finally:
+            self._queues.discard(queue)
+
+
 class Observer:
     """Hands each fact to its readers; never waits, never raises."""
 
-    def __init__(self, *, metrics: Metrics, store: RouteStore | None = None) -> None:
-        self._metrics, self._store = metrics, store
-        self._followers: set[asyncio.Queue[RouteFact]] = set()
+    def __init__(self, *, metrics: Metrics, store: RouteStore | None = None, events: EventStore | None = None) -> None:
+        self._metrics, self._store, self._events = metrics, store, events
+        self.routes: Followers[RouteFact] = Followers()
+        self.events: Followers[NodeEvent] = Followers()
 
     def report(self, fact: RouteFact | NodeFact) -> None:
         """Call it from the loop's thread."""
         if isinstance(fact, RouteFact):
             self._route(fact)
-        else:
-            self._metrics.node(fact)
-            _log_node(fact)
+            return
+        self._metrics.node(fact)
+        _log_node(fact)
+        found = event_of(fact, utc(time.time()))
+        if found is not None:
+            self._happened(found)
+
+    def life(self, kind: str, text: str) -> None:
+        """Something about the daemon itself: "start", "stop", "orphan"."""
+        self._happened(NodeEvent(at=utc(time.time()), kind=kind, text=text))
+
+    def _happened(self, news: NodeEvent) -> None:
+        self._metrics.event(news)
+        if self._events is not None:
+            self._events.add(news)
+        self.events.tell(news)
 
     def _route(self, fact: RouteFact) -> None:
         self._metrics.route(fact)
         if self._store is not None:
             self._store.add(fact)
-        for follower in self._followers:
-            if follower.full():
-                follower.get_nowait()
-            follower.put_nowait(fact)
+        self.routes.tell(fact)
         level = logging.INFO if fact.outcome in ("ok", "resumed", "cancelled") else logging.WARNING
         event(
             _log,
@@ -66,16 +105,6 @@ class Observer:
             outcome=fact.outcome,
             error=fact.error,
         )
-
-    @contextmanager
-    def follow(self) -> Iterator[asyncio.Queue[RouteFact]]:
-        """A queue of routes as they end, as long as the context is open."""
-        follower: asyncio.Queue[RouteFact] = asyncio.Queue(FOLLOWER_WAITING_MAX)
-        self._followers.add(follower)
-        try:
-            yield follower
-        finally:
-            self._followers.discard(follower)
 
 
 def why(fact: RouteFact) -> str:
@@ -119,3 +148,26 @@ def _log_node(fact: NodeFact) -> None:
             event(_node_log, level, "call", text, id=fact.id, attempt=fact.attempt, edge=fact.edge, model=fact.model)
         case WorkerFact():
             event(_node_log, logging.INFO, "worker", f"{fact.model}: {fact.text}", model=fact.model)
+        case DownloadFact():
+            _log_download(fact)
+        case PressureFact():
+            level = logging.INFO if fact.pressure is Pressure.NORMAL else logging.WARNING
+            text = f"memory pressure is {fact.pressure.value}"
+            event(_node_log, level, "pressure", text, pressure=fact.pressure.value, budget_bytes=fact.budget_bytes)
+        case DrainFact():
+            said = {
+                "begun": "takes no more requests",
+                "drained": "has finished its requests",
+                "ended": "takes requests",
+            }
+            reason = f": {fact.why}" if fact.why else ""
+            event(_node_log, logging.INFO, "drain", f"this node {said[fact.phase]}{reason}", phase=fact.phase)
+        case _:
+            assert_never(fact)
+
+
+def _log_download(fact: DownloadFact) -> None:
+    level = {"failed": logging.ERROR, "progress": logging.DEBUG}.get(fact.phase, logging.INFO)
+    reason = f": {fact.why}" if fact.why else ""
+    text = f"{fact.model}: download of {fact.source} {fact.phase}{reason}"
+    event(_node_log, level, "download", text, model=fact.model, phase=fact.phase, done_bytes=fact.done_bytes)

@@ -33,12 +33,15 @@ PRESETS: dict[str, tuple[str, ...]] = {
         *("mlx-openai-server", "launch", "--model-path", "{model}"),
         *("--host", "127.0.0.1", "--port", "{port}"),
     ),
+    "mlx_vlm.server": ("mlx_vlm.server", "--model", "{model}", "--host", "127.0.0.1", "--port", "{port}"),
 }
 _KNOWN = {
     *("name", "model", "quant", "source", "port", "vllm_flags"),  # the older mlx-stack's
     *("engine", "command", "url", "aliases", "paths", "fallback", "pinned", "keep-alive", "slots", "context"),
     *("extra-args", "weights"),
 }
+_KNOWN_ABOVE = {"schema_version", "name", "tiers"}  # beside the tiers
+_IGNORED_ABOVE = {"hardware_profile", "intent", "created", "cloud_fallback"}  # the older mlx-stack's
 
 
 class Stack(Struct, frozen=True, kw_only=True):
@@ -80,6 +83,7 @@ def load(
     if document is None:
         return Stack()
     reader = _Reader(home, config, which)
+    reader.look_above(document)
     for number, tier in enumerate(document.get("tiers") or [], start=1):
         reader.add(tier, number)
     missing = [tier for tier in tiers if tier not in reader.tiers]
@@ -89,7 +93,7 @@ def load(
     return Stack(
         specs=tuple(spec for spec in reader.specs.values() if spec.name in wanted),
         tiers={tier: name for tier, name in reader.tiers.items() if name in wanted and (not tiers or tier in tiers)},
-        warnings=tuple(reader.warnings),
+        warnings=(*reader.summary(), *reader.warnings),
         found=True,
     )
 
@@ -102,6 +106,25 @@ class _Reader:
         self.specs: dict[str, ModelSpec] = {}  # by name
         self.tiers: dict[str, str] = {}
         self.warnings: list[str] = []
+        self._ignored: dict[str, None] = {}  # keys without effect here, in their order
+        self._for_vllm: list[str] = []  # tiers whose flags are for an engine that is not installed
+
+    def look_above(self, document: Mapping[str, Any]) -> None:
+        """The file's keys beside `tiers`."""
+        self._ignored.update(dict.fromkeys(key for key in document if key in _IGNORED_ABOVE))
+        unknown = sorted(str(key) for key in set(document) - _KNOWN_ABOVE - _IGNORED_ABOVE)
+        if unknown:
+            self.warnings.append(f"unknown in the stack file: {', '.join(unknown)}")
+
+    def summary(self) -> list[str]:
+        """What concerns several tiers, said once."""
+        found = []
+        if self._ignored:
+            found.append(f"no effect here, ignored in the stack file: {', '.join(self._ignored)}")
+        if self._for_vllm:
+            whose = ", ".join(f"'{tier}'" for tier in self._for_vllm)
+            found.append(f"vllm_flags of {whose}: vllm-mlx is not installed, mlx-lm serves without them")
+        return found
 
     def add(self, tier: object, number: int) -> None:
         label = f"tier {number}"
@@ -170,6 +193,8 @@ class _Reader:
         unknown = sorted(set(fields) - _KNOWN)
         if unknown:
             self.warnings.append(f"tier '{tier_name}': unknown field{'s' * (len(unknown) > 1)} {', '.join(unknown)}")
+        if fields.get("quant"):
+            self._ignored["quant"] = None
         if not model:
             raise ValueError("`model` is missing: say which weights this tier serves")
         engine, command = self._engine(fields, tier_name)
@@ -196,8 +221,8 @@ class _Reader:
         if engine == "command" and not any("{model}" in word for word in command):
             return shared  # what it serves is its own affair
         written = str(fields.get("source") or "")
-        path = weights.find(model, written, self._home, self._config, check=engine == "mlx-lm")
-        return msgspec.structs.replace(shared, path=path)
+        found = weights.find(model, written, self._home, self._config, check=engine == "mlx-lm")
+        return msgspec.structs.replace(shared, path=found.path, hub=found.hub)
 
     def _engine(self, fields: Mapping[str, Any], tier_name: str) -> tuple[str, tuple[str, ...]]:
         """(engine, command) of a tier. Raises ValueError."""
@@ -210,7 +235,7 @@ class _Reader:
         if not engine and fields.get("vllm_flags") is not None:
             if self._which("vllm-mlx") is not None:
                 return "command", (*PRESETS["vllm-mlx"], *flags)
-            self.warnings.append(f"tier '{tier_name}' has vllm_flags, but vllm-mlx is not installed: mlx-lm serves it")
+            self._for_vllm.append(tier_name)
         engine = engine or "mlx-lm"
         if engine in PRESETS:
             command = PRESETS[engine] + (flags if engine == "vllm-mlx" else ())
@@ -275,7 +300,7 @@ def _same_worker(a: ModelSpec, b: ModelSpec) -> bool:
         return False
     if a.engine == "external":
         return (a.url, a.name) == (b.url, b.name)
-    return os.path.realpath(a.path) == os.path.realpath(b.path)
+    return a.hub == b.hub and os.path.realpath(a.path) == os.path.realpath(b.path)
 
 
 def _settings(spec: ModelSpec) -> tuple[object, ...]:
@@ -292,8 +317,8 @@ def _model_name(model: str, root: Path) -> str:
 
 
 def add_tier(home: Home, config: Config, source: str, *, name: str = "", aliases: Sequence[str] = ()) -> str:
-    """Adds a tier for `source` (a directory, a name below models/, or a hub id in the local cache) to the stack file,
-    made when absent; other keys stay. Returns the tier's name. Raises ConfigError; then the file is untouched."""
+    """Adds a tier for `source` (a directory, a name below models/, or a hub id, fetched or not) to the stack file, made
+    when absent; other keys stay. Returns the tier's name. Raises ConfigError; then the file is untouched."""
     document = read_file(home.stack) or {"schema_version": SCHEMA_VERSION, "name": "default", "tiers": []}
     directory = Path(source).expanduser()
     if directory.is_dir():

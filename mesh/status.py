@@ -6,7 +6,7 @@ granted to one node, where it counts as that node's `queue_depth` (reserved, or 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -34,15 +34,32 @@ _MODEL_FIELDS = (
     "resume",
     "error",
 )
+_DETAIL_FIELDS = (
+    *("reserved_bytes", "measured_bytes", "unloads_in_s", "progress", "waits_for", "last_error", "load_s", "context"),
+    *("paths", "fallback"),
+)
 
 
 def model_json(model: ModelReport) -> Json:
-    """MODEL of DESIGN section 4."""
+    """MODEL of DESIGN section 4; its `error` also says who is in the way of a model that waits for room."""
     fields = msgspec.to_builtins(model)
-    return {name: fields[name] for name in _MODEL_FIELDS}
+    waits = f"waits for room: {model.waits_for}" if model.waits_for else None
+    return {**{name: fields[name] for name in _MODEL_FIELDS}, "error": model.error or waits}
 
 
-def node_json(node: NodeView, view: View, name: str, account: NodeAccount | None) -> Json:
+def model_details(model: ModelReport) -> Json:
+    """MODEL and what only its own node's commands show."""
+    fields = msgspec.to_builtins(model)
+    return {name: fields[name] for name in (*_MODEL_FIELDS, *_DETAIL_FIELDS)}
+
+
+def node_json(
+    node: NodeView,
+    view: View,
+    name: str,
+    account: NodeAccount | None,
+    model: Callable[[ModelReport], Json] = model_json,
+) -> Json:
     """NODE of DESIGN section 4. `account` None: nobody counts for this node now, so its own count stands."""
     report = node.report
     if account is None:
@@ -73,7 +90,7 @@ def node_json(node: NodeView, view: View, name: str, account: NodeAccount | None
         },
         "queue_depth": account.reserved,
         "in_flight": account.in_flight,
-        "models": [model_json(m) for m in report.models],
+        "models": [model(m) for m in report.models],
     }
 
 

@@ -1,28 +1,16 @@
-"""routes.db: the last routes of this edge, for `mesh routes` (the only sqlite3 import).
-
-Facts are handed over without waiting and written in batches by a thread of its own; reads may come from any thread and
-see all that was handed over before.
-"""
+"""routes.db: the last routes of this edge, for `mesh routes`."""
 
 from __future__ import annotations
 
-import sqlite3
-import threading
-import time
-import zlib
-from collections import deque
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import msgspec
-from msgspec import Struct
 
-from mesh.files import move_aside
+from mesh.history import History, HistorySettings, Table, packed
 from router.facts import RouteFact
 
-# Migration N brings a file of version N to N + 1 (PRAGMA user_version). Only ever append.
 MIGRATIONS: tuple[str, ...] = (
     """
     CREATE TABLE routes (
@@ -42,19 +30,12 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE INDEX routes_client ON routes (client_request_id) WHERE client_request_id IS NOT NULL;
     """,
 )
-_BROKEN = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
 
-class StoreSettings(Struct, frozen=True, kw_only=True):
-    """Bounds of the history. What is waiting beyond `pending_max` is dropped, oldest first, and counted."""
+class StoreSettings(HistorySettings, frozen=True, kw_only=True):
+    """Bounds of routes.db."""
 
     rows_max: int = 100_000
-    days_max: int = 30
-    batch_s: float = 0.25
-    pending_max: int = 10_000
-    prune_every_rows: int = 1_000
-    prune_every_s: float = 3600.0
-    busy_s: float = 5.0
 
 
 def route_json(fact: RouteFact) -> dict[str, Any]:
@@ -64,41 +45,11 @@ def route_json(fact: RouteFact) -> dict[str, Any]:
     return route
 
 
-class _ForeignFileError(sqlite3.DatabaseError):
-    """A database, but not one of ours, or of a later version."""
-
-
-def _is_broken(error: Exception) -> bool:
-    """Will this file never be of use again? A full disk or a busy file may be."""
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    return code in _BROKEN or isinstance(error, _ForeignFileError | zlib.error | ValueError)
-
-
-class RouteStore:
-    """The history of one home. `tell` gets one sentence when something about the file is wrong; it never raises for
-    that: routes are worth keeping, but not worth failing a request."""
+class RouteStore(History[RouteFact]):
+    """The routes of one home."""
 
     def __init__(self, path: Path, tell: Callable[[str], None], settings: StoreSettings | None = None) -> None:
-        self._path, self._tell, self._settings = path, tell, settings or StoreSettings()
-        self._pending: deque[RouteFact] = deque()
-        self._lock = threading.RLock()  # the connection; `_pending` is handed over by atomic appends and pops
-        self._wake = threading.Event()
-        self._closing = False
-        self._since_prune = self._settings.prune_every_rows  # so that the first batch prunes
-        self._pruned_at = 0.0
-        self._complained = ""
-        self.dropped = 0
-        self._database: sqlite3.Connection | None = self._open()
-        self._writer = threading.Thread(target=self._write_batches, name="routes.db", daemon=True)
-        self._writer.start()
-
-    def add(self, fact: RouteFact) -> None:
-        """Hands one route over; never waits."""
-        if len(self._pending) >= self._settings.pending_max:
-            self._pending.popleft()
-            self.dropped += 1
-        self._pending.append(fact)
-        self._wake.set()
+        super().__init__(_TABLE, path, tell, settings or StoreSettings())
 
     def last(self, count: int) -> list[dict[str, Any]]:
         """The newest `count` routes, newest first, as ROUTE. Waits for the disk: call it from a thread."""
@@ -117,133 +68,17 @@ class RouteStore:
         rows = self._read("WHERE id >= ? AND id < ? LIMIT 2", (id_or_prefix, end))
         return rows[0] if len(rows) == 1 else None
 
-    def close(self) -> None:
-        """Writes what is waiting and closes the file. Idempotent; waits for the disk."""
-        self._closing = True
-        self._wake.set()
-        self._writer.join()
-        with self._lock:
-            self._flush()
-            if self._database is not None:
-                self._database.close()
-                self._database = None
-
-    def _read(self, tail: str, arguments: tuple[Any, ...]) -> list[dict[str, Any]]:
-        with self._lock:
-            self._flush()
-            if self._database is None:
-                return []
-            try:
-                rows = self._database.execute(f"SELECT body FROM routes {tail}", arguments).fetchall()  # noqa: S608 - `tail` is one of this file's own texts
-                return [msgspec.json.decode(zlib.decompress(body)) for (body,) in rows]
-            except (sqlite3.Error, zlib.error, ValueError) as error:
-                self._trouble(error)
-                return []
-
-    def _write_batches(self) -> None:
-        while not self._closing:
-            self._wake.wait()
-            if not self._closing:
-                time.sleep(self._settings.batch_s)  # lets a batch gather; nobody waits for this thread
-            self._wake.clear()
-            with self._lock:
-                self._flush()
-
-    def _flush(self) -> None:
-        """Writes all that is waiting as one transaction. The lock is held."""
-        batch: list[RouteFact] = []
-        while self._pending:
-            batch.append(self._pending.popleft())
-        if not batch or self._database is None:
-            return
-        try:
-            with self._database:
-                self._database.executemany(
-                    "INSERT OR REPLACE INTO routes "
-                    "(id, client_request_id, at, edge, node, model, outcome, status, total_ms, body) "
-                    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                    [_row(fact) for fact in batch],
-                )
-                self._prune(len(batch))
-            self._complained = ""
-        except sqlite3.Error as error:
-            self.dropped += len(batch)
-            self._trouble(error)
-
-    def _prune(self, written: int) -> None:
-        self._since_prune += written
-        now = time.monotonic()
-        if self._since_prune < self._settings.prune_every_rows and now - self._pruned_at < self._settings.prune_every_s:
-            return
-        self._since_prune, self._pruned_at = 0, now
-        assert self._database is not None
-        oldest = (datetime.now(UTC) - timedelta(days=self._settings.days_max)).strftime("%Y-%m-%dT%H:%M:%S")
-        self._database.execute("DELETE FROM routes WHERE at < ?", (oldest,))
-        self._database.execute(
-            "DELETE FROM routes WHERE seq <= (SELECT seq FROM routes ORDER BY seq DESC LIMIT 1 OFFSET ?)",
-            (self._settings.rows_max,),
-        )
-
-    def _trouble(self, error: Exception) -> None:
-        """A broken file is moved aside and begun again; anything else (disk full) is said once and waited out."""
-        if _is_broken(error):
-            if self._database is not None:
-                self._database.close()
-            self._database = self._begin_again(str(error))
-        elif str(error) != self._complained:
-            self._complained = str(error)
-            self._tell(f"{self._path} cannot be used now ({error}); routes are not kept until it can")
-
-    def _open(self) -> sqlite3.Connection | None:
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            return self._connect()
-        except (sqlite3.Error, OSError) as error:
-            if _is_broken(error):
-                return self._begin_again(str(error))
-            self._tell(f"{self._path} cannot be opened ({error}); routes are not kept")
-            return None
-
-    def _begin_again(self, why: str) -> sqlite3.Connection | None:
-        try:
-            kept = move_aside(self._path)
-            for tail in ("-wal", "-shm"):
-                self._path.with_name(self._path.name + tail).unlink(missing_ok=True)
-            database = self._connect()
-        except (sqlite3.Error, OSError) as error:
-            self._tell(f"{self._path} is damaged ({why}) and cannot be begun again ({error}); routes are not kept")
-            return None
-        self._tell(f"{self._path} is damaged ({why}); moved to {kept.name}, the history begins again")
-        return database
-
-    def _connect(self) -> sqlite3.Connection:
-        """Opens the file and brings it to this version. Raises sqlite3.Error."""
-        database = sqlite3.connect(self._path, timeout=self._settings.busy_s, check_same_thread=False)
-        try:
-            database.execute("PRAGMA journal_mode = WAL")
-            database.execute("PRAGMA synchronous = NORMAL")  # a power cut may cost the last batch, never the file
-            (version,) = database.execute("PRAGMA user_version").fetchone()
-            if version > len(MIGRATIONS):
-                raise _ForeignFileError(f"it has version {version}, this mlx-stack knows {len(MIGRATIONS)}")
-            try:
-                for number, script in enumerate(MIGRATIONS[version:], start=version + 1):
-                    database.executescript(f"BEGIN; {script} PRAGMA user_version = {number}; COMMIT;")
-                database.execute("SELECT body FROM routes ORDER BY at DESC LIMIT 1").fetchone()
-            except sqlite3.OperationalError as error:
-                if error.sqlite_errorcode == sqlite3.SQLITE_ERROR:  # tables of another program
-                    raise _ForeignFileError(str(error)) from error
-                raise
-            self._path.chmod(0o600)
-        except BaseException:
-            database.close()
-            raise
-        return database
-
 
 def _row(fact: RouteFact) -> tuple[Any, ...]:
-    # A route with its whole decision is some 3 KB of JSON, most of it repeated words.
-    body = zlib.compress(msgspec.json.encode(route_json(fact)), 1)
     return (
         *(fact.id, fact.client_request_id, fact.at, fact.edge, fact.node, fact.model),
-        *(fact.outcome, fact.status, fact.total_ms, body),
+        *(fact.outcome, fact.status, fact.total_ms, packed(route_json(fact))),
     )
+
+
+_TABLE = Table(
+    name="routes",
+    migrations=MIGRATIONS,
+    columns=("id", "client_request_id", "at", "edge", "node", "model", "outcome", "status", "total_ms", "body"),
+    row=_row,
+)

@@ -7,23 +7,33 @@ import re
 from pathlib import Path
 
 import msgspec
+from msgspec import Struct
 
 from mesh.config import Config
 from mesh.home import Home
+from node.download import MARKER
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*\Z")
 
 
-class _Index(msgspec.Struct):
+class _Index(Struct):
     """model.safetensors.index.json: which file holds which tensor."""
 
     weight_map: dict[str, str]
 
 
-def find(model: str, source: str, home: Home, config: Config, *, check: bool = True) -> str:
+class Found(Struct, frozen=True):
+    """`path` of the weights; of those that are not on this disk, the id under which the `hub` has them."""
+
+    path: str = ""
+    hub: str = ""
+
+
+def find(model: str, source: str, home: Home, config: Config, *, check: bool = True) -> Found:
     """The directory with the weights: `models/<model>`, `models/<last part of source>`, `source`, `model`, each a
-    directory or the id of a model in the local hub cache. Without `check` anything that exists there will do, a file
-    too: engines we cannot read have formats of their own. Raises ValueError: what is missing and what to do."""
+    directory or the id of a model in the local hub cache; without any, the id to fetch. Without `check` anything that
+    exists there will do, a file too: engines we cannot read have formats of their own. Raises ValueError: what is
+    missing and what to do."""
     candidates = [config.model_dir / model]
     if source:
         candidates.append(config.model_dir / Path(source).name)
@@ -34,17 +44,17 @@ def find(model: str, source: str, home: Home, config: Config, *, check: bool = T
     incomplete = ""
     for candidate in candidates:
         if not check and candidate.exists() and not candidate.samefile(os.devnull):
-            return str(candidate)
+            return Found(str(candidate))
         if candidate.is_dir():
             problem = directory_problem(candidate)
             if not problem:
-                return str(candidate)
+                return Found(str(candidate))
             incomplete = incomplete or problem
-    if incomplete:
-        raise ValueError(incomplete)
     hub_id = next((w for w in (source, model) if HUB_ID.match(w)), None)
     if hub_id and not (source or model).startswith((".", "/", "~")):
-        raise ValueError(f"not downloaded: get it with `hf download {hub_id}`, then `mlx-stack models load {model}`")
+        return Found(hub=hub_id)
+    if incomplete:
+        raise ValueError(incomplete)
     places = " nor ".join(dict.fromkeys((str(config.model_dir / model), source or model)))
     raise ValueError(f"no weights: no directory {places}; put them there or correct `source`")
 
@@ -70,12 +80,16 @@ def directory_problem(path: Path) -> str:
 
 
 def hub_snapshot(hub_id: str) -> Path | None:
-    """Where the local Hugging Face cache holds this model, None if it does not. Read without huggingface_hub, which
-    takes longer to import than a command may run; the layout is documented ("Understand caching")."""
+    """Where the local Hugging Face cache holds this model, None if it does not, or while it is being fetched. Read
+    without huggingface_hub, which takes longer to import than a command may run; the layout is documented
+    ("Understand caching")."""
     environment = os.environ
     hub_home = environment.get("HF_HOME") or Path(environment.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
-    cache = Path(environment.get("HF_HUB_CACHE") or Path(hub_home) / "hub").expanduser()
+    named = environment.get("HF_HUB_CACHE") or environment.get("HUGGINGFACE_HUB_CACHE")
+    cache = Path(named or Path(hub_home) / "hub").expanduser().resolve()  # as huggingface_hub names what it fetched
     folder = cache / f"models--{hub_id.replace('/', '--')}"
+    if (folder / MARKER).exists():
+        return None
     try:
         commit = (folder / "refs" / "main").read_text(encoding="utf-8").strip()
     except OSError:

@@ -23,9 +23,18 @@ class Wanted(Struct, frozen=True):
 
 
 class Unwanted(Struct, frozen=True):
-    """It should leave memory; what it is answering may finish first (tell `Quiet` then)."""
+    """It should leave memory; what it is answering may finish first (tell `Quiet` then). `cause`: of ModelFact."""
 
     why: str
+    cause: str = ""
+
+
+class Evicted(Struct, frozen=True):
+    """It leaves memory now; nothing is in flight. `again`: somebody waits for it already, so it comes back."""
+
+    why: str
+    again: bool = False
+    cause: str = ""
 
 
 class Begun(Struct, frozen=True):
@@ -66,7 +75,9 @@ class Tick(Struct, frozen=True):
     pass
 
 
-LifecycleEvent: TypeAlias = Wanted | Unwanted | Begun | NoRoom | Started | StartFailed | Exited | Quiet | Gone | Tick
+LifecycleEvent: TypeAlias = (
+    Wanted | Unwanted | Evicted | Begun | NoRoom | Started | StartFailed | Exited | Quiet | Gone | Tick
+)
 
 # Effects
 
@@ -86,6 +97,7 @@ class Changed(Struct, frozen=True):
     why: str = ""
     load_s: float | None = None
     retry_s: float | None = None
+    cause: str = ""  # why it leaves memory, in one word
 
 
 LifecycleEffect: TypeAlias = Start | Stop | Changed
@@ -98,6 +110,7 @@ class Lifecycle:
         self._settings = settings
         self.state = ModelState.ABSENT
         self.why = ""
+        self._cause = ""
         self.deadline: float | None = None  # of a start, of the next restart, or of the proof of health
         self.retry_at: float | None = None  # when a failed model is started again; None: not by itself
         self._wanted = False
@@ -112,6 +125,16 @@ class Lifecycle:
         return self._worker
 
     @property
+    def emptied(self) -> bool:
+        """Its unloading has gone so far that nothing can stop it: wanted now, it starts again after that."""
+        return self.state is ModelState.DRAINING and self._ending
+
+    @property
+    def comes_back(self) -> bool:
+        """It is being unloaded, and wanted again."""
+        return self.state is ModelState.DRAINING and self._wanted
+
+    @property
     def _starting(self) -> bool:
         return self.state is ModelState.LOADING and self._worker and not self._ending
 
@@ -119,8 +142,13 @@ class Lifecycle:
         match event:
             case Wanted(afresh):
                 return self._want(afresh, now)
-            case Unwanted(why):
-                return self._unwant(why)
+            case Unwanted(why, cause):
+                return self._unwant(why, cause)
+            case Evicted(why, again, cause) if self.state is ModelState.READY:
+                self._wanted = again
+                return [*self._become(ModelState.DRAINING, why, cause=cause), *self._end()]
+            case Evicted():
+                return []  # It is ending already.
             case Begun() | NoRoom() | Started() | StartFailed():
                 return self._of_start(event, now) if self._starting else []  # Else: of one given up already.
             case Exited(why) if self.state is ModelState.READY:
@@ -150,15 +178,15 @@ class Lifecycle:
             case _:
                 return []  # On its way already, or failed and waiting for its time.
 
-    def _unwant(self, why: str) -> list[LifecycleEffect]:
+    def _unwant(self, why: str, cause: str) -> list[LifecycleEffect]:
         self._wanted = False
         match self.state:
             case ModelState.READY:
-                return self._become(ModelState.DRAINING, why)
+                return self._become(ModelState.DRAINING, why, cause=cause)
             case ModelState.LOADING:
-                return [*self._become(ModelState.DRAINING, why), *self._end()]
+                return [*self._become(ModelState.DRAINING, why, cause=cause), *self._end()]
             case ModelState.FAILED:
-                return self._become(ModelState.ABSENT, why)
+                return self._become(ModelState.ABSENT, why, cause=cause)
             case _:
                 return []
 
@@ -213,7 +241,7 @@ class Lifecycle:
             case ModelState.DRAINING if self._wanted:
                 return self._start()
             case ModelState.DRAINING:
-                return self._become(ModelState.ABSENT, self.why)
+                return self._become(ModelState.ABSENT, self.why, cause=self._cause)
             case _:
                 return []
 
@@ -244,9 +272,10 @@ class Lifecycle:
         deadline: float | None = None,
         load_s: float | None = None,
         retry_s: float | None = None,
+        cause: str = "",
     ) -> list[LifecycleEffect]:
-        self.state, self.why, self.deadline = state, why, deadline
-        return [Changed(state, why, load_s, retry_s)]
+        self.state, self.why, self._cause, self.deadline = state, why, cause, deadline
+        return [Changed(state, why, load_s, retry_s, cause)]
 
 
 def backoff_s(settings: NodeSettings, failures: int) -> float:

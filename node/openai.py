@@ -97,6 +97,17 @@ def clean_request(body: bytes, *, model: str) -> bytes:
     return _encode({**fields, **FORCED, "model": model})
 
 
+def runs_alone(body: bytes) -> bool:
+    """Whether mlx_lm.server takes the request out of its batch: it is seeded."""
+    if b'"seed"' not in body:
+        return False
+    try:
+        seed = _decoded(body).get("seed")
+    except NodeError:
+        return False  # It is refused anyway.
+    return seed is not None and not _is_null(seed)
+
+
 def _is_null(value: Raw) -> bool:
     return memoryview(value).nbytes == 4 and bytes(value) == b"null"  # no copy of a long prompt just to look
 

@@ -9,11 +9,19 @@ class NodeSettings(Struct, frozen=True, kw_only=True):
     """Bounds of one node: its memory, its queues, its patience. Times in seconds, sizes in bytes."""
 
     memory_budget_bytes: int = 0  # 0: headroom.default_budget decides
-    kv_tokens: int = 32_768  # tokens of KV cache that are budgeted for a model, at most its context
+    kv_tokens: int = 8192  # a text so long fits into a worker's KV cache in any case, if its context allows
+    cache_bytes_min: int = 2**28  # what one worker's KV cache may take: a part of the budget (headroom.cache_bytes)
+    cache_bytes_max: int = 2**31
     cache_seqs: int = 1000  # what peers are told of a worker's prompt cache: as EngineSettings bounds it
-    cache_bytes: int = 2 * 2**30
+    measure_every_s: float = 5.0  # what a worker takes
+    leak_factor: float = 1.5  # a worker that takes so many times what is reserved for it is recycled once idle
     disk_bytes_per_s: float = 1.5e9  # assumed until a load is measured: an internal SSD, uncached
     load_fixed_s: float = 4.0  # Python, MLX and the first token, whatever the size
+
+    request_gap_s: float = 15.0  # quiet a model must have had before another may push it out of memory
+    idle_timeout_s: float | None = None  # unused for so long it is unloaded; None: by RAM, negative: never
+    turn_s: float = 20.0  # a model in memory may stay so long; who waits for room so long may claim that of busy ones
+    demand_half_life_s: float = 600.0  # how fast requests are forgotten as a sign of the next ones
 
     start_limit_s: float = 900.0  # a worker that is not ready by then is ended
     backoff_first_s: float = 1.0  # before the first restart; doubles with each failure without health between
@@ -21,20 +29,45 @@ class NodeSettings(Struct, frozen=True, kw_only=True):
     health_s: float = 120.0  # ready for this long: earlier failures are forgotten
     flapping_failures: int = 5  # so many within the window: no restart until `models load`
     flapping_window_s: float = 600.0
+    prefill_step_tokens: int = 2048  # read between two signs of progress
+    hang_factor: float = 4.0  # a busy worker hangs when it takes so many times what reading takes by its own speed,
+    hang_floor_s: float = 60.0  # but never sooner
+    hang_blind_s: float = 300.0  # nor than this, for a server that does not tell how its reading goes
+    hang_prefill_tps: float = 25.0  # tokens a second, until its speed is known
+    frozen_limit_s: float = 3.0  # stopped by a signal for so long: ended
+    idle_probe_first_s: float = 60.0  # one token from a worker that nobody uses; doubles
+    idle_probe_cap_s: float = 900.0
+    idle_probe_limit_s: float = 60.0
     stop_grace_s: float = 10.0  # SIGTERM, then SIGKILL
     stats_every_s: float = 1.0
     probe_every_s: float = 5.0
 
     hold_factor: float = 1.5  # a request is held for a load at most this many times the expected load time,
-    hold_floor_s: float = 30.0  # but at least this long: an estimate from bytes knows nothing of a busy machine
+    hold_floor_s: float = 30.0  # and this long: an estimate from bytes knows nothing of a busy machine
+    hold_margin_s: float = 1.0  # on a node alone until so long before its deadline: the client shall hear why
     alive_every_s: float = 1.0  # said to the edge while there is nothing else to say
     stream_blocks: int = 64  # blocks of one answer kept for a slow reader; then the worker is not read
     close_limit_s: float = 5.0  # for a worker's stream to close behind a client that left
     calls_remembered: int = 1024  # ended (request, attempt) pairs that are not run again
 
+    downloads_max: int = 2  # processes that fetch from the hub at a time; the others wait in line
+    download_disk_factor: float = 1.2  # free bytes wanted for each byte to fetch
+    download_retry_first_s: float = 5.0  # a failed download is tried again then; doubles until it gets on
+    download_retry_cap_s: float = 600.0
+    download_rate_s: float = 10.0  # its rate is that of the last so many seconds
+    download_told_s: float = 5.0  # between two facts of its progress
+    download_wait_s: float = 30.0  # told to a caller, when nobody knows how long it takes
+    download_wait_cap_s: float = 300.0
+    download_nice: int = 10  # below the workers
+
     def __post_init__(self) -> None:
         assert 0 < self.backoff_first_s <= self.backoff_cap_s
         assert self.flapping_failures >= 1
+        assert self.request_gap_s >= 0
+        assert self.turn_s > 0
+        assert self.demand_half_life_s > 0
+        assert self.downloads_max >= 1
+        assert 0 < self.download_retry_first_s <= self.download_retry_cap_s
         assert self.stream_blocks >= 1
 
 
@@ -63,7 +96,8 @@ class EngineSettings(Struct, frozen=True, kw_only=True):
     mlx_slots: int = 4  # --decode-concurrency: answers that one worker generates side by side
     max_tokens: int = 32_768  # when the client sets none and the model's context is unknown
     prompt_cache_seqs: int = 1000  # many, because bytes are the bound that matters: ten lose agents' prefixes
-    prompt_cache_bytes: int = 2 * 2**30
+    prompt_cache_bytes: int = 2**28  # for a spec that says no other
+    buffer_bytes: int = 2**28  # freed GPU buffers a worker may keep; headroom budgets for them
 
     def __post_init__(self) -> None:
         assert self.port_tries >= 1

@@ -63,6 +63,7 @@ class Memory(Struct, frozen=True, kw_only=True):
     budget_bytes: int = 0
     used_bytes: int = 0
     headroom_bytes: int = 0
+    evictable_bytes: int | None = None  # what models hold that may be unloaded for another; None: none ever is
     pressure: Pressure = Pressure.NORMAL
 
 
@@ -93,6 +94,14 @@ class ModelReport(Struct, frozen=True, kw_only=True):
     paths: tuple[str, ...] = ()  # what else it serves below /v1, besides chat/completions and completions
     fallback: tuple[str, ...] = ()  # names to try when this one cannot be had
     multiple_choices: bool = False  # serves n > 1
+
+    # For people who look at this model: `models show`, `status`.
+    reserved_bytes: int = 0  # what is kept for it of the budget now
+    measured_bytes: int = 0  # what its process was last seen to take; 0 = not measured
+    unloads_in_s: float | None = None  # until it leaves memory if nobody asks for it; None: it stays, or is not there
+    progress: float | None = None  # of its download, 0 to 1
+    waits_for: str = ""  # why it is not loaded yet: who is in its way
+    last_error: str = ""  # of its latest failure, kept when it is well again
 
 
 class RunningReport(Struct, frozen=True):
@@ -140,7 +149,7 @@ class ModelStatus(Struct, frozen=True, kw_only=True):
     load_s: float = 0.0
     cache_tokens: int = 0
     cache_seqs: int = 0
-    error: str = ""  # why it failed, in words for people
+    error: str = ""  # why it failed, or how its download goes, in words for people
     foreign_in_flight: int = 0  # the part of the node's own number that is known to run this model
 
 
@@ -153,6 +162,7 @@ class NodeStatus(Struct, frozen=True, kw_only=True):
     chip: str = "unknown"
     bandwidth: float = 0.0
     headroom_bytes: int = 0
+    evictable_bytes: int | None = None  # room that can be had there besides: it holds requests until it is; None: none
     pressure: Pressure = Pressure.NORMAL
     draining: bool = False
     rtt_s: float = 0.0
@@ -193,6 +203,7 @@ def status_of(report: NodeReport, rtt_s: float = 0.0, foreign_in_flight: int = 0
         chip=report.hardware.chip,
         bandwidth=report.hardware.bandwidth,
         headroom_bytes=report.memory.headroom_bytes,
+        evictable_bytes=report.memory.evictable_bytes,
         pressure=report.memory.pressure,
         draining=report.draining,
         rtt_s=rtt_s,

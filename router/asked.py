@@ -33,6 +33,7 @@ class _Message(Struct):
 
 class _Generate(Struct, kw_only=True):
     model: Annotated[str, Meta(min_length=1)]
+    keep_alive: float | str | None = None
     stream: bool | None = None
     stream_options: _StreamOptions | None = None
     max_tokens: _Tokens | None = None
@@ -50,16 +51,19 @@ class _Completion(_Generate, kw_only=True):
 
 class _Other(Struct):
     model: Annotated[str, Meta(min_length=1)]
+    keep_alive: float | str | None = None
 
 
 class Asked(Struct, frozen=True, kw_only=True):
-    """One body, understood. `max_tokens` 0 = none set; `choices` is OpenAI's `n`."""
+    """One body, understood. `max_tokens` 0 = none set; `choices` is OpenAI's `n`; `keep_alive` seconds that the model
+    stays in memory after the answer, infinite for ever, None = not said."""
 
     model: str
     stream: bool = False
     include_usage: bool = False
     max_tokens: int = 0
     choices: int = 1
+    keep_alive: float | None = None
 
 
 def read(path: str, body: bytes, content_type: str) -> Asked:
@@ -72,13 +76,44 @@ def read(path: str, body: bytes, content_type: str) -> Asked:
             include_usage=bool(asked.stream_options and asked.stream_options.include_usage),
             max_tokens=asked.max_completion_tokens or asked.max_tokens or 0,
             choices=asked.n or 1,
+            keep_alive=keep_alive_s(asked.keep_alive),
         )
     if content_type.lower().startswith("multipart/form-data"):
         model = form_field(body, content_type, "model")
         if not model:
             raise _invalid("the form has no field 'model'", "model")
         return Asked(model=model)
-    return Asked(model=_decode(body, _Other).model)
+    other = _decode(body, _Other)
+    return Asked(model=other.model, keep_alive=keep_alive_s(other.keep_alive))
+
+
+_UNIT_S = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ns": 1e-9}
+_DURATION = re.compile(r"([+-]?)((?:(?:\d+\.?\d*|\.\d+)(?:h|ms|us|µs|μs|ns|m|s))+)", re.ASCII)
+_PART = re.compile(r"([\d.]+)([^\d.]+)")
+_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)", re.ASCII)
+
+
+def keep_alive_s(written: float | str | None) -> float | None:
+    """`keep_alive` as Ollama reads it: seconds, also as text, or a Go duration ("5m", "1h30m"); negative = for ever.
+    Raises RouterError(INVALID_REQUEST)."""
+    if written is None:
+        return None
+    seconds = written if isinstance(written, int | float) else _seconds(written.strip())
+    if seconds is None:
+        raise _invalid("'keep_alive' must be seconds or a duration like \"5m\", negative: for ever", "keep_alive")
+    return float("inf") if seconds < 0 else float(seconds)
+
+
+def _seconds(text: str) -> float | None:
+    if len(text) > 64:
+        return None
+    if _NUMBER.fullmatch(text):
+        return float(text)
+    found = _DURATION.fullmatch(text)
+    if found is None:
+        return None
+    total = sum(float(number) * _UNIT_S[unit] for number, unit in _PART.findall(found[2]))
+    return -total if found[1] == "-" else total
 
 
 _T = TypeVar("_T", bound=Struct)

@@ -148,6 +148,7 @@ class Attempts:
     ) -> None:
         self._id, self._settings, self._streamed, self._barred = request, settings, streamed, barred
         self._ends_at = now + deadline_s
+        self._last_word_at = self._ends_at - min(settings.last_word_s, 0.1 * deadline_s)
         self._comfort_at = now + settings.head_hold_s if streamed else None
         self._attempt = 0
         self._resume_at: float | None = now  # pausing until then; None: not pausing
@@ -247,6 +248,8 @@ class Attempts:
             self._failed.append(node)
         if self._failures >= self._settings.failures_limit or self._busies >= self._settings.busy_limit:
             return [done, *self._end(Fail(self._last_word()), now)]
+        if outcome == "busy" and now >= self._last_word_at:
+            return [done, *self._end(Fail(self._last_word()), now)]  # What it waited for says more than "too late".
         return [self._ask(outcome)]
 
     def _ask(self, last_outcome: Outcome | None) -> AskFor:

@@ -38,6 +38,8 @@ def unfit(
         return Unfit("draining: it takes no new requests")
     if model.state is ModelState.FAILED:
         return Unfit(f"failed there: {model.error}" if model.error else "failed there", failed=True)
+    if model.state is ModelState.DOWNLOADING:
+        return Unfit(f"not there yet: {model.error or 'downloading'}")
     if model.state is ModelState.ABSENT and not pending:
         return _unfit_load(status, model, promised_bytes)
     return None
@@ -46,12 +48,14 @@ def unfit(
 def _unfit_load(status: NodeStatus, model: ModelStatus, promised_bytes: int) -> Unfit | None:
     if status.pressure is Pressure.CRITICAL:
         return Unfit("memory pressure is critical there, and it would have to load the model")
-    left = status.headroom_bytes - promised_bytes
-    if model.size_bytes > left:
-        return Unfit(
-            f"absent and does not fit: needs {model.size_bytes / 1e9:.1f} GB, headroom {max(0, left) / 1e9:.1f} GB"
-        )
-    return None
+    left = max(0, status.headroom_bytes - promised_bytes)
+    if model.size_bytes <= left:
+        return None
+    # A node that evicts holds the request until others have gone, those that our own grants make it load included.
+    possible = left if status.evictable_bytes is None else status.headroom_bytes + status.evictable_bytes
+    if model.size_bytes <= possible:
+        return None
+    return Unfit(f"absent and does not fit: needs {model.size_bytes / 1e9:.1f} GB, headroom {possible / 1e9:.1f} GB")
 
 
 def names(statuses: Iterable[NodeStatus]) -> list[str]:

@@ -22,7 +22,7 @@ from router.speed import Rates, Speeds
 
 LanesByKey = dict[tuple[str, str], Lane]
 CAN_ANSWER = (ModelState.READY, ModelState.BUSY)
-COMING = (ModelState.LOADING, ModelState.DOWNLOADING)
+COMING = (ModelState.LOADING,)
 
 
 class Options:

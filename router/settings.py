@@ -24,6 +24,7 @@ class EdgeSettings(Struct, frozen=True, kw_only=True):
     round_pause_s: float = 1.0  # this long apart: a worker restarts, a node comes back
     busy_pause_s: float = 0.1  # when every candidate was full; doubles each time
     busy_pause_cap_s: float = 2.0
+    last_word_s: float = 1.5  # so shortly before the deadline, or in the last tenth, a full node has the last word
     retry_after_s: float = 2.0  # told to a client when nothing better is known
     stopping_retry_s: float = 0.3  # told by a node that stops: the name has another owner already
 

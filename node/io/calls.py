@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Final, Literal, TypeAlias
 
 import msgspec
 from msgspec import Struct
 
 from node.errors import NodeError, NodeErrorCode
+from node.facts import CallFact
 from node.io.engine import Worker
 from node.openai import DONE, usage_of
 from node.queue import Key
@@ -18,6 +19,7 @@ from node.settings import NodeSettings
 from node.types import NodeId, RequestId, Usage
 
 ALIVE: Final = b": alive\n\n"
+Outcome: TypeAlias = Literal["ok", "busy", "failed", "cancelled"]
 STREAMED: Final = ("chat/completions", "completions")  # always streamed; all other paths are posts
 
 
@@ -25,6 +27,8 @@ class Call(Struct, frozen=True, kw_only=True):
     """What an edge asks this node to run. `model` is MODEL.name here, `path` is below /v1, `body` the client's own.
 
     `wants_usage` keeps the usage event in the stream; `deadline_s` seconds left of the client's patience.
+    `keep_alive` seconds its model stays in memory after this (infinite: for ever; None: as before); `alone`: no other
+    node could answer it, so it is held here until its deadline if need be.
     """
 
     id: RequestId
@@ -36,6 +40,8 @@ class Call(Struct, frozen=True, kw_only=True):
     wants_usage: bool = False
     content_type: str = "application/json"
     deadline_s: float
+    keep_alive: float | None = None
+    alone: bool = False
 
 
 class AdmittedCall:
@@ -45,7 +51,7 @@ class AdmittedCall:
     reading of the worker.
     """
 
-    def __init__(self, call: Call, model: str, settings: NodeSettings, hold_until: float | None) -> None:
+    def __init__(self, call: Call, model: str, settings: NodeSettings, too_late: Callable[[float], NodeError]) -> None:
         self._clock = asyncio.get_running_loop().time
         self._settings = settings
         self._out: asyncio.Queue[bytes | None] = asyncio.Queue(settings.stream_blocks)
@@ -53,12 +59,14 @@ class AdmittedCall:
         self._pump: asyncio.Task[None] | None = None
         self.call, self.model = call, model  # MODEL.name, which `call.model` may be an alias of
         self.key: Key = (call.id, call.attempt)
-        self.hold_until = hold_until  # while its model is loading: how long it waits for that
+        self.hold_until: float | None = None  # while its model is not in memory: how long it waits for that
+        self._too_late = too_late  # given the seconds waited: what to say then
         self.admitted_at = self._clock()
         self.started_at: float | None = None
         self.first_at: float | None = None  # first `data:` block
         self.last_at: float | None = None
         self.usage = Usage()
+        self.cold = False  # its model was not in memory when it came
         self.answer: tuple[int, str, bytes] | None = None  # of a post
 
     @property
@@ -87,9 +95,10 @@ class AdmittedCall:
                 raise self._error
             self._check_patience()
             try:
-                async with asyncio.timeout(self._settings.alive_every_s):
+                async with asyncio.timeout(self._patience_s()):
                     block = await self._out.get()
             except TimeoutError:
+                self._check_patience()
                 return ALIVE
             if block is not None:
                 return block
@@ -99,18 +108,42 @@ class AdmittedCall:
             raise self._error
         return block
 
+    def fact(self, outcome: Outcome, error: NodeError | None, now: float) -> CallFact:
+        """What is reported of it when it is over."""
+
+        def ms(at: float | None) -> float | None:
+            return None if at is None else 1000.0 * (at - self.admitted_at)
+
+        return CallFact(
+            id=self.call.id,
+            attempt=self.call.attempt,
+            edge=self.call.edge,
+            model=self.model,
+            outcome=outcome,
+            error=None if error is None else f"{error.code}: {error.message}",
+            wait_ms=ms(self.started_at),
+            ttft_ms=ms(self.first_at),
+            total_ms=1000.0 * (now - self.admitted_at),
+            usage=self.usage,
+            cold=self.cold,
+        )
+
     async def close(self) -> None:
         """Closes the worker's stream, which cancels what it generates; waits a bounded time for that."""
         if self._pump is not None and not self._pump.done():
             self._pump.cancel()
             await asyncio.wait({self._pump}, timeout=self._settings.close_limit_s)
 
+    def _patience_s(self) -> float:
+        """Until the next sign of life, or until there will be no more to wait for."""
+        ends = self.deadline if self.hold_until is None else min(self.deadline, self.hold_until)
+        return max(0.0, min(self._settings.alive_every_s, ends - self._clock()))
+
     def _check_patience(self) -> None:
         """Raises NodeError(NODE_BUSY): not a failure of the model, the mesh plans again or gives up itself."""
         now = self._clock()
         if self.hold_until is not None and now >= self.hold_until:
-            waited_s = now - self.admitted_at
-            raise NodeError(NodeErrorCode.NODE_BUSY, f"{self.model} is still loading after {waited_s:.0f} s")
+            raise self._too_late(now - self.admitted_at)
         if now >= self.deadline:
             doing = "waiting for a slot" if self.started_at is None else "running"
             raise NodeError(NodeErrorCode.NODE_BUSY, f"the request's deadline passed while it was {doing}")

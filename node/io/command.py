@@ -10,6 +10,7 @@ from pathlib import Path
 
 from node.io.engine import ModelSpec
 from node.io.process import GUARD
+from node.io.registry import Registry
 from node.io.upstream import Upstream
 from node.io.worker import ServerWorker
 from node.settings import EngineSettings
@@ -17,17 +18,17 @@ from node.types import Resume
 
 
 class CommandEngine:
-    """Makes CommandWorkers. `logs` is the folder of their output, `token` marks their processes as ours."""
+    """Makes CommandWorkers. `logs` is the folder of their output, `registry` marks their processes as ours."""
 
     resume = Resume.NO
 
-    def __init__(self, settings: EngineSettings, *, logs: Path, token: str) -> None:
-        self._settings, self._logs, self._token = settings, logs, token
+    def __init__(self, settings: EngineSettings, *, logs: Path, registry: Registry) -> None:
+        self._settings, self._logs, self._registry = settings, logs, registry
         self.default_slots = settings.command_slots
 
     def worker(self, spec: ModelSpec, on_progress: Callable[[str], None]) -> CommandWorker:
         """Engine.worker."""
-        return CommandWorker(spec, self._settings, logs=self._logs, token=self._token, on_progress=on_progress)
+        return CommandWorker(spec, self._settings, logs=self._logs, registry=self._registry, on_progress=on_progress)
 
 
 class CommandWorker(ServerWorker):

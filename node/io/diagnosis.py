@@ -27,6 +27,18 @@ _KINDS = {
     "a Python package is missing": (r"No module named|ModuleNotFoundError",),
     "a file is missing": (r"config\.json|No such file or directory|FileNotFoundError|cannot run ",),
 }
+_CAUSES = {  # of our own sentences, here and in node/io/{worker,mlx,command,watch,weights}.py and node/lifecycle.py
+    cause: re.compile(pattern)
+    for cause, pattern in {
+        "hang": r"it hangs|a probe failed|has not answered \d+ questions|generation thread died",
+        "oom": r"out of memory",
+        "port_taken": PORT_TAKEN,
+        "not_found": r"not downloaded|there is no |is no model directory|no such directory|a file is missing|neither a",
+        "bad_weights": r"bad weights|tokenizer is missing|is incomplete|is broken|not a safetensors|holds no model",
+        "start_timeout": r"not ready (after|within)",
+        "killed": r"ended by SIG(KILL|TERM|INT|HUP)",
+    }.items()
+}
 _PATTERNS = {said: re.compile("|".join(parts)) for said, parts in _KINDS.items()}
 _TELLING = re.compile(
     r"^(?:mlx_worker: |(?:\w+\.)*\w*(?:Error|Exception|NotFound)\b.*:|.*terminating due to|cannot run )"
@@ -43,6 +55,11 @@ def diagnose(exit_code: int | None, tail: str) -> str:
     cause = f"{said} ({line})" if said and line else said or line
     end = _ending(exit_code)
     return "; ".join(part for part in (cause, end) if part) or "no reason given"
+
+
+def cause_of(why: str) -> str:
+    """ModelFact.cause of a failed model, from the sentence that says why it failed."""
+    return next((cause for cause, pattern in _CAUSES.items() if pattern.search(why)), "crash")
 
 
 def _kind(text: str) -> str:

@@ -21,12 +21,14 @@ class ModelSpec(Struct, frozen=True, kw_only=True):
     aliases: tuple[str, ...] = ()
     engine: str = "mlx-lm"  # "mlx-lm" | "command" | "external"
     source: str = ""  # as the user wrote it
-    path: str = ""  # directory of the weights, or hub id
+    path: str = ""  # directory of the weights
+    hub: str = ""  # its id on the hub, while its weights are not here: they are fetched first, then `path` says where
     command: tuple[str, ...] = ()  # argv with {model} and {port}
     url: str = ""  # external: base, with or without /v1
     port: int = 0  # wanted port, 0 = any free one
     slots: int = 0  # 0 = the engine's default
     context: int = 0
+    cache_bytes: int = 0  # keys and values its worker may keep, in use or not; 0 = the engine's default
     extra_args: tuple[str, ...] = ()
     paths: tuple[str, ...] = ()
     fallback: tuple[str, ...] = ()
@@ -44,6 +46,8 @@ class WorkerStats(Struct, frozen=True):
     active: int = 0  # requests it is working on
     alive: bool = True
     why: str = ""  # when not alive
+    signs: int = 0  # of progress, other than tokens
+    reads: bool = False  # `prompt_tokens` grow while a prompt is read, not only when it is answered
 
 
 class Worker(Protocol):
@@ -74,6 +78,9 @@ class Worker(Protocol):
 
     async def stats(self) -> WorkerStats:
         """Asks the worker for its counters; never raises, `alive=False` after it stopped answering for good."""
+
+    async def probe(self) -> None:
+        """Generates one token. Raises NodeError(MODEL_FAILED) when it cannot, NODE_BUSY when it cannot now."""
 
     async def stop(self, grace_s: float) -> None:
         """SIGTERM, after `grace_s` seconds SIGKILL; returns when the pid is gone. Idempotent."""

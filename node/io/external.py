@@ -66,6 +66,10 @@ class ExternalWorker:
         """Worker.post."""
         return await self._upstream.post(path, body, content_type)
 
+    async def probe(self) -> None:
+        """Worker.probe."""
+        await self._upstream.probe(chat_first=True)
+
     async def stats(self) -> WorkerStats:
         """Worker.stats, by our own count. Whether it lives shows when it is asked something."""
         return self._meter.stats()

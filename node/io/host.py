@@ -7,25 +7,30 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from typing import Literal, NoReturn, TypeAlias
+from typing import NoReturn
+
+from msgspec import structs
 
 from node import headroom
 from node.errors import NodeError, NodeErrorCode
-from node.facts import CallFact, ModelFact, NodeFact
-from node.io.calls import ALIVE, STREAMED, AdmittedCall, Call
+from node.facts import DrainFact, ModelFact, NodeFact, PressureFact
+from node.io.calls import ALIVE, STREAMED, AdmittedCall, Call, Outcome
 from node.io.engine import Engine, ModelSpec, WorkerStats
+from node.io.fetching import Fetching
+from node.io.footprint import Footprint
 from node.io.hosted import Hosted, same_worker
 from node.io.keeper import Keeper
+from node.io.measured import Measured
 from node.io.probe import Probe
 from node.lifecycle import Quiet, Unwanted
-from node.openai import DONE
-from node.rail import Budget, load_order
+from node.openai import DONE, runs_alone
+from node.rail import load_order
+from node.rail_events import Budget, Ended, Gap
 from node.settings import NodeSettings
 from node.types import Hardware, Memory, ModelReport, ModelState, Pressure, RunningReport
 
 __all__ = ["Call", "Host"]
 
-_Outcome: TypeAlias = Literal["ok", "busy", "failed", "cancelled"]
 _BUSY = (NodeErrorCode.NODE_BUSY, NodeErrorCode.DRAINING)
 
 
@@ -40,13 +45,17 @@ class Host:
         report: Callable[[NodeFact], None],
         changed: Callable[[], None],
         probe: Probe,
+        measured: Measured | None = None,
     ) -> None:
         self._settings, self._engines, self._report, self._probe = settings, engines, report, probe
         self._on_change = changed
-        self._keeper = Keeper(settings, report, self._changed, self._ended)
+        self._measured = measured or Measured()
+        self._keeper = Keeper(settings, report, self._changed, self._ended, probe)
+        self._fetching = Fetching(settings, report, self._changed, self._arrived)
         self._models: dict[str, Hosted] = {}
         self._leaving: list[Hosted] = []  # removed or replaced, until their worker is gone
         self._hardware, self._pressure = Hardware(), Pressure.NORMAL
+        self._working_set = 0
         self._up = asyncio.Event()
         self._applying = asyncio.Lock()
         self._news = asyncio.Event()  # replaced on every change
@@ -56,7 +65,17 @@ class Host:
 
     def models(self) -> tuple[ModelReport, ...]:
         now = _clock()
-        return tuple(m.report(now) for m in self._models.values())
+        return tuple(self._shown(m, now) for m in self._models.values())
+
+    def _shown(self, model: Hosted, now: float) -> ModelReport:
+        rail = self._keeper.rail
+        at, waits = rail.unloads_at(model.name), model.lifecycle.state in (ModelState.ABSENT, ModelState.LOADING)
+        return structs.replace(
+            model.report(now),
+            load_s=model.load_s + (rail.wait_s(model.name, model.size_bytes, now) if waits else 0.0),
+            reserved_bytes=rail.reserved_bytes(model.name),
+            unloads_in_s=None if at is None else round(max(0.0, at - now), 1),
+        )
 
     def memory(self) -> Memory:
         rail = self._keeper.rail
@@ -64,6 +83,7 @@ class Host:
             budget_bytes=rail.budget_bytes,
             used_bytes=rail.used_bytes,
             headroom_bytes=rail.headroom_bytes,
+            evictable_bytes=rail.evictable_bytes,
             pressure=self._pressure,
         )
 
@@ -91,10 +111,12 @@ class Host:
         try:
             async with asyncio.TaskGroup() as tasks:
                 self._keeper.tasks = tasks
+                self._fetching.begin(tasks)
                 try:
                     await self._look()
                 finally:
                     self._keeper.tasks = None
+                    self._fetching.end()
         finally:
             for model in self._everyone():
                 model.disarm()
@@ -105,26 +127,50 @@ class Host:
     async def _look(self) -> NoReturn:
         """Looks what the machine is, then again and again how it is."""
         self._hardware = await asyncio.to_thread(self._probe.hardware)
-        budget = self._settings.memory_budget_bytes
-        if not budget:
-            working_set = await asyncio.to_thread(self._probe.working_set_bytes)
-            budget = headroom.default_budget(self._hardware.memory_bytes, working_set)
-        self._keeper.rail_step(Budget(budget))
+        self._working_set = await asyncio.to_thread(self._probe.working_set_bytes)
+        self._set_bounds()
         self._up.set()
         self._changed()
         while True:
             pressure = await asyncio.to_thread(self._probe.pressure)
             if pressure is not self._pressure:
                 self._pressure = pressure
+                self._report(PressureFact(pressure=pressure, budget_bytes=self._keeper.rail.budget_bytes))
                 self._changed()
             await asyncio.sleep(self._settings.probe_every_s)
+
+    def retune(self, settings: NodeSettings) -> None:
+        """`memory-budget`, `request-gap` and `idle-timeout` are as in `settings` from now on."""
+        self._settings = settings
+        if self._up.is_set():
+            self._set_bounds()
+            self._changed()
+
+    def _set_bounds(self) -> None:
+        """Tells the rail what the settings say, or what fits this machine where they say nothing."""
+        settings, memory_bytes = self._settings, self._hardware.memory_bytes
+        idle_s = settings.idle_timeout_s
+        self._keeper.idle_s = headroom.default_idle_s(memory_bytes) if idle_s is None else idle_s
+        for model in self._models.values():
+            self._keeper.set_terms(model)
+        self._keeper.rail_step(Gap(settings.request_gap_s))
+        budget = settings.memory_budget_bytes or headroom.default_budget(memory_bytes, self._working_set)
+        self._keeper.rail_step(Budget(budget))
 
     def drain(self, reason: str) -> None:
         """Takes no new call; finishes what it has."""
         self.draining, self.drain_reason = True, reason
+        self._report(DrainFact(phase="begun", why=reason))
+        self._note_drained()
         self._changed()
 
+    def _note_drained(self) -> None:
+        if self.draining and not any(m.calls for m in self._everyone()):
+            self._report(DrainFact(phase="drained"))
+
     def undrain(self) -> None:
+        if self.draining:
+            self._report(DrainFact(phase="ended"))
         self.draining, self.drain_reason = False, ""
         self._changed()
 
@@ -134,7 +180,7 @@ class Host:
         await self._until(lambda: not self.running(), grace_s)
         for model in self._everyone():
             model.fail_calls(in_flight=_stopped(), waiting=_stopped())
-            self._keeper.tell(model, Unwanted("stopping"))
+            self._keeper.tell(model, Unwanted("stopping", "stopping"))
             self._keeper.tell(model, Quiet())  # Whoever still reads gets the error; the worker need not wait for that.
         limit_s = self._settings.stop_grace_s + self._settings.close_limit_s
         await self._until(lambda: not any(m.lifecycle.has_worker for m in self._everyone()), limit_s)
@@ -147,8 +193,9 @@ class Host:
         async with self._applying:
             models = {spec.name: self._kept(spec) or self._hosted(spec) for spec in specs}
             fresh = [m for m in models.values() if m is not self._models.get(m.name)]
-            await asyncio.gather(*(m.examine() for m in fresh))
+            await asyncio.gather(*(m.examine(self._keeper.rail.budget_bytes) for m in fresh))
             before, self._models = self._models, models
+            self._fetching.keep(models.values())
             for old in before.values():
                 if old is not models.get(old.name):
                     self._retire(old, "changed" if old.name in models else "removed")
@@ -159,19 +206,49 @@ class Host:
             pinned = frozenset(m.name for m in fresh if m.spec.pinned)
             for name in load_order({m.name: m.size_bytes for m in fresh}, pinned):
                 self._keeper.want(models[name])
+            for model in models.values():
+                self._keeper.set_terms(model)
+                if model.spec.pinned and model.lifecycle.state is ModelState.ABSENT:
+                    self._keeper.want(model)
             self._changed()
             for model in fresh:
                 if await model.take_fingerprint():
                     self._changed()
 
+    async def _arrived(self, model: Hosted) -> None:
+        """Its weights have been fetched: from here on it is like any other."""
+        await model.examine(self._keeper.rail.budget_bytes)
+        model.download = None
+        self._changed()
+        if self._models.get(model.name) is not model:
+            return
+        if model.problem:
+            self._report(ModelFact(model=model.name, state=ModelState.FAILED, why=model.problem))
+        self._keeper.want(model)
+        if await model.take_fingerprint():
+            self._changed()
+
     async def load(self, name: str) -> None:
         """Returns when the model is ready. Raises NodeError: unknown, no room, or its start failed."""
         model = self._find(name)
-        await model.examine()
-        if self._models.get(model.name) is model:  # The stack file may have changed while its files were read.
-            self._keeper.want(model, afresh=True)
-        states = (ModelState.LOADING, ModelState.DRAINING)
-        await self._until(lambda: model.problem != "" or (not model.waits_for and model.lifecycle.state not in states))
+        await model.examine(self._keeper.rail.budget_bytes)
+        if model.download is not None:
+            self._fetching.again(model)
+            await self._until(lambda: not _coming(model) or self._models.get(model.name) is not model)
+        model.loads += 1
+        try:
+            if self._models.get(model.name) is model:  # The stack file may have changed while its files were read.
+                self._keeper.want(model, afresh=True)
+            await self._until(lambda: model.name not in self._keeper.rail.line, self._keeper.hold_s(model))
+            if model.name in self._keeper.rail.line:
+                raise NodeError(NodeErrorCode.NODE_BUSY, f"{model.name} waits for room: it {model.held}")
+            states = (ModelState.LOADING, ModelState.DRAINING)
+            await self._until(
+                lambda: model.problem != "" or (not model.waits_for and model.lifecycle.state not in states)
+            )
+        finally:
+            model.loads -= 1
+            self._keeper.give_up(model)
         if failure := model.failure(_clock()):
             raise failure
         if model.lifecycle.state is not ModelState.READY:
@@ -181,7 +258,7 @@ class Host:
         """Returns when its process is gone; what it is answering finishes first. Raises NodeError when unknown."""
         model = self._find(name)
         await self._until(lambda: model.waits_for is None)
-        self._keeper.tell(model, Unwanted("it is being unloaded"))
+        self._keeper.tell(model, Unwanted("it is being unloaded", "asked"))
         leaving = (ModelState.DRAINING, ModelState.ABSENT)  # Else somebody wants it again.
         await self._until(lambda: not model.lifecycle.has_worker or model.lifecycle.state not in leaving)
 
@@ -193,7 +270,7 @@ class Host:
         """
         assert call.path in STREAMED
         model, admitted = self._admit(call)
-        outcome: _Outcome = "cancelled"
+        outcome: Outcome = "cancelled"
         error: NodeError | None = None
         try:
             yield ALIVE
@@ -213,7 +290,7 @@ class Host:
         """Another endpoint (embeddings, ...): the engine's status, content type and body. Raises NodeError."""
         assert call.path not in STREAMED
         model, admitted = self._admit(call)
-        outcome: _Outcome = "cancelled"
+        outcome: Outcome = "cancelled"
         error: NodeError | None = None
         try:
             while await admitted.next_block() != DONE:
@@ -232,40 +309,47 @@ class Host:
         if self.draining:
             raise NodeError(NodeErrorCode.DRAINING, f"this node is draining: {self.drain_reason}")
         model, now = self._find(call.model), _clock()
-        if model.lifecycle.state is ModelState.ABSENT:
-            self._keeper.want(model)
         if failure := model.failure(now):
             raise failure
-        state = model.lifecycle.state
-        if model.waits_for or state in (ModelState.ABSENT, ModelState.DRAINING):
-            why = model.error or ("it is being reloaded" if model.waits_for else "it is being unloaded")
+        lifecycle = model.lifecycle
+        absent = lifecycle.state is ModelState.ABSENT or lifecycle.emptied
+        if model.waits_for or not self._up.is_set() or (lifecycle.state is ModelState.DRAINING and not absent):
+            why = "it is being reloaded" if model.waits_for else lifecycle.why or "this node is starting"
             raise NodeError(NodeErrorCode.NODE_BUSY, f"{model.name}: {why}", retry_after_s=model.queue.retry_after_s())
-        model.queue.admit((call.id, call.attempt), now)
-        hold_s = max(self._settings.hold_floor_s, self._settings.hold_factor * model.load_s)
-        hold_until = now + hold_s if state is ModelState.LOADING else None
-        admitted = AdmittedCall(call, model.name, self._settings, hold_until)
+        alone = model.spec.engine == "mlx-lm" and call.path in STREAMED and runs_alone(call.body)
+        model.queue.admit((call.id, call.attempt), now, alone=alone)
+        admitted = AdmittedCall(call, model.name, self._settings, model.too_late)
         model.calls[admitted.key] = admitted
+        admitted.cold = lifecycle.state is not ModelState.READY
+        if absent:
+            self._keeper.want(model)
+        if lifecycle.state is not ModelState.READY or self._keeper.rail.yields(model.name):
+            admitted.hold_until = self._keeper.hold_until(model, admitted)
         self._keeper.advance(model)
         self._changed()
         return model, admitted
 
-    async def _close(self, model: Hosted, admitted: AdmittedCall, outcome: _Outcome, error: NodeError | None) -> None:
+    async def _close(self, model: Hosted, admitted: AdmittedCall, outcome: Outcome, error: NodeError | None) -> None:
         try:
             await admitted.close()
         finally:
             self._leave(model, admitted, outcome, error)
 
-    def _leave(self, model: Hosted, admitted: AdmittedCall, outcome: _Outcome, error: NodeError | None) -> None:
+    def _leave(self, model: Hosted, admitted: AdmittedCall, outcome: Outcome, error: NodeError | None) -> None:
         now = _clock()
         model.queue.leave(admitted.key, now)
         del model.calls[admitted.key]
         if outcome == "ok" and admitted.started_at and admitted.first_at and admitted.last_at:
             decode_s = admitted.last_at - admitted.first_at
             model.speed.learn(admitted.usage, admitted.first_at - admitted.started_at, decode_s)
-        self._report(_call_fact(admitted, model.name, outcome, error, now))
+        self._report(admitted.fact(outcome, error, now))
+        self._note_drained()
         self._keeper.advance(model)
         if not model.queue.in_flight:
             self._keeper.tell(model, Quiet())
+        if admitted.started_at is not None:
+            self._keeper.rail_step(Ended(model.name, model.queue.in_flight))
+        self._keeper.give_up(model)
         self._changed()
 
     # Small things
@@ -279,13 +363,14 @@ class Host:
         return model
 
     def _hosted(self, spec: ModelSpec) -> Hosted:
-        return Hosted(spec, self._engines.get(spec.engine), self._settings)
+        footprint = Footprint(self._settings, self._measured)
+        return Hosted(spec, self._engines.get(spec.engine), self._settings, footprint)
 
     def _retire(self, model: Hosted, what: str) -> None:
         """`model` is in the stack file no more: it finishes what it answers and goes."""
         self._leaving.append(model)
         model.waits_for = None  # Its turn will not come any more; who waits for it to load must hear that.
-        self._keeper.tell(model, Unwanted(f"it was {what} in the stack file"))
+        self._keeper.tell(model, Unwanted(f"it was {what} in the stack file", "removed"))
         if not model.lifecycle.has_worker:
             self._ended(model)
 
@@ -298,6 +383,8 @@ class Host:
                 if waiting.waits_for is model:
                     waiting.waits_for = None
                     self._keeper.want(waiting)
+            if model.name not in self._models:
+                self._keeper.forget(model)
         self._changed()
 
     def _find(self, name: str) -> Hosted:
@@ -325,27 +412,14 @@ class Host:
         self._on_change()
 
 
+def _coming(model: Hosted) -> bool:
+    """Its weights are on their way."""
+    return model.download is not None and not model.download.failed
+
+
 def _stopped() -> NodeError:
     return NodeError(NodeErrorCode.DRAINING, "this node stopped")
 
 
 def _clock() -> float:
     return asyncio.get_running_loop().time()
-
-
-def _call_fact(admitted: AdmittedCall, model: str, outcome: _Outcome, error: NodeError | None, now: float) -> CallFact:
-    def ms(at: float | None) -> float | None:
-        return None if at is None else 1000.0 * (at - admitted.admitted_at)
-
-    return CallFact(
-        id=admitted.call.id,
-        attempt=admitted.call.attempt,
-        edge=admitted.call.edge,
-        model=model,
-        outcome=outcome,
-        error=None if error is None else f"{error.code}: {error.message}",
-        wait_ms=ms(admitted.started_at),
-        ttft_ms=ms(admitted.first_at),
-        total_ms=1000.0 * (now - admitted.admitted_at),
-        usage=admitted.usage,
-    )

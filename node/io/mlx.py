@@ -13,7 +13,9 @@ from msgspec import Struct
 
 from node.errors import NodeError, NodeErrorCode
 from node.io.engine import ModelSpec, WorkerStats
+from node.io.flags import merged
 from node.io.process import HOST
+from node.io.registry import Registry
 from node.io.upstream import Upstream
 from node.io.worker import ServerWorker, ended
 from node.settings import EngineSettings
@@ -32,17 +34,17 @@ class _Stats(Struct):
 
 
 class MlxEngine:
-    """Makes MlxWorkers. `logs` is the folder of their output, `token` marks their processes as ours."""
+    """Makes MlxWorkers. `logs` is the folder of their output, `registry` marks their processes as ours."""
 
     resume = Resume.NO
 
-    def __init__(self, settings: EngineSettings, *, logs: Path, token: str) -> None:
-        self._settings, self._logs, self._token = settings, logs, token
+    def __init__(self, settings: EngineSettings, *, logs: Path, registry: Registry) -> None:
+        self._settings, self._logs, self._registry = settings, logs, registry
         self.default_slots = settings.mlx_slots
 
     def worker(self, spec: ModelSpec, on_progress: Callable[[str], None]) -> MlxWorker:
         """Engine.worker."""
-        return MlxWorker(spec, self._settings, logs=self._logs, token=self._token, on_progress=on_progress)
+        return MlxWorker(spec, self._settings, logs=self._logs, registry=self._registry, on_progress=on_progress)
 
 
 class MlxWorker(ServerWorker):
@@ -56,6 +58,7 @@ class MlxWorker(ServerWorker):
         settings, spec = self.settings, self.spec
         context = spec.context or context_of(spec.path)
         ours = ["--name", spec.name, "--context", str(context), "--with-parent"]
+        ours += ["--buffer-bytes", str(settings.buffer_bytes)]
         flags = {
             "--model": spec.path,
             "--host": HOST,
@@ -63,12 +66,12 @@ class MlxWorker(ServerWorker):
             "--prompt-concurrency": 1,  # padding prompts to the longest of a batch delays every one of them
             "--decode-concurrency": spec.slots or settings.mlx_slots,
             "--prompt-cache-size": settings.prompt_cache_seqs,
-            "--prompt-cache-bytes": settings.prompt_cache_bytes,
+            "--prompt-cache-bytes": spec.cache_bytes or settings.prompt_cache_bytes,
             "--allowed-origins": f"http://{HOST}",
             "--max-tokens": context or settings.max_tokens,
         }
-        theirs = [str(part) for pair in flags.items() for part in pair]
-        return [sys.executable, "-P", "-m", "node.io.mlx_worker", *ours, "--", *theirs, *spec.extra_args]
+        theirs = merged(flags, spec.extra_args, fixed=("--model", "--host", "--port"))
+        return [sys.executable, "-P", "-m", "node.io.mlx_worker", *ours, "--", *theirs]
 
     def environment(self) -> Mapping[str, str]:
         return OFFLINE
@@ -134,6 +137,10 @@ class MlxWorker(ServerWorker):
             dead = f"it has not answered {self._misses} questions in a row"
         return msgspec.structs.replace(self._known, alive=not dead, why=dead)
 
+    async def probe(self) -> None:
+        """Worker.probe, without a chat template, which may fail for reasons of its own."""
+        await self.upstream.probe(chat_first=False)
+
     async def _ask(self) -> WorkerStats | None:
         """The launcher's counters; None when it gives none now."""
         try:
@@ -148,7 +155,7 @@ class MlxWorker(ServerWorker):
             found = msgspec.json.decode(answer[1], type=_Stats)
         except msgspec.DecodeError:
             return None
-        return WorkerStats(found.generated_tokens, found.prompt_tokens, found.active, alive=found.alive)
+        return WorkerStats(found.generated_tokens, found.prompt_tokens, found.active, alive=found.alive, reads=True)
 
     async def post(self, path: str, body: bytes, content_type: str) -> tuple[int, str, bytes]:  # noqa: ARG002
         """mlx_lm.server completes text and nothing else."""

@@ -1,11 +1,11 @@
 """The child process of one MLX model: mlx_lm's own server, launched our way.
 
-    python -m node.io.mlx_worker --name NAME [--context N] [--with-parent] -- FLAGS OF mlx_lm.server
+    python -m node.io.mlx_worker --name NAME [--context N] [--buffer-bytes N] [--with-parent] -- mlx_lm.server's FLAGS
 
 What it adds, each through one override of a class of `mlx_lm.server`: answers name our model; whatever model a caller
 names, the weights never change; a request that the model cannot take is a 400, not the end of everybody's generation,
-nor is a prompt that its cache holds whole;
-tokens are counted where they are made; work whose caller has left is stopped, streamed or not, while it is read too;
+nor is a prompt that its cache holds whole; tokens are counted where they are made; `--prompt-cache-bytes` bounds all
+keys and values, kept and in use; work whose caller has left is stopped, streamed or not, while it is read too;
 `GET /mesh/stats` tells the counters; a dead generation thread ends the process, with the reason on stderr.
 A version of mlx_lm whose classes do not fit runs as it is, without all that.
 """
@@ -25,6 +25,7 @@ from http.server import ThreadingHTTPServer
 from queue import Queue
 from typing import Any, NoReturn
 
+import mlx.core as mx
 import mlx_lm
 from mlx_lm import server
 from mlx_lm.models.cache import can_trim_prompt_cache, trim_prompt_cache
@@ -36,7 +37,7 @@ HOOKS = {
     "ResponseGenerator": ("_generate", "_next_request", "_serve_single", "_tokenize", "_make_state_machine"),
     "APIHandler": ("handle_completion", "validate_model_parameters", "generate_response", "completion_usage_response"),
     "GenerationContext": ("stop",),
-    "LRUPromptCache": ("fetch_nearest_cache",),
+    "LRUPromptCache": ("fetch_nearest_cache", "insert_cache", "trim_to"),
 }
 
 
@@ -145,7 +146,38 @@ class Tap:
             raise gone
 
 
-class Generator(server.ResponseGenerator):  # type: ignore[misc] # mlx_lm has no types
+class PromptCache(server.LRUPromptCache):  # type: ignore[misc] # mlx_lm has no types
+    """mlx_lm's cache of prompts, which looks at its bytes on every insertion too, not only when a request joins a
+    running batch, and counts what that batch has in use."""
+
+    batch: Any = None  # the newest batch generator, once there is one
+
+    def __init__(self, sequences: int, limit_bytes: int) -> None:
+        super().__init__(sequences)
+        self._limit_bytes = limit_bytes
+
+    def insert_cache(self, *args: Any, **kwargs: Any) -> None:
+        """Upstream's, then the oldest entries go until the bound holds."""
+        super().insert_cache(*args, **kwargs)
+        in_use = self.batch.prompt_cache_nbytes if self.batch is not None else 0
+        self.trim_to(n_bytes=self._limit_bytes - in_use)
+
+    def fetch_nearest_cache(self, model: Any, tokens: list[int]) -> tuple[Any, list[int]]:
+        """(a cache of the start of `tokens` or None, the tokens still to read: at least one).
+
+        With nothing to read the generation thread dies, and a prompt may be cached whole: its client left right after
+        it was read and asks again, or sends back prompt and answer for more.
+        """
+        cache, rest = super().fetch_nearest_cache(model, tokens)
+        if rest or cache is None:
+            return cache, rest
+        if not can_trim_prompt_cache(cache):
+            return None, tokens
+        trim_prompt_cache(cache, 1)
+        return cache, tokens[-1:]
+
+
+class Generator(server.ResponseGenerator):  # type: ignore[misc]
     """mlx_lm's generation thread, which counts, guards itself against odd requests, and does not die in silence."""
 
     def __init__(self, provider: Any, cache: Any, name: str, context: int) -> None:
@@ -200,22 +232,6 @@ class Generator(server.ResponseGenerator):  # type: ignore[misc] # mlx_lm has no
             raise ValueError("seed must be from 0 to 2**64 - 1")
         if any(not 0 <= token < vocabulary for token in args.logits.logit_bias or ()):
             raise ValueError(f"logit_bias names a token outside the vocabulary of {vocabulary}")
-
-
-class PromptCache(server.LRUPromptCache):  # type: ignore[misc]
-    """mlx_lm's, but a prompt that is cached whole leaves its last token to be read: with nothing to read, the
-    generation thread dies. (A client left right after its prompt was read and asks again, or sends back prompt and
-    answer for more.)"""
-
-    def fetch_nearest_cache(self, model: Any, tokens: list[int]) -> tuple[Any, list[int]]:
-        """(a cache of the start of `tokens` or None, the tokens still to read: at least one)."""
-        cache, rest = super().fetch_nearest_cache(model, tokens)
-        if rest or cache is None:
-            return cache, rest
-        if not can_trim_prompt_cache(cache):
-            return None, tokens
-        trim_prompt_cache(cache, 1)
-        return cache, tokens[-1:]
 
 
 class Handler(server.APIHandler):  # type: ignore[misc]
@@ -310,7 +326,7 @@ def misfit(version: str, module: Any = server) -> str:
     if not version.startswith(TESTED):
         return f"version {version} is not one of those tested ({', '.join(TESTED)})"
     missing = [f"{owner}.{name}" for owner, names in HOOKS.items() for name in names if not _has(module, owner, name)]
-    missing += [name for name in ("run", "main", "_run_http_server", "LRUPromptCache") if not hasattr(module, name)]
+    missing += [name for name in ("run", "main", "_run_http_server", "BatchGenerator") if not hasattr(module, name)]
     return f"version {version} has no {', '.join(missing)}" if missing else ""
 
 
@@ -323,11 +339,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="node.io.mlx_worker")
     parser.add_argument("--name", required=True, help="model name in answers")
     parser.add_argument("--context", type=int, default=0, help="longest prompt plus answer in tokens, 0 = unknown")
+    parser.add_argument("--buffer-bytes", type=int, default=2**28, help="freed GPU buffers to keep for the next use")
     parser.add_argument("--with-parent", action="store_true", help="end when stdin closes")
     parser.add_argument("flags", nargs="*", help="of mlx_lm.server, after --")
     options = parser.parse_args()
     if options.with_parent:
         threading.Thread(target=_end_with_parent, name="parent watch", daemon=True).start()
+    mx.set_cache_limit(options.buffer_bytes)
     why_not = misfit(mlx_lm.__version__)
     if why_not:
         print(f"mlx_worker: plain mlx_lm.server, because {why_not}", file=sys.stderr, flush=True)  # noqa: T201
@@ -346,11 +364,23 @@ def _take_over(name: str, context: int) -> None:
     """Makes upstream's `main` build our classes."""
 
     def run(host: str, port: int, provider: Any, *_: Any, **__: Any) -> None:
-        cache = PromptCache(provider.cli_args.prompt_cache_size)
+        flags = provider.cli_args
+        cache = PromptCache(flags.prompt_cache_size, flags.prompt_cache_bytes or 1 << 63)
+        server.BatchGenerator = _noting(server.BatchGenerator, cache)
         generator = Generator(provider, cache, name, context)
         server._run_http_server(host, port, generator, server_class=Server, handler_class=Handler)  # noqa: SLF001
 
     server.run = run
+
+
+def _noting(made: Any, cache: PromptCache) -> Any:
+    """`made`, which also tells the cache what it has made."""
+
+    def make(*args: Any, **kwargs: Any) -> Any:
+        cache.batch = made(*args, **kwargs)
+        return cache.batch
+
+    return make
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ a command, so call them in a thread. A reading that cannot be had is the stated 
 
 from __future__ import annotations
 
+import ctypes
 import platform
 import re
 import subprocess
@@ -23,6 +24,8 @@ from node.types import Hardware, Pressure
 Run: TypeAlias = Callable[[Sequence[str]], str]  # argv -> stdout, "" on any failure
 
 _COMMAND_LIMIT_S = 10.0
+_RUSAGE_BYTES = 96  # struct rusage_info_v0 of macOS's <sys/resource.h>: a UUID and ten 64-bit numbers,
+_RUSAGE_FOOTPRINT = 72  # the eighth of which is ri_phys_footprint
 _PAGES_USED = ("Pages active", "Pages wired down", "Pages occupied by compressor")
 # Asked in a child: MLX in the daemon would tie the daemon's life to Metal's.
 _WORKING_SET = (
@@ -108,8 +111,32 @@ def working_set_of(wired_limit: str, memory_bytes: int) -> int:
     limit = int(wired_limit) if wired_limit.strip().isdigit() else 0
     if limit:
         return limit * 2**20
-    share = 0.66 if memory_bytes <= 32 * GIB else 0.75 if memory_bytes < 128 * GIB else 0.84
+    share = 2 / 3 if memory_bytes <= 32 * GIB else 0.75 if memory_bytes < 128 * GIB else 0.84
     return int(memory_bytes * share)
+
+
+def footprint_of_rusage(raw: bytes) -> int:
+    """Physical footprint in bytes, from the struct that proc_pid_rusage(pid, RUSAGE_INFO_V0) fills."""
+    return int.from_bytes(raw[_RUSAGE_FOOTPRINT : _RUSAGE_FOOTPRINT + 8], "little")
+
+
+def footprint_of_command(text: str) -> int:
+    """Physical footprint in bytes, from `footprint --noCategories --format bytes PID`; 0 = not there."""
+    found = re.search(r"^\s*phys_footprint:\s*(\d+) B", text, re.MULTILINE) or re.search(r"Footprint:\s*(\d+) B", text)
+    return int(found[1]) if found else 0
+
+
+def variable_of_ps(text: str, name: str) -> str:
+    """The value of an environment variable (one without blanks), from `ps eww -o command= -p PID`; "" = not there."""
+    found = re.search(rf"(?:^|\s){re.escape(name)}=(\S*)", text)
+    return found[1] if found else ""
+
+
+def birth_of_stat(stat: str, boot_id: str) -> str:
+    """What tells a process from a later one with the same pid, from /proc/PID/stat (its start in ticks) and the
+    system's boot id; "" for a zombie and for what is no such line."""
+    fields = stat.rpartition(")")[2].split()  # the name before may hold blanks and brackets
+    return "" if len(fields) < 20 or fields[0] in ("Z", "X") else f"{boot_id.strip()}:{fields[19]}"
 
 
 def chip_of_cpuinfo(text: str) -> str:
@@ -181,6 +208,53 @@ class Probe:
         except psutil.Error:
             return 0
 
+    def worker_bytes(self, pid: int, *, children: bool = False) -> int:
+        """What a process (and its children) takes of memory: proportional set size on Linux, physical footprint on
+        macOS; 0 when it is gone or not ours to look at."""
+        try:
+            processes = [psutil.Process(pid)]
+            processes += processes[0].children(recursive=True) if children else []
+        except psutil.Error:
+            return 0
+        return sum(self._footprint(process) for process in processes)
+
+    def _footprint(self, process: psutil.Process) -> int:
+        if self._mac:
+            asked = ["footprint", "--noCategories", "--format", "bytes", str(process.pid)]
+            return _rusage_footprint(process.pid) or footprint_of_command(self._run(asked))
+        try:
+            return int(process.memory_full_info().pss)
+        except (psutil.Error, AttributeError):
+            return self.process_bytes(process.pid)
+
+    def frozen(self, pid: int) -> bool:
+        """It was stopped by a signal (SIGSTOP, a debugger) and does nothing."""
+        try:
+            return str(psutil.Process(pid).status()) == psutil.STATUS_STOPPED
+        except psutil.Error:
+            return False
+
+    def birth(self, pid: int) -> str:
+        """What tells a living process from an earlier or later one with the same pid; "" when there is none."""
+        if not self._mac and Path("/proc/self/stat").exists():
+            return birth_of_stat(_text(Path(f"/proc/{pid}/stat")), _text(Path("/proc/sys/kernel/random/boot_id")))
+        try:
+            process = psutil.Process(pid)
+            return "" if process.status() == psutil.STATUS_ZOMBIE else f"{process.create_time():.6f}"
+        except psutil.Error:
+            return ""
+
+    def variable(self, pid: int, name: str) -> str:
+        """Of a process's environment as it was started; "" when it has none, is gone or not ours to look at."""
+        try:
+            return psutil.Process(pid).environ().get(name, "")
+        except (psutil.Error, OSError):
+            return variable_of_ps(self._run(["ps", "eww", "-o", "command=", "-p", str(pid)]), name) if self._mac else ""
+
+    def pids(self) -> list[int]:
+        """Of every process."""
+        return psutil.pids()
+
     def port_holder(self, port: int) -> Holder | None:
         """Who listens on TCP `port` of this machine; None when nobody does, as far as one can see."""
         for pid, listening in _listening():
@@ -191,6 +265,16 @@ class Probe:
     def _memory_bytes(self) -> int:
         said = self._run(["sysctl", "-n", "hw.memsize"]).strip() if self._mac else ""
         return int(said) if said.isdigit() else int(psutil.virtual_memory().total)
+
+
+def _rusage_footprint(pid: int) -> int:
+    """Physical footprint of a process from macOS's kernel; 0 when it cannot be had."""
+    buffer = ctypes.create_string_buffer(_RUSAGE_BYTES)
+    try:
+        failed = ctypes.CDLL("/usr/lib/libproc.dylib").proc_pid_rusage(pid, 0, buffer)
+    except (OSError, AttributeError):
+        return 0
+    return 0 if failed else footprint_of_rusage(buffer.raw)
 
 
 def _listening() -> list[tuple[int, int]]:

@@ -95,7 +95,17 @@ def _call(request: web.Request, body: bytes) -> Call:
         wants_usage=request.headers.get("x-mesh-usage") == "1",
         content_type=_header(request, "content-type", "application/json"),
         deadline_s=_number(request, "x-mesh-deadline-ms") / 1000.0,
+        keep_alive=_keep_alive(request.headers.get("x-mesh-keep-alive")),
     )
+
+
+def _keep_alive(value: str | None) -> float | None:
+    """Seconds, `inf` for ever. What cannot be read is not said: it is no reason to refuse the request."""
+    try:
+        seconds = float(value or "nan")
+    except ValueError:
+        return None
+    return seconds if seconds >= 0 else None
 
 
 def _header(request: web.Request, name: str, default: str = "") -> str:

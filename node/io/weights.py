@@ -6,6 +6,7 @@ All functions block on the disk: call them in a thread. They raise NodeError(MOD
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, TypeAlias
@@ -33,6 +34,13 @@ _ALONGSIDE = (  # what shapes an answer besides the weights; files that are abse
     "chat_template.json",
 )
 
+_FLOATS = {"F32": 4, "F16": 2, "BF16": 2}
+_MEANT: dict[str, dict[str, int]] = {
+    "gemma3": {"num_attention_heads": 8, "num_key_value_heads": 4},  # for its text_config, before that one's own
+    "gemma3_text": {"sliding_window": 512, "sliding_window_pattern": 6, "head_dim": 256, "num_key_value_heads": 1},
+    "cohere2": {"sliding_window": 4096, "sliding_window_pattern": 4},
+}
+
 Signature: TypeAlias = tuple[tuple[str, int, int, int], ...]  # of each file: path, inode, size, mtime in ns
 
 
@@ -42,11 +50,14 @@ _Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
 
 class _Tensor(msgspec.Struct):
     data_offsets: tuple[_Count, _Count]
+    dtype: str = ""
 
 
 class _Config(msgspec.Struct):
     """What sizes need of config.json; absent or null means unknown."""
 
+    model_type: str | None = None
+    tie_word_embeddings: bool | None = None
     num_hidden_layers: _Count | None = None
     num_attention_heads: _Count | None = None
     num_key_value_heads: _Count | None = None
@@ -55,6 +66,12 @@ class _Config(msgspec.Struct):
     max_position_embeddings: _Count | None = None
     layer_types: list[str] | None = None
     full_attention_interval: _Count | None = None
+    sliding_window: _Count | None = None
+    sliding_window_pattern: _Count | str | None = None  # every so many layers one is full; or "LLLG"
+    attention_chunk_size: _Count | None = None
+    num_kv_shared_layers: _Count | None = None  # the last ones, which keep nothing of their own
+    global_head_dim: _Count | None = None  # of the full layers, where they differ
+    num_global_key_value_heads: _Count | None = None
     kv_lora_rank: _Count | None = None
     qk_rope_head_dim: _Count | None = None
     text_config: _Config | None = None
@@ -81,20 +98,39 @@ def locate(source: str) -> Path:
 
 def shape(directory: Path) -> Shape:
     """Bytes and cache shape of the model in `directory`."""
-    config = _config(directory / "config.json")
-    config = config.text_config or config
+    whole = _config(directory / "config.json")
+    config = whole.text_config or whole
+    for kind in (whole.model_type, config.model_type):
+        _complete(config, _MEANT.get(kind or "", {}))
+    tensors = [tensor for file in _shards(directory) for tensor in _tensors(file).items()]
+    tied = config.tie_word_embeddings if config.tie_word_embeddings is not None else whole.tie_word_embeddings
+    full, windowed = _layers(config)
     heads = config.num_attention_heads or 0
     head_dim = config.head_dim or ((config.hidden_size or 0) // heads if heads else 0)
     kv_heads = config.num_key_value_heads or heads
+    number_bytes = _number_bytes(dict(tensors))
+    window_token_bytes = 2 * windowed * kv_heads * head_dim * number_bytes
     if config.kv_lora_rank:  # Latent attention keeps one compressed row instead of keys and values.
         kv_heads, head_dim = 1, (config.kv_lora_rank + (config.qk_rope_head_dim or 0) + 1) // 2
     return Shape(
-        weight_bytes=sum(_weight_bytes(f) for f in _shards(directory)),
-        kv_layers=_full_layers(config),
-        kv_heads=kv_heads,
-        head_dim=head_dim,
+        weight_bytes=sum(_size(t) for name, t in tensors if not (tied and name.startswith("lm_head."))),
+        kv_layers=full,
+        kv_heads=config.num_global_key_value_heads or kv_heads,
+        head_dim=config.global_head_dim or head_dim,
+        number_bytes=number_bytes,
+        window=(config.sliding_window or config.attention_chunk_size or 0) if windowed else 0,
+        window_token_bytes=window_token_bytes,
         context=config.max_position_embeddings or 0,
     )
+
+
+def identity(directory: Path) -> str:
+    """32 hex digits that tell models of different size apart: of config.json and the headers of the weights. Not
+    their content, so it takes milliseconds."""
+    digest = hashlib.blake2b(_read(directory / "config.json", _JSON_LIMIT), digest_size=16)
+    for file in _shards(directory):
+        digest.update(_header(file))
+    return digest.hexdigest()
 
 
 def fingerprint(directory: Path) -> str:
@@ -146,18 +182,33 @@ def _shards(directory: Path) -> list[Path]:
     return shards
 
 
-def _weight_bytes(file: Path) -> int:
-    """Bytes of all tensors of one shard, checked against the file's length."""
+def _tensors(file: Path) -> dict[str, _Tensor]:
+    """All tensors of one shard, checked against the file's length."""
     header = _header(file)
     try:
         entries = msgspec.json.decode(header, type=dict[str, msgspec.Raw])
-        tensors = [msgspec.json.decode(raw, type=_Tensor) for name, raw in entries.items() if name != "__metadata__"]
+        tensors = {
+            name: msgspec.json.decode(raw, type=_Tensor) for name, raw in entries.items() if name != "__metadata__"
+        }
     except _UNREADABLE as error:
         raise _failed(f"{file}: its header is not that of safetensors ({error})") from error
-    expected = 8 + len(header) + max((t.data_offsets[1] for t in tensors), default=0)
+    expected = 8 + len(header) + max((t.data_offsets[1] for t in tensors.values()), default=0)
     if file.stat().st_size < expected:
         raise _failed(f"{file} is incomplete: {file.stat().st_size} of {expected} bytes (download it again)")
-    return sum(max(0, t.data_offsets[1] - t.data_offsets[0]) for t in tensors)
+    return tensors
+
+
+def _size(tensor: _Tensor) -> int:
+    return max(0, tensor.data_offsets[1] - tensor.data_offsets[0])
+
+
+def _number_bytes(tensors: Mapping[str, _Tensor]) -> int:
+    """Bytes of one number of the cache: what the keys are computed in, which quantised weights say in their scales."""
+    for wanted in ("k_proj.scales", "k_proj.weight", "norm.weight"):
+        found = [t.dtype for name, t in tensors.items() if name.endswith(wanted)]
+        if found and found[0] in _FLOATS:
+            return _FLOATS[found[0]]
+    return _FLOATS["BF16"]
 
 
 def _header(file: Path) -> bytes:
@@ -182,12 +233,32 @@ def _config(file: Path) -> _Config:
         raise _failed(f"{file}: {error}") from error
 
 
-def _full_layers(config: _Config) -> int:
-    """Layers whose cache grows with the text; sliding windows and state-space layers keep a fixed size."""
-    if config.layer_types:
-        return sum(kind in ("full_attention", "attention") for kind in config.layer_types)
+def _complete(config: _Config, meant: Mapping[str, int]) -> None:
+    """Fills in what a kind of model means by leaving it out (defaults of mlx_lm.models)."""
+    for name, value in meant.items():
+        if getattr(config, name) is None:
+            setattr(config, name, value)
+
+
+def _layers(config: _Config) -> tuple[int, int]:
+    """How many layers keep the whole text, and how many a sliding window of it. State-space layers keep a fixed, small
+    size and count as neither."""
     layers = config.num_hidden_layers or 0
-    return layers // config.full_attention_interval if config.full_attention_interval else layers
+    own = max(0, layers - (config.num_kv_shared_layers or 0))
+    if config.layer_types:
+        kinds = config.layer_types[:own] if layers else config.layer_types
+        full = sum(kind in ("full_attention", "attention") for kind in kinds)
+        return full, sum(kind in ("sliding_attention", "chunked_attention") for kind in kinds)
+    if config.full_attention_interval:
+        return own // config.full_attention_interval, 0
+    pattern = config.sliding_window_pattern
+    if not config.sliding_window or not pattern:
+        return own, 0  # A window without a pattern is one that mlx-lm does not use.
+    if isinstance(pattern, str):
+        windowed = sum(pattern[layer % len(pattern)] == "L" for layer in range(own))
+    else:
+        windowed = own - own // pattern
+    return own - windowed, windowed
 
 
 def _read(file: Path, limit: int) -> bytes:

@@ -14,6 +14,7 @@ from node.errors import NodeError, NodeErrorCode
 from node.io.diagnosis import PORT_TAKEN
 from node.io.engine import ModelSpec, WorkerStats
 from node.io.process import HOST, Child, child_environment, free_port
+from node.io.registry import Registry
 from node.io.upstream import Upstream
 from node.openai import is_comment, usage_of
 from node.settings import EngineSettings
@@ -28,7 +29,7 @@ class Meter:
     """Counts what passes through a worker that cannot tell: one data block is about one token."""
 
     def __init__(self) -> None:
-        self._generated = self._prompt = self._active = 0
+        self._generated = self._prompt = self._active = self._signs = 0
 
     async def measured(self, blocks: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
         """The blocks, counted on their way."""
@@ -39,7 +40,9 @@ class Meter:
                     found = usage_of(block)
                     if found is not None:
                         self._prompt += found.usage.prompt
-                    elif not is_comment(block):
+                    elif is_comment(block):
+                        self._signs += 1
+                    else:
                         self._generated += 1
                     yield block
         finally:
@@ -47,7 +50,8 @@ class Meter:
 
     def stats(self, *, why_dead: str = "") -> WorkerStats:
         """The counters so far."""
-        return WorkerStats(self._generated, self._prompt, self._active, alive=not why_dead, why=why_dead)
+        alive = not why_dead
+        return WorkerStats(self._generated, self._prompt, self._active, alive, why_dead, self._signs)
 
 
 class ServerWorker(ABC):
@@ -59,13 +63,13 @@ class ServerWorker(ABC):
         settings: EngineSettings,
         *,
         logs: Path,
-        token: str,
+        registry: Registry,
         on_progress: Callable[[str], None],
     ) -> None:
         self.spec, self.settings = spec, settings
         self.log_name = log_name_of(spec.name)
         self.meter = Meter()
-        self._log, self._token, self._on_progress = logs / f"{self.log_name}.log", token, on_progress
+        self._log, self._registry, self._on_progress = logs / f"{self.log_name}.log", registry, on_progress
         self._child: Child | None = None
         self._upstream: Upstream | None = None
 
@@ -125,7 +129,7 @@ class ServerWorker(ABC):
 
     async def _start(self, port: int) -> None:
         self._on_progress("starting")
-        env = child_environment(self._token, self.environment())
+        env = child_environment(self._registry.token, self.environment())
         try:
             child = await Child.spawn(
                 self.argv(port),
@@ -137,6 +141,7 @@ class ServerWorker(ABC):
         except OSError as error:
             raise self._failed(f"cannot start it: {error}") from error
         self._child, self._upstream = child, self.connect(f"http://{HOST}:{port}/v1")
+        await asyncio.to_thread(self._registry.add, child.pid, self.spec.name, port)
         limit_s = self.settings.start_limit_s
         try:
             async with asyncio.timeout(limit_s):
@@ -191,6 +196,10 @@ class ServerWorker(ABC):
         """Worker.post."""
         return await self.upstream.post(path, body, content_type)
 
+    async def probe(self) -> None:
+        """Worker.probe."""
+        await self.upstream.probe(chat_first=True)
+
     async def stats(self) -> WorkerStats:
         """Worker.stats, by our own count."""
         return self.meter.stats(why_dead=self.why_dead())
@@ -207,6 +216,7 @@ class ServerWorker(ABC):
         try:
             if self._child is not None:
                 await self._child.stop(grace_s)
+                await asyncio.to_thread(self._registry.remove, self._child.pid)
         finally:
             if upstream is not None:
                 await upstream.close()

@@ -164,6 +164,8 @@ class HttpHop:
             "x-mesh-usage": "1" if call.wants_usage else "0",
             "x-mesh-deadline-ms": str(max(1, round(call.deadline_s * 1e3))),
         }
+        if call.keep_alive is not None:
+            headers["x-mesh-keep-alive"] = str(call.keep_alive)
         failed = "no address is known"
         for place, address in enumerate(self._addresses):
             last = place == len(self._addresses) - 1

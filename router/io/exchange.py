@@ -324,6 +324,8 @@ class Exchange:
             wants_usage=asked.include_usage or not asked.stream,
             content_type="application/json" if self._generates else said.content_type,
             deadline_s=max(0.001, self._ends_at - self._clock()),
+            keep_alive=asked.keep_alive,
+            alone=self._means.view().alone,
         )
         self._carried, self._record.first_at = opened, None
         reply.restart()

@@ -18,7 +18,9 @@ from click.testing import CliRunner, Result
 
 from mesh import cli_daemon, clidoc, config
 from mesh.cli import mesh, root
+from mesh.event_store import EventStore
 from mesh.home import Home
+from mesh.node_events import NodeEvent
 
 REPOSITORY = Path(__file__).parents[2]
 MODEL = {"name": "smol", "aliases": ["fast"], "state": "ready", "engine": "mlx-lm", "slots": 4}
@@ -66,7 +68,7 @@ def test_bare_and_help_list_every_command() -> None:
     for words in ((), ("--help",)):
         found = run(*words)
         assert found.exit_code == 0
-        for command in ("up", "down", "status", "models", "mesh", "config", "logs"):
+        for command in ("up", "down", "status", "models", "mesh", "config", "install", "uninstall", "logs"):
             assert f"\n  {command} " in found.stdout
 
 
@@ -241,6 +243,24 @@ def test_logs(home: Home) -> None:
     assert "daemon, smol" in found.stderr
 
 
+def test_events_of_a_node_that_is_down_are_read_from_its_file(home: Home) -> None:
+    assert run("logs", "--events").stdout == "No events yet.\n"
+    assert not home.events.exists()
+    store = EventStore(home.events, pytest.fail)
+    for number in range(60):
+        store.add(NodeEvent(at=f"2026-11-20T06:00:{number:02}.000Z", kind="load", model=f"m{number % 2}"))
+    store.close()
+    assert len(run("logs", "--events").stdout.splitlines()) == 50
+    assert len(run("logs", "--events", "--all").stdout.splitlines()) == 60
+    last = run("logs", "m0", "--events", "--tail", "1").stdout
+    assert last == "2026-11-20 06:00:58  load      m0\n"
+    found = json.loads(run("logs", "--events", "--tail", "2", "--json").stdout)["events"]
+    assert [event["model"] for event in found] == ["m0", "m1"]
+    assert run("logs", "nobody", "--events").stdout == "No events of 'nobody'.\n"
+    assert run("logs", "--events", "-f").exit_code == 1  # nothing will happen there
+    assert run("logs", "--events", "--rotate").exit_code == 2
+
+
 # With one
 
 
@@ -252,6 +272,9 @@ def test_what_a_running_daemon_says_is_printed(admin: Any) -> None:
     admin.answer("GET /v1/mesh/routes?last=5", {"routes": [ROUTE], "unreachable": []})
     admin.answer("GET /v1/mesh/routes/req-1", ROUTE)
     admin.answer("GET /v1/mesh/routes/follow", (json.dumps(ROUTE) + "\n").encode())
+    event = {"at": "2026-11-20T06:00:00.123Z", "kind": "evict", "model": "smol"}
+    admin.answer("GET /v1/events?last=5&model=", {"events": [event]})
+    admin.answer("GET /v1/events/follow?last=50&model=fast", (json.dumps(event) + "\n").encode())
     for words, said in {
         ("status",): "pid 7",
         ("mesh", "status"): "smol ready",
@@ -261,6 +284,8 @@ def test_what_a_running_daemon_says_is_printed(admin: Any) -> None:
         ("mesh", "routes", "--last", "5"): "req-1",
         ("mesh", "routes", "--why", "req-1"): "Request req-1",
         ("mesh", "routes", "--follow"): "req-1",
+        ("logs", "--events", "--tail", "5"): "evict",
+        ("logs", "fast", "--events", "-f"): "evict",
     }.items():
         shown = run(*words)
         assert (shown.exit_code, shown.stderr) == (0, ""), words
@@ -433,23 +458,6 @@ def test_up_shows_the_last_words_of_a_daemon_that_did_not_start(home: Home, fake
     found = run("up")
     assert found.exit_code == 1
     assert found.stderr == ("Error: the daemon did not start (exit code 1)\n  starting\n  port 4000 is held by pid 1\n")
-
-
-def test_up_refuses_beside_the_older_stack(home: Home) -> None:
-    home.old_pids.mkdir()
-    old = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)  # vllm-mlx serve"])
-    try:
-        (home.old_pids / "standard.pid").write_text(f"{old.pid}\n")
-        (home.old_pids / "fast.pid").write_text(f"{os.getpid()}\n")  # a number that is another program's by now
-        (home.old_pids / "longctx.pid").write_text("junk")
-        found = run("up")
-        assert found.exit_code == 1
-        assert f"standard (pid {old.pid})" in found.stderr
-        assert "older version's `mlx-stack down`" in found.stderr
-        assert "fast" not in found.stderr
-    finally:
-        old.kill()
-        old.wait()
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ def test_answers_become_structs_and_unknown_fields_do_no_harm(admin: Any) -> Non
     found = client(admin.home).status()
     assert (found.pid, found.no_stack) == (7, False)
     assert found.node is not None
-    assert found.node.models == (answers.Model(name="m"),)
+    assert found.node.models == (answers.ModelDetails(name="m"),)
 
 
 def test_self_is_called_self_on_the_wire(admin: Any) -> None:

@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 from prometheus_client.parser import text_string_to_metric_families
 
 from mesh.log import utc
 from mesh.metrics import Gauges, Metrics
 from mesh.observe import FOLLOWER_WAITING_MAX, Observer, sentence, why
 from mesh.store import RouteStore
-from node.facts import CallFact, ModelFact, WorkerFact
-from node.types import Memory, ModelState, NodeId, RequestId
+from node.facts import CallFact, DownloadFact, ModelFact, WorkerFact
+from node.types import Memory, ModelReport, ModelState, NodeId, RequestId, Usage
 from router.events import Candidate, Decision, Term
 from router.facts import AttemptFact, RouteFact
 
@@ -33,7 +34,10 @@ GAUGES = Gauges(
     in_flight=6,
     memory=Memory(budget_bytes=100, used_bytes=40, headroom_bytes=60),
     worker_tokens={"m": 77},
-    model_states={"m": "ready"},
+    models=(
+        ModelReport(name="m", state=ModelState.READY, size_bytes=9, reserved_bytes=8, measured_bytes=7, decode_tps=5.5),
+        ModelReport(name="cold"),
+    ),
     frames_dropped={"unknown": 1},
     connections={"edge": 2},
 )
@@ -102,6 +106,10 @@ def test_gauges_are_what_is_true_when_asked() -> None:
     metrics.count_bytes("client_out", 1000)
     found = samples(metrics)
     assert found["mlx_mesh_nodes", (("state", "ok"),)] == 3
+    assert found["mlx_mesh_model_reserved_bytes", (("model", "m"),)] == 8
+    assert found["mlx_mesh_model_measured_bytes", (("model", "m"),)] == 7
+    assert ("mlx_mesh_model_measured_bytes", (("model", "cold"),)) not in found
+    assert found["mlx_mesh_model_state", (("model", "cold"), ("state", "absent"))] == 1
     assert found["mlx_mesh_worker_tokens_total", (("model", "m"),)] == 77
     assert found["mlx_mesh_coordinator", ()] == 1
     assert found["mlx_mesh_bytes_total", (("direction", "client_out"),)] == 1000
@@ -112,11 +120,17 @@ def test_gauges_are_what_is_true_when_asked() -> None:
 def test_what_the_node_reports_is_counted() -> None:
     metrics = Metrics()
     metrics.node(ModelFact(model="m", state=ModelState.READY, load_s=3.0))
-    metrics.node(ModelFact(model="m", state=ModelState.FAILED, why="no memory"))
-    metrics.node(CallFact(id=RequestId("r"), attempt=1, edge=NodeId("e"), model="m", outcome="ok"))
+    call = CallFact(id=RequestId("r"), attempt=1, edge=NodeId("e"), model="m", outcome="ok")
+    metrics.node(structs.replace(call, cold=True, wait_ms=2500.0, usage=Usage(prompt=100, cached=30)))
+    for done in (40, 100):
+        metrics.node(DownloadFact(model="m", source="o/m", phase="progress", done_bytes=done, new_bytes=done // 2))
     found = samples(metrics)
     assert found["mlx_mesh_load_seconds_sum", (("model", "m"),)] == 3.0
-    assert found["mlx_mesh_model_failures_total", (("model", "m"),)] == 1
+    assert found["mlx_mesh_wait_seconds_sum", (("model", "m"),)] == 2.5
+    assert found["mlx_mesh_cold_calls_total", (("model", "m"),)] == 1
+    assert found["mlx_mesh_prompt_tokens_total", (("kind", "cached"), ("model", "m"))] == 30
+    assert found["mlx_mesh_prompt_tokens_total", (("kind", "read"), ("model", "m"))] == 70
+    assert found["mlx_mesh_download_bytes_total", (("model", "m"),)] == 70
     assert found["mlx_mesh_calls_total", (("model", "m"), ("outcome", "ok"))] == 1
 
 
@@ -131,7 +145,7 @@ def test_one_fact_reaches_log_metrics_history_and_followers(tmp_path: Path, capl
     async def scenario() -> None:
         metrics, store = Metrics(), RouteStore(tmp_path / "routes.db", pytest.fail)
         observer = Observer(metrics=metrics, store=store)
-        with caplog.at_level(logging.INFO), observer.follow() as follower:
+        with caplog.at_level(logging.INFO), observer.routes.follow() as follower:
             observer.report(route())
             assert follower.get_nowait().id == "r1"
         observer.report(route(id=RequestId("r2")))
@@ -150,7 +164,7 @@ def test_one_fact_reaches_log_metrics_history_and_followers(tmp_path: Path, capl
 def test_a_slow_follower_loses_the_oldest_and_holds_up_nobody() -> None:
     async def scenario() -> None:
         observer = Observer(metrics=Metrics())
-        with observer.follow() as follower:
+        with observer.routes.follow() as follower:
             for number in range(FOLLOWER_WAITING_MAX + 10):
                 observer.report(route(id=RequestId(str(number))))
             assert follower.qsize() == FOLLOWER_WAITING_MAX

@@ -4,8 +4,21 @@ from __future__ import annotations
 
 import pytest
 
-from mesh import answers, render
-from mesh.answers import Attempt, Candidate, Decision, Mesh, MeshStatus, Model, Node, Route, Routes, Term
+from mesh import answers, render, render_routes
+from mesh.answers import (
+    Attempt,
+    Candidate,
+    Decision,
+    Event,
+    Mesh,
+    MeshStatus,
+    Model,
+    ModelDetails,
+    Node,
+    Route,
+    Routes,
+    Term,
+)
 
 MODEL = Model(
     name="smol", aliases=("fast",), engine="mlx-lm", state="ready", size_bytes=80 << 20, slots=4, decode_tps=12.34
@@ -92,7 +105,7 @@ def test_a_node_alone_and_a_mesh_that_is_off_are_said() -> None:
 
 
 def test_why_shows_every_term_and_terms_add_up() -> None:
-    text = render.plain(render.why(ROUTE, {"1": "mac-a", "2": "mac-b", "3": "mac-c"}))
+    text = render.plain(render_routes.why(ROUTE, {"1": "mac-a", "2": "mac-b", "3": "mac-c"}))
     lines = text.splitlines()
     assert "client's id mine" in lines[0]
     table = [line for line in lines if "smol" in line and "mac-" in line and "served" not in line]
@@ -106,25 +119,55 @@ def test_why_shows_every_term_and_terms_add_up() -> None:
 
 
 def test_why_of_a_route_without_decision() -> None:
-    text = render.plain(render.why(answers.Route(id="r", outcome="refused", status=404), {}))
+    text = render.plain(render_routes.why(answers.Route(id="r", outcome="refused", status=404), {}))
     assert "answered by nobody" in text
     assert "No decision is kept" in text
 
 
 def test_routes_and_their_gaps() -> None:
-    text = render.plain(render.routes(Routes(routes=(ROUTE,), unreachable=("mac-d",))))
+    text = render.plain(render_routes.routes(Routes(routes=(ROUTE,), unreachable=("mac-d",))))
     assert "fast (smol)" in text
     assert "412 ms" in text
     assert "mac-d" in text
-    assert render.plain(render.routes(Routes())) == "No requests yet.\n"
-    assert "2 attempts" in render.route_line(ROUTE)
+    assert render.plain(render_routes.routes(Routes())) == "No requests yet.\n"
+    assert "2 attempts" in render_routes.route_line(ROUTE)
 
 
 def test_one_model_in_full() -> None:
-    text = render.plain(render.model(MODEL))
-    assert "0 of 4 slots" in text
-    assert "12 tokens/s" in text
-    assert "80.0 MB" in text
+    found = ModelDetails(
+        name="smol",
+        state="ready",
+        slots=4,
+        size_bytes=80 << 20,
+        reserved_bytes=90 << 20,
+        measured_bytes=85 << 20,
+        unloads_in_s=75.0,
+        load_s=3.2,
+        decode_tps=12.34,
+        last_error="out of memory",
+    )
+    text = render.plain(render.model(found))
+    for said in (
+        *("ready, unloads in 75 s", "0 of 4 slots", "12 tokens/s", "80.0 MB", "90.0 MB", "85.0 MB, measured"),
+        *("3.2 s, expected", "last error    out of memory"),
+    ):
+        assert said in text
+
+
+def test_models_say_what_they_wait_for_and_how_far_they_are() -> None:
+    found = (
+        ModelDetails(name="big", state="loading", waits_for="small is busy"),
+        ModelDetails(name="new", state="downloading", progress=0.421),
+    )
+    text = render.plain(render.models(found))
+    assert "big waits: small is busy" in text
+    assert "downloading 42 %" in text
+
+
+def test_an_event_is_one_line() -> None:
+    event = Event(at="2026-11-20T06:00:00.123Z", kind="evict", model="m", text="big needs its room")
+    assert render.event_line(event) == "2026-11-20 06:00:00  evict     m: big needs its room"
+    assert render.event_line(Event(at=event.at, kind="start")) == "2026-11-20 06:00:00  start     this node"
 
 
 @pytest.mark.parametrize(
@@ -153,7 +196,7 @@ def test_a_table_too_wide_for_the_window_becomes_records(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "60")
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
-    render.show(render.routes(Routes(routes=(ROUTE,))))
+    render.show(render_routes.routes(Routes(routes=(ROUTE,))))
     drawn = capsys.readouterr().out
     assert drawn.startswith("ID req-1\n  at 11-20 06:00:00, model fast (smol), node mac-b, outcome ok 200, tries 2, ")
     assert "tokens 100+20" in drawn

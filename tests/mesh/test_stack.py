@@ -14,6 +14,7 @@ from mesh import config, stack
 from mesh.config import ConfigError
 from mesh.home import Home
 from mesh.stack import Stack
+from node.download import MARKER
 
 
 @pytest.fixture
@@ -72,7 +73,10 @@ def test_the_older_stacks_file_works(home: Home) -> None:
     found = load(home, tier, which=nothing_installed)
     assert found.specs[0].engine == "mlx-lm"
     assert found.specs[0].command == ()
-    assert found.warnings == ("tier 'standard' has vllm_flags, but vllm-mlx is not installed: mlx-lm serves it",)
+    assert found.warnings == (
+        "no effect here, ignored in the stack file: quant",
+        "vllm_flags of 'standard': vllm-mlx is not installed, mlx-lm serves without them",
+    )
 
 
 def test_weights_are_looked_up_in_the_order_of_the_design(home: Home, tmp_path: Path) -> None:
@@ -81,15 +85,30 @@ def test_weights_are_looked_up_in_the_order_of_the_design(home: Home, tmp_path: 
     def path() -> str:
         return load(home, tier).specs[0].path
 
-    assert "hf download org/b" in load(home, tier).specs[0].problem
+    (spec,) = load(home, tier).specs
+    assert (spec.path, spec.hub, spec.problem) == ("", "org/b", "")  # It is fetched from there.
     snapshot = weights(tmp_path / "hub" / "models--org--a" / "snapshots" / "c0ffee")
     (tmp_path / "hub" / "models--org--a" / "refs").mkdir()
     (tmp_path / "hub" / "models--org--a" / "refs" / "main").write_text("c0ffee")
     assert path() == str(snapshot)
+    marker = tmp_path / "hub" / "models--org--a" / MARKER
+    marker.touch()
+    assert load(home, tier).specs[0].hub == "org/b"  # Not all of it is here.
+    marker.unlink()
     by_source = weights(home.models / "b")
     assert path() == str(by_source)
     by_model = weights(home.models / "org" / "a")
     assert path() == str(by_model)
+
+
+def test_a_directory_that_is_not_whole_is_told_unless_the_hub_has_the_model(home: Home) -> None:
+    (home.models / "m").mkdir(parents=True)
+    (home.models / "m" / "config.json").write_text("{}")
+    assert "holds no weights" in load(home, {"name": "t", "model": "m"}).specs[0].problem
+    assert load(home, {"name": "t", "model": "m", "source": "org/m"}).specs[0].hub == "org/m"
+    fetched = {"name": "t", "model": "org/m", "engine": "command", "command": ["serve", "{model}", "{port}"]}
+    (spec,) = load(home, fetched).specs
+    assert (spec.engine, spec.hub) == ("command", "org/m")
 
 
 def test_a_directory_is_called_by_its_last_part(home: Home, tmp_path: Path) -> None:
@@ -241,8 +260,8 @@ def test_adding_and_removing_keeps_what_else_the_file_says(home: Home, tmp_path:
     assert stack.add_tier(home, settings, "m", name="fast") == "fast"
     with pytest.raises(ConfigError, match="already there"):
         stack.add_tier(home, settings, "m", name="fast")
-    with pytest.raises(ConfigError, match="hf download org/none"):
-        stack.add_tier(home, settings, "org/none")
+    with pytest.raises(ConfigError, match="no weights"):
+        stack.add_tier(home, settings, "none")
     with pytest.raises(ConfigError, match="not a directory"):
         stack.add_tier(home, settings, "./none")
     assert [s.name for s in stack.load(home, settings).specs] == ["Smol", "m"]

@@ -38,6 +38,7 @@ class FakeWorker:
         self.pid: int | None = 1000 + len(engine.workers)
         self.log_name = spec.name
         self.began = self.stopped = False
+        self.probes = 0
         self.streams = self.most_streams = self.closed_streams = 0
         self.names: list[str] = []
         self.crash = asyncio.get_running_loop().create_future()
@@ -68,7 +69,14 @@ class FakeWorker:
     async def post(self, path: str, body: bytes, content_type: str) -> tuple[int, str, bytes]:
         if path != "embeddings":
             raise NodeError(NodeErrorCode.PATH_NOT_SERVED, f"no {path} here")
+        await self._engine.may_post.wait()
         return 200, content_type, body[::-1]
+
+    async def probe(self) -> None:
+        self.probes += 1
+        await self._engine.may_probe.wait()
+        if self._engine.probe_errors:
+            raise self._engine.probe_errors.pop(0)
 
     async def stats(self) -> WorkerStats:
         return self.alive
@@ -93,6 +101,11 @@ class FakeEngine:
         self.may_stop = asyncio.Event()
         self.may_stop.set()
         self.start_errors: list[Exception] = []
+        self.may_post = asyncio.Event()
+        self.may_post.set()
+        self.may_probe = asyncio.Event()
+        self.may_probe.set()
+        self.probe_errors: list[Exception] = []
         self.starting = self.most_starting = 0
         self.gate = asyncio.Event()  # b"gated" answers wait for it after their first block
         self.progress: list[Callable[[str], None]] = []
@@ -125,7 +138,18 @@ class FakeEngine:
 
 
 class FakeProbe(Probe):
-    """A machine with 16 GiB and nothing else to say."""
+    """A machine with 16 GiB and nothing else to say, but what its workers take and which of them are frozen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.taken: dict[int, int] = {}  # by pid
+        self.stopped: set[int] = set()
+
+    def worker_bytes(self, pid: int, *, children: bool = False) -> int:
+        return self.taken.get(pid, 0)
+
+    def frozen(self, pid: int) -> bool:
+        return pid in self.stopped
 
     def hardware(self) -> Hardware:
         return Hardware(chip="Test", memory_bytes=16 * GIB)
@@ -152,6 +176,8 @@ FAST = NodeSettings(
     stats_every_s=0.01,
     alive_every_s=0.02,
     hold_floor_s=0.2,
+    request_gap_s=0.05,
+    turn_s=0.5,
     probe_every_s=0.05,
 )
 
@@ -161,14 +187,15 @@ class Rig:
 
     def __init__(self, settings: NodeSettings = FAST, slots: int = 2) -> None:
         self.engine = FakeEngine(slots)
+        self.probe = FakeProbe()
         self.facts: list[NodeFact] = []
         self.changes = 0
         self.host = Host(
             settings=settings,
-            engines={"external": self.engine, "mlx-lm": self.engine},
+            engines={"external": self.engine, "mlx-lm": self.engine, "command": self.engine},
             report=self.facts.append,
             changed=self._changed,
-            probe=FakeProbe(),
+            probe=self.probe,
         )
 
     def _changed(self) -> None:

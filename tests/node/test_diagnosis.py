@@ -1,6 +1,6 @@
 import pytest
 
-from node.io.diagnosis import PORT_TAKEN, diagnose
+from node.io.diagnosis import PORT_TAKEN, cause_of, diagnose
 
 TRACEBACK = "Loading\nTraceback (most recent call last):\n  File 'x.py', line 1\n"
 
@@ -50,3 +50,28 @@ def test_routine_is_not_taken_for_last_words() -> None:
     asked = '127.0.0.1 - - [20/Nov/2026 07:18:44] "POST /v1/completions HTTP/1.1" 200 -\n'
     assert diagnose(-15, work + asked) == "ended by SIGTERM"
     assert diagnose(-15, "something odd\n" + work).startswith("something odd")
+
+
+@pytest.mark.parametrize(
+    ("why", "cause"),
+    [
+        ("model m: out of memory (RuntimeError: [metal::malloc] ...); exit code 1", "oom"),
+        ("model m: its port is taken (OSError: [Errno 48] ...); exit code 1", "port_taken"),
+        ("model m: the model is not downloaded (...); exit code 70", "not_found"),
+        ("model m: there is no directory /nowhere", "not_found"),
+        ("model m: /x is no model directory: config.json: No such file or directory", "not_found"),
+        ("model m: bad weights (ValueError: Missing 3 parameters); exit code 70", "bad_weights"),
+        ("/x/model.safetensors is incomplete: 5 of 9 bytes (download it again)", "bad_weights"),
+        ("model m: its tokenizer is missing or broken (...); exit code 70", "bad_weights"),
+        ("model m: it was not ready after 600 s; no reason given", "start_timeout"),
+        ("not ready within 900 s", "start_timeout"),
+        ("ended by SIGKILL, by a person or by the system for want of memory", "killed"),
+        ("it hangs: no token for 61 s with 2 in flight", "hang"),
+        ("it has not answered 15 questions in a row", "hang"),
+        ("a probe failed: the model server closed the stream before its end", "hang"),
+        ("ZeroDivisionError: division by zero; exit code 1", "crash"),
+        ("exit code 3 (5 failures within 600 s: `models load` tries again)", "crash"),
+    ],
+)
+def test_the_cause_in_one_word(why: str, cause: str) -> None:
+    assert cause_of(why) == cause

@@ -104,7 +104,10 @@ class Watched:
             assert m.queue.in_flight == sum(c.started_at is not None for c in m.calls.values()) <= m.queue.slots
             assert m.queue.in_flight + m.queue.queue_depth <= 2 * m.queue.slots
         memory = host.memory()
-        assert memory.used_bytes == sum(m.size_bytes for m in everyone if m.lifecycle.has_worker)
+        kept = host._keeper.rail._models
+        assert memory.used_bytes == sum(m.size_bytes for m in kept.values() if m.reserved)
+        assert all(kept[w.spec.name].reserved for w in self.rig.engine.living())
+        assert all(m.lifecycle.has_worker for m in everyone if m.held)
         assert memory.used_bytes <= memory.budget_bytes
         assert len(self.rig.engine.living()) <= 1
 

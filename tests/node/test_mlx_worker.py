@@ -144,10 +144,8 @@ def test_a_dead_generation_thread_ends_the_process_with_its_reason() -> None:
 class Layer:
     """One layer's cache as far as LRUPromptCache looks."""
 
-    nbytes = 1
-
-    def __init__(self, held: int, trimmable: bool = True) -> None:
-        self.held, self.trimmable = held, trimmable
+    def __init__(self, held: int = 0, trimmable: bool = True, nbytes: int = 1) -> None:
+        self.held, self.trimmable, self.nbytes = held, trimmable, nbytes
 
     def is_trimmable(self) -> bool:
         return self.trimmable
@@ -158,7 +156,7 @@ class Layer:
 
 
 def test_a_prompt_that_is_cached_whole_leaves_one_token_to_read() -> None:
-    cache = PromptCache(10)
+    cache = PromptCache(10, 1000)
     cache.insert_cache("m", [1, 2, 3], [Layer(3)])
     for _ in range(2):  # what is kept is a copy: the second time finds the same
         (layer,), rest = cache.fetch_nearest_cache("m", [1, 2, 3])
@@ -169,6 +167,28 @@ def test_a_prompt_that_is_cached_whole_leaves_one_token_to_read() -> None:
 
 
 def test_a_cache_that_cannot_be_cut_is_not_used_for_the_same_prompt() -> None:
-    cache = PromptCache(10)
+    cache = PromptCache(10, 1000)
     cache.insert_cache("m", [1, 2], [Layer(2, trimmable=False)])
     assert cache.fetch_nearest_cache("m", [1, 2]) == (None, [1, 2])
+
+
+def test_the_prompt_cache_stays_within_its_bytes_on_every_insertion() -> None:
+    cache = PromptCache(1000, 100)
+    for number in range(20):
+        cache.insert_cache("m", [number, number + 1], [Layer(nbytes=20), Layer(nbytes=10)])
+        assert cache.nbytes <= 100
+    assert len(cache) == 3
+    found, rest = cache.fetch_nearest_cache("m", [19, 20, 21])
+    assert found is not None, "the newest is kept"
+    assert rest == [21]
+
+
+def test_what_is_in_use_counts_too() -> None:
+    cache = PromptCache(1000, 100)
+    cache.batch = SimpleNamespace(prompt_cache_nbytes=60)
+    for number in range(5):
+        cache.insert_cache("m", [number], [Layer(nbytes=30)])
+    assert cache.nbytes == 30
+    cache.batch = SimpleNamespace(prompt_cache_nbytes=500)
+    cache.insert_cache("m", [9], [Layer(nbytes=30)])
+    assert cache.nbytes == 0

@@ -13,6 +13,7 @@ from node.openai import (
     is_comment,
     is_done,
     rename_request,
+    runs_alone,
     usage_of,
     with_model,
 )
@@ -172,3 +173,18 @@ def test_chunks_are_renamed_and_nothing_else_changes() -> None:
 )
 def test_only_data_and_comments_are_passed_on(block: bytes, said: bytes | None) -> None:
     assert bare(block) == said
+
+
+@pytest.mark.parametrize(
+    ("body", "alone"),
+    [
+        (b'{"prompt": "a", "seed": 0}', True),
+        (b'{"prompt": "a", "seed": null}', False),
+        (b'{"prompt": "a \\"seed\\": 1"}', False),
+        (b'{"messages": [{"role": "user", "content": "x", "seed": 1}]}', False),
+        (b'{"seed": ', False),
+        (b"{}", False),
+    ],
+)
+def test_seeded_requests_run_alone(body: bytes, alone: bool) -> None:
+    assert runs_alone(body) is alone

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
-from collections.abc import Sequence
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from node.headroom import GIB
 from node.io import probe
-from node.io.probe import Holder, Probe
+from node.io.probe import (
+    Holder,
+    Probe,
+    birth_of_stat,
+    footprint_of_command,
+    footprint_of_rusage,
+    variable_of_ps,
+)
 from node.types import Hardware, Pressure
 
 RECORDED = Path(__file__).parent / "recorded"
@@ -141,3 +153,84 @@ def test_commands_that_fail_say_nothing() -> None:
     assert probe.run_command(["no-such-command-here"]) == ""
     assert probe.run_command(["false"]) == ""
     assert probe.run_command(["echo", "yes"]) == "yes\n"
+
+
+# Processes
+
+
+def test_a_macs_footprint_of_a_process() -> None:
+    """struct rusage_info_v0: a UUID, then ten numbers, the eighth is the footprint."""
+    numbers = [11, 12, 13, 14, 15, 16, 300_000_000, 253_937_248, 19, 20]
+    raw = b"\xaa" * 16 + b"".join(n.to_bytes(8, "little") for n in numbers)
+    assert len(raw) == 96
+    assert footprint_of_rusage(raw) == 253_937_248
+    assert footprint_of_command(recorded("footprint")) == 253_937_248
+    assert footprint_of_command("footprint: Unable to find pid for process matching '999999'") == 0
+
+
+def test_a_mac_without_the_kernels_answer_asks_the_command() -> None:
+    asked: list[Sequence[str]] = []
+
+    def run(argv: Sequence[str]) -> str:
+        asked.append(argv)
+        return recorded("footprint")
+
+    mac = Probe("Darwin", run)
+    if sys.platform != "darwin":
+        assert mac.worker_bytes(os.getpid()) >= 253_937_248
+        assert asked[0] == ["footprint", "--noCategories", "--format", "bytes", str(os.getpid())]
+
+
+def test_a_variable_of_a_process_from_ps() -> None:
+    text = recorded("ps_eww")
+    assert variable_of_ps(text, "MLX_STACK_WORKER") == "c0ffee"
+    assert variable_of_ps(text, "STACK_WORKER") == ""
+    assert variable_of_ps("", "MLX_STACK_WORKER") == ""
+
+
+@pytest.mark.parametrize(
+    ("stat", "birth"),
+    [
+        ("12 (python3 -m x) S 1 12 12 0 -1 4194560 1 0 0 0 3 1 0 0 25 5 1 0 98765 1 2", "boot:98765"),
+        ("12 (odd ) name) R 1 12 12 0 -1 4194560 1 0 0 0 3 1 0 0 25 5 1 0 98765 1 2", "boot:98765"),
+        ("12 (python3) Z 1 12 12 0 -1 4194560 1 0 0 0 3 1 0 0 25 5 1 0 98765 1 2", ""),
+        ("", ""),
+        ("12 (cut) S 1 2", ""),
+    ],
+)
+def test_a_process_is_known_by_its_birth(stat: str, birth: str) -> None:
+    assert birth_of_stat(stat, "boot\n") == birth
+
+
+def test_processes_here() -> None:
+    here = Probe()
+    child = subprocess.Popen([sys.executable, "-c", "print('up', flush=True); x = b'x' * 50_000_000; input()"], **CHILD)
+    try:
+        assert child.stdout is not None
+        child.stdout.readline()
+        born = here.birth(child.pid)
+        assert born
+        assert born == here.birth(child.pid) != here.birth(os.getpid())
+        assert here.variable(child.pid, "MARK") == "yes"
+        assert here.variable(child.pid, "OTHER") == ""
+        assert child.pid in here.pids()
+        until(lambda: here.worker_bytes(child.pid) > 50_000_000)
+        child.send_signal(signal.SIGSTOP)
+        until(lambda: here.frozen(child.pid))
+        child.kill()
+        until(lambda: here.birth(child.pid) == "")
+        assert not here.frozen(child.pid)
+    finally:
+        child.kill()
+        child.communicate()
+    assert (here.birth(child.pid), here.worker_bytes(child.pid), here.variable(child.pid, "MARK")) == ("", 0, "")
+
+
+CHILD: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "env": {**os.environ, "MARK": "yes"}}
+
+
+def until(holds: Callable[[], bool], limit_s: float = 30.0) -> None:
+    deadline = time.monotonic() + limit_s
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

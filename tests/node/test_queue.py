@@ -78,3 +78,32 @@ def test_leaving_twice_or_unknown_changes_nothing() -> None:
     queue.leave(key("a"), 0.0)
     queue.leave(key("a"), 0.0)
     assert (queue.in_flight, queue.queue_depth) == (0, 0)
+
+
+def test_who_must_run_alone_keeps_its_place_and_has_the_worker_for_itself() -> None:
+    queue = ModelQueue(3, 10)
+    queue.admit(key("a"), 0.0)
+    queue.admit(key("seeded"), 0.0, alone=True)
+    for name in "bc":
+        queue.admit(key(name), 0.0)
+    assert queue.slots == 1, "so that nobody sends more than can run"
+    assert queue.start(0.0) == [key("a")]
+    assert queue.start(0.0) == [], "nobody overtakes it"
+    queue.leave(key("a"), 1.0)
+    assert queue.start(1.0) == [key("seeded")]
+    assert queue.start(1.0) == []
+    queue.leave(key("seeded"), 2.0)
+    assert queue.slots == 3
+    assert queue.start(2.0) == [key("b"), key("c")]
+
+
+def test_who_must_run_alone_and_leaves_early_blocks_nobody() -> None:
+    queue = ModelQueue(2, 10)
+    for name in "ab":
+        queue.admit(key(name), 0.0, alone=True)
+    queue.admit(key("c"), 0.0)
+    assert queue.start(0.0) == [key("a")]
+    queue.leave(key("b"), 0.0)
+    queue.leave(key("a"), 0.0)
+    assert queue.start(0.0) == [key("c")]
+    assert queue.slots == 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -42,3 +44,26 @@ def test_counts_order_and_bounds(slots: int, steps: list[tuple[str, int]]) -> No
         assert queue.in_flight == len(flying) <= slots
         assert queue.queue_depth == len(line)
         assert len(line) + len(flying) <= 2 * slots
+
+
+@given(slots=st.integers(1, 4), steps=steps)
+def test_who_must_run_alone_does_and_nobody_waits_for_ever(slots: int, steps: list[tuple[str, int]]) -> None:
+    """Every third request must have the worker for itself."""
+    queue, flying = ModelQueue(slots, 5), list[Key]()
+    for now, (what, number) in enumerate(steps):
+        asked: Key = (RequestId(str(number)), now)
+        if what == "admit":
+            with suppress(NodeError):
+                queue.admit(asked, float(now), alone=number % 3 == 0)
+        elif what == "start":
+            flying += queue.start(float(now))
+        elif flying:
+            queue.leave(flying.pop(), float(now))
+        alone = [key for key in flying if int(key[0]) % 3 == 0]
+        assert not alone or flying == alone[:1]
+        assert not alone or queue.slots == 1
+    while queue.in_flight or queue.queue_depth:
+        flying += queue.start(1e6)
+        assert flying, "somebody always runs"
+        queue.leave(flying.pop(), 1e6)
+    assert queue.slots == slots

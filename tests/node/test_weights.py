@@ -60,10 +60,78 @@ def test_bytes_and_shape(tmp_path: Path) -> None:
         ({"full_attention_interval": 2}, 2 * 1 * 4 * 8 * 2),
         ({"kv_lora_rank": 512, "qk_rope_head_dim": 64}, 2 * 576 * 2),  # keys and values in one row, 2 layers
         ({"text_config": {"num_hidden_layers": 3, "num_attention_heads": 2, "head_dim": 4}}, 2 * 3 * 2 * 4 * 2),
+        ({"num_kv_shared_layers": 1}, 2 * 1 * 4 * 8 * 2),
+        ({"sliding_window": 64}, 2 * 2 * 4 * 8 * 2),  # without a pattern mlx-lm uses none
+        ({"sliding_window": 64, "sliding_window_pattern": 2}, 2 * 1 * 4 * 8 * 2),
+        ({"sliding_window": 64, "sliding_window_pattern": "LG"}, 2 * 1 * 4 * 8 * 2),
+        ({"layer_types": ["linear_attention", "full_attention"]}, 2 * 1 * 4 * 8 * 2),
+        ({"num_global_key_value_heads": 1, "global_head_dim": 32}, 2 * 2 * 1 * 32 * 2),
     ],
 )
-def test_kv_bytes_per_token(tmp_path: Path, config: dict[str, Any], per_token: int) -> None:
-    assert headroom.kv_bytes_per_token(weights.shape(model_directory(tmp_path, **config))) == per_token
+def test_kv_bytes_of_what_keeps_the_whole_text(tmp_path: Path, config: dict[str, Any], per_token: int) -> None:
+    shape = weights.shape(model_directory(tmp_path, **config))
+    assert headroom.kv_bytes(shape, 1001) - headroom.kv_bytes(shape, 1000) == per_token
+
+
+@pytest.mark.parametrize(
+    ("config", "window", "layers"),
+    [
+        ({"sliding_window": 64, "sliding_window_pattern": 6}, 64, 10),
+        ({"sliding_window": 64, "sliding_window_pattern": "LLLG"}, 64, 9),
+        ({"sliding_window": 64, "layer_types": ["sliding_attention", "full_attention"] * 6}, 64, 6),
+        ({"attention_chunk_size": 32, "layer_types": ["chunked_attention", "full_attention"] * 6}, 32, 6),
+        ({"sliding_window": 64, "sliding_window_pattern": 6, "num_kv_shared_layers": 6}, 64, 5),
+        ({"model_type": "cohere2"}, 4096, 9),
+        ({"layer_types": ["full_attention"] * 12, "sliding_window": 64}, 0, 0),
+    ],
+)
+def test_layers_with_a_window_keep_only_that(tmp_path: Path, config: dict[str, Any], window: int, layers: int) -> None:
+    shape = weights.shape(model_directory(tmp_path, layers=12, **config))
+    assert (shape.window, shape.window_token_bytes) == (window, 2 * layers * 4 * 8 * 2)
+
+
+def test_a_gemma_that_says_little_of_its_text_part(tmp_path: Path) -> None:
+    text = {"model_type": "gemma3_text", "num_hidden_layers": 12, "hidden_size": 2560}
+    shape = weights.shape(model_directory(tmp_path, model_type="gemma3", text_config=text))
+    assert (shape.kv_layers, shape.kv_heads, shape.head_dim, shape.window) == (2, 4, 256, 512)
+
+
+def test_tied_embeddings_count_once(tmp_path: Path) -> None:
+    directory = model_directory(tmp_path, tie_word_embeddings=True)
+    shard(directory / "model-00003.safetensors", {"lm_head.weight": 700, "d": 1})
+    assert weights.shape(directory).weight_bytes == 3001
+    model_directory(tmp_path, tie_word_embeddings=False)
+    assert weights.shape(directory).weight_bytes == 3701
+
+
+@pytest.mark.parametrize(
+    ("dtypes", "number_bytes"),
+    [
+        ({"a.k_proj.weight": "F32"}, 4),
+        ({"a.k_proj.weight": "F16"}, 2),
+        ({"a.k_proj.weight": "U32", "a.k_proj.scales": "F32", "a.norm.weight": "BF16"}, 4),
+        ({"a.qkv.weight": "U32", "a.norm.weight": "F32"}, 4),
+        ({"a.qkv.weight": "U32"}, 2),
+    ],
+)
+def test_numbers_of_the_cache_are_as_wide_as_the_keys(
+    tmp_path: Path, dtypes: dict[str, str], number_bytes: int
+) -> None:
+    directory = model_directory(tmp_path)
+    header = {name: {"dtype": dtype, "shape": [0], "data_offsets": [0, 0]} for name, dtype in dtypes.items()}
+    text = json.dumps(header).encode()
+    for file in directory.glob("*.safetensors"):
+        file.write_bytes(len(text).to_bytes(8, "little") + text)
+    assert weights.shape(directory).number_bytes == number_bytes
+
+
+def test_identity_tells_shapes_apart(tmp_path: Path) -> None:
+    one, two = model_directory(tmp_path / "one"), model_directory(tmp_path / "two")
+    assert weights.identity(one) == weights.identity(two)
+    shard(two / "model-00002-of-00002.safetensors", {"c": 1501})
+    assert weights.identity(one) != weights.identity(two)
+    model_directory(tmp_path / "two", layers=3)
+    assert len({weights.identity(one), weights.identity(two)}) == 2
 
 
 def failure(directory: Path) -> str:

@@ -83,3 +83,44 @@ def test_a_field_of_a_form() -> None:
 @given(junk=st.binary(max_size=200))
 def test_a_broken_form_has_no_field(junk: bytes) -> None:
     assert form_field(b"--xYz" + junk, 'multipart/form-data; boundary="xYz"', "model") in (None, "")
+
+
+# keep_alive, as Ollama reads it (github.com/ollama/ollama, docs/api.md and docs/faq.md)
+
+
+@pytest.mark.parametrize(
+    ("written", "seconds"),
+    [
+        ("300", 300.0),
+        ('"300"', 300.0),
+        ("0", 0.0),
+        ('"0"', 0.0),
+        ('"0s"', 0.0),
+        ("0.5", 0.5),
+        ('"5m"', 300.0),
+        ('"24h"', 86_400.0),
+        ('"1h30m"', 5400.0),
+        ('"1.5h"', 5400.0),
+        ('"500ms"', 0.5),
+        ('"-5m"', float("inf")),
+        ('"-1"', float("inf")),
+        ("-1", float("inf")),
+        ("-0.5", float("inf")),
+        ("null", None),
+    ],
+)
+def test_keep_alive(written: str, seconds: float | None) -> None:
+    written_body = (
+        b'{"model": "m", "messages": [{"role": "user", "content": "x"}], "keep_alive": %s}' % written.encode()
+    )
+    assert read(CHAT, written_body, "application/json").keep_alive == seconds
+    assert read("embeddings", written_body, "application/json").keep_alive == seconds
+
+
+@pytest.mark.parametrize(
+    "written", ["true", "{}", "[5]", '"5x"', '"m5"', '""', '"5 apples"', '"1h-5m"', '"nan"', '"inf"', f'"{"9h" * 40}"']
+)
+def test_a_keep_alive_that_says_nothing_is_refused(written: str) -> None:
+    with pytest.raises(RouterError) as error:
+        read("embeddings", b'{"model": "m", "keep_alive": %s}' % written.encode(), "application/json")
+    assert error.value.refusal.param == "keep_alive"

@@ -207,6 +207,19 @@ def test_the_deadline_ends_everything() -> None:
     assert fail.refusal.code is ErrorCode.DEADLINE_EXCEEDED
 
 
+def test_a_node_that_was_full_until_shortly_before_the_deadline_has_the_last_word() -> None:
+    for deadline_s, at in ((60.0, 58.6), (5.0, 4.6)):
+        m = machine(deadline_s=deadline_s)
+        opened(m)
+        busy = Broke(1, NodeErrorCode.NODE_BUSY, "m waited 59 s for room: it needs 5 GB")
+        done, fail = m.step(busy, at)
+        assert done == Done(ID, 1, "busy")
+        assert isinstance(fail, Fail)
+        assert fail.refusal.code is ErrorCode.NO_NODE_AVAILABLE
+        assert fail.refusal.message == "m waited 59 s for room: it needs 5 GB (after 1 attempt)"
+        assert fail.refusal.retry_after_s is not None
+
+
 def test_a_stream_that_waits_long_is_comforted_until_its_first_byte() -> None:
     m = machine()
     opened(m)

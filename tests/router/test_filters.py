@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from msgspec import structs
+
 from node.types import ModelState, ModelStatus, NodeId, NodeStatus, Pressure, RequestId
 from router.events import Request
 from router.filters import Unfit, match, names, unfit
@@ -39,9 +41,16 @@ def test_every_name_is_listed_once() -> None:
     assert names(fleet) == ["fast", "qwen", "standard"]
 
 
+def test_a_model_that_is_being_downloaded_exists_but_serves_nobody_yet() -> None:
+    for error, why in (("", "downloading"), ("downloading, 43 %", "downloading, 43 %")):
+        held = model(state=ModelState.DOWNLOADING, error=error)
+        no = unfit(node(held, headroom=100 * GB), held, REQUEST)
+        assert no == Unfit(f"not there yet: {why}")
+
+
 def test_what_is_in_memory_or_on_its_way_there_fits_whatever_the_headroom() -> None:
     tight = {"headroom": 0, "pressure": Pressure.CRITICAL}
-    for state in (ModelState.READY, ModelState.BUSY, ModelState.LOADING, ModelState.DOWNLOADING, ModelState.DRAINING):
+    for state in (ModelState.READY, ModelState.BUSY, ModelState.LOADING, ModelState.DRAINING):
         held = model(state=state)
         assert unfit(node(held, **tight), held, REQUEST) is None  # type: ignore[arg-type]
     absent = model(state=ModelState.ABSENT)
@@ -67,3 +76,15 @@ def test_broken_is_told_from_full() -> None:
     no = unfit(draining, model(), REQUEST)
     assert no is not None
     assert not no.failed
+
+
+def test_what_fits_once_others_have_gone_is_held_there_and_not_refused() -> None:
+    absent = model(state=ModelState.ABSENT)
+    tight = structs.replace(node(absent, headroom=10), evictable_bytes=20 * GB)
+    assert unfit(tight, absent, REQUEST) == Unfit("absent and does not fit: needs 40.0 GB, headroom 30.0 GB")
+    roomy = structs.replace(tight, evictable_bytes=30 * GB)
+    assert unfit(roomy, absent, REQUEST) is None
+    # Loads that are promised already take their turn there, and go again.
+    assert unfit(roomy, absent, REQUEST, promised_bytes=10 * GB) is None
+    empty = structs.replace(node(absent, headroom=40), evictable_bytes=0)
+    assert unfit(empty, absent, REQUEST, promised_bytes=GB) is None

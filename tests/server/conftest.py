@@ -17,6 +17,7 @@ import pytest
 from demo.model import build_chat, build_tiny, default_cache
 from node.io.engine import ModelSpec
 from node.io.mlx import MlxEngine, MlxWorker
+from node.io.registry import Registry
 from node.settings import EngineSettings
 from tests.server.daemons import LIVE, Node, mesh_of, tier
 
@@ -47,7 +48,7 @@ def slow_model(chat_model: Path) -> Path:
 
 @pytest.fixture
 def engine(tmp_path: Path) -> MlxEngine:
-    return MlxEngine(EngineSettings(start_limit_s=120.0), logs=tmp_path / "logs", token="tests")
+    return MlxEngine(EngineSettings(start_limit_s=120.0), logs=tmp_path / "logs", registry=Registry())
 
 
 @pytest.fixture

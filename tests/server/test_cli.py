@@ -82,7 +82,7 @@ def test_status_and_models(ann: Node, ben: Node) -> None:
     assert found["no_stack"] is False
     assert f":{ben.port}/v1" in ben.cli("status").stdout
     models = ben.json("models")["models"]
-    assert [set(m) for m in models] == [MODEL, MODEL]
+    assert all(set(m) > MODEL for m in models)
     assert "quick" in ben.cli("models").stdout
     assert ben.json("models", "show", "other")["name"] == "tiny-b"
     assert "tiny-b" in ben.cli("models", "show", "other").stdout

@@ -20,6 +20,7 @@ from node.io.engine import ModelSpec
 from node.io.external import ExternalEngine
 from node.io.mlx import MlxEngine, MlxWorker
 from node.io.process import TOKEN_VARIABLE
+from node.io.registry import Registry
 from node.openai import is_comment, usage_of
 from node.settings import EngineSettings
 from tests.server.talk import Start, blocks_of, broken, chat, chunks_of, fails, gone, text_of, until
@@ -48,7 +49,8 @@ async def test_two_models_answer_at_the_same_time(started: Start, tiny_model: Pa
     answers = await asyncio.gather(blocks_of(one, body, "one"), blocks_of(two, body, "two"))
     assert text_of(answers[0]) != text_of(answers[1])
     for worker in (one, two):
-        stats = await worker.stats()
+        while (stats := await worker.stats()).active:  # noqa: ASYNC110 - [DONE] comes just before the end
+            await asyncio.sleep(0.01)
         assert stats.generated_tokens >= 60
         assert stats.prompt_tokens > 10
         assert (stats.active, stats.alive) == (0, True)
@@ -197,7 +199,7 @@ async def test_stopping_is_quick_and_may_be_repeated(started: Start, slow_model:
     answering = asyncio.ensure_future(blocks_of(worker, chat(max_tokens=8000), "x"))
     await until(lambda: _active(worker))
     assert worker.pid is not None
-    assert psutil.Process(worker.pid).environ()[TOKEN_VARIABLE] == "tests"
+    assert psutil.Process(worker.pid).environ()[TOKEN_VARIABLE] == worker._registry.token
     async with asyncio.timeout(5.0):
         await worker.stop(5.0)
     await worker.stop(5.0)
@@ -238,7 +240,7 @@ async def test_a_plain_server_as_a_command_and_from_outside(tiny_model: Path, tm
     settings = EngineSettings(start_limit_s=120.0)
     argv = (sys.executable, "-m", "mlx_lm", "server", "--model", "{model}", "--port", "{port}")
     spec = ModelSpec(name="mine", engine="command", path=str(tiny_model), command=argv)
-    command = CommandEngine(settings, logs=tmp_path, token="tests").worker(spec, lambda _: None)
+    command = CommandEngine(settings, logs=tmp_path, registry=Registry()).worker(spec, lambda _: None)
     try:
         await command.start()
         blocks = await blocks_of(command, chat(max_tokens=5), "mine")
@@ -266,10 +268,11 @@ import asyncio, sys
 from pathlib import Path
 from node.io.mlx import MlxEngine
 from node.io.engine import ModelSpec, WorkerStats
+from node.io.registry import Registry
 from node.settings import EngineSettings
 
 async def main():
-    engine = MlxEngine(EngineSettings(), logs=Path(sys.argv[2]), token="tests")
+    engine = MlxEngine(EngineSettings(), logs=Path(sys.argv[2]), registry=Registry())
     worker = engine.worker(ModelSpec(name="tiny", path=sys.argv[1]), lambda _: None)
     await worker.start()
     print(worker.pid, flush=True)

@@ -3,6 +3,7 @@
 --seed N [--nodes K]                 one chaos run
 --seed N --fault cut --net bad       one fault of a settled mesh's coordinator
 --seed N --net wifi --nodes 5 --quiet-hours 0.5
+--seed N --rail                      one node with more models than memory
 --minutes M [--out FILE] [--jobs J]  as many as fit; a summary as JSON; exit 1 if anything was violated
 --rewrite                            the golden transcripts, after a change that was meant
 """
@@ -19,11 +20,16 @@ from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeAlias
 
-from tests.sim import runs, scenarios
+from tests.sim import rail_runs, runs, scenarios
+from tests.sim.rail_world import World as RailWorld
 from tests.sim.world import World
 
+AnyResult: TypeAlias = runs.Result | rail_runs.RailResult
+
 BATCH = 20  # runs handed to a process at a time
+RAIL_BATCH = 100
 FIRST_SEED = 1_000_000  # of --minutes; pytest has the small ones
 
 
@@ -31,7 +37,7 @@ FIRST_SEED = 1_000_000  # of --minutes; pytest has the small ones
 class Job:
     """Runs of one kind: `seeds` of them from `first` on."""
 
-    kind: str  # chaos | fault | quiet
+    kind: str  # chaos | fault | quiet | rail
     first: int
     seeds: int
     net: str = ""
@@ -44,6 +50,7 @@ class Job:
         more = {
             "chaos": f" --nodes {self.nodes}" if self.nodes else "",
             "fault": f" --fault {self.fault} --net {self.net}",
+            "rail": " --rail",
         }.get(self.kind, f" --net {self.net} --nodes {self.nodes} --quiet-hours {self.hours}")
         return f"python -m tests.sim --seed {seed}{more}"
 
@@ -56,15 +63,21 @@ class Summary:
     takeovers: dict[tuple[str, str], int] = field(default_factory=dict)
     seeds: dict[str, int] = field(default_factory=dict)
     simulated_s: dict[str, float] = field(default_factory=dict)
+    rail: list[rail_runs.RailResult] = field(default_factory=list)
     violations: list[dict[str, str]] = field(default_factory=list)
 
-    def add(self, job: Job, results: list[runs.Result], violations: list[dict[str, str]]) -> None:
+    def add(self, job: Job, results: list[AnyResult], violations: list[dict[str, str]]) -> None:
+        self.violations.extend(violations)
+        self.seeds[job.kind] = self.seeds.get(job.kind, 0) + job.seeds
+        self.simulated_s[job.kind] = self.simulated_s.get(job.kind, 0.0) + sum(r.simulated_s for r in results)
+        self.rail += [r for r in results if isinstance(r, rail_runs.RailResult)]
+        if job.kind != "rail":
+            self._add_election(job, [r for r in results if isinstance(r, runs.Result)])
+
+    def _add_election(self, job: Job, results: list[runs.Result]) -> None:
         key = (job.net, job.fault) if job.kind == "fault" else ("", job.kind)
         self.agreed_s.setdefault(key, []).extend(r.agreed_s for r in results)
         self.takeovers[key] = max([self.takeovers.get(key, 0), *(r.takeovers for r in results)])
-        self.seeds[job.kind] = self.seeds.get(job.kind, 0) + job.seeds
-        self.simulated_s[job.kind] = self.simulated_s.get(job.kind, 0.0) + sum(r.simulated_s for r in results)
-        self.violations.extend(violations)
 
     def as_dict(self, minutes: float) -> dict[str, object]:
         rows = [
@@ -80,12 +93,27 @@ class Summary:
         ]
         return {
             "minutes": round(minutes, 2),
-            "seeds": self.seeds,
-            "simulated_hours": {kind: round(s / 3600, 1) for kind, s in self.simulated_s.items()},
             "violations": len(self.violations),
             "failures": self.violations[:50],
-            "after_chaos": _quantiles(self.agreed_s.get(("", "chaos"), [])),
-            "agreement": rows,
+            "election": {
+                **self._counted("chaos", "fault", "quiet"),
+                "after_chaos": _quantiles(self.agreed_s.get(("", "chaos"), [])),
+                "agreement": rows,
+            },
+            "rail": {
+                **self._counted("rail"),
+                "requests": sum(r.requests for r in self.rail),
+                "answered": sum(r.answered for r in self.rail),
+                "loads": sum(r.loads for r in self.rail),
+                "evictions": sum(r.evictions for r in self.rail),
+                "longest_wait_s": round(max((r.longest_wait_s for r in self.rail), default=0.0), 1),
+            },
+        }
+
+    def _counted(self, *kinds: str) -> dict[str, object]:
+        return {
+            "seeds": {kind: self.seeds[kind] for kind in kinds if kind in self.seeds},
+            "simulated_hours": {k: round(self.simulated_s[k] / 3600, 1) for k in kinds if k in self.simulated_s},
         }
 
 
@@ -101,7 +129,9 @@ def _quantiles(seconds: list[float]) -> dict[str, float | None]:
     return {"p50_ms": at(0.5), "p99_ms": at(0.99), "max_ms": at(1.0)}
 
 
-def _one(job: Job, seed: int) -> runs.Result:
+def _one(job: Job, seed: int) -> AnyResult:
+    if job.kind == "rail":
+        return rail_runs.rail(seed)
     if job.kind == "chaos":
         return runs.chaos(seed, job.nodes or None)
     if job.kind == "fault":
@@ -109,9 +139,10 @@ def _one(job: Job, seed: int) -> runs.Result:
     return runs.quiet(seed, job.net, job.nodes, job.hours)
 
 
-def _work(job: Job) -> tuple[Job, list[runs.Result], list[dict[str, str]]]:
+def _work(job: Job) -> tuple[Job, list[AnyResult], list[dict[str, str]]]:
     """In a child process: never raises for a violation, so that one does not hide the next."""
-    results, violations = [], []
+    results: list[AnyResult] = []
+    violations = []
     for seed in range(job.first, job.first + job.seeds):
         try:
             results.append(_one(job, seed))
@@ -121,8 +152,9 @@ def _work(job: Job) -> tuple[Job, list[runs.Result], list[dict[str, str]]]:
 
 
 def _jobs() -> Iterator[Job]:
-    """Without end: mostly chaos (each twentieth seed with 7 to 16 nodes), every fault on every network, quiet hours."""
-    first = FIRST_SEED
+    """Without end: the rail; of the election mostly chaos (each twentieth seed with 7 to 16 nodes), every fault on
+    every network, quiet hours."""
+    first = rail = FIRST_SEED
     while True:
         for net in runs.NETS:
             for fault in runs.FAULTS:
@@ -131,6 +163,9 @@ def _jobs() -> Iterator[Job]:
                     yield Job("chaos", first + BATCH - 1, 1, nodes=7 + (first // BATCH) % 10)
                     first += BATCH
                 yield Job("fault", first, BATCH // 4, net=net, fault=fault)
+                for _ in range(3):
+                    yield Job("rail", rail, RAIL_BATCH)
+                    rail += RAIL_BATCH
             for nodes in (2, 3, 5):
                 yield Job("quiet", first + nodes, 1, net=net, nodes=nodes, hours=0.5)
 
@@ -139,7 +174,7 @@ def run_for(minutes: float, processes: int) -> Summary:
     """As many jobs as fit into `minutes` of wall time."""
     summary, jobs, end = Summary(), _jobs(), time.monotonic() + 60 * minutes
     with ProcessPoolExecutor(processes) as pool:
-        open_jobs: set[Future[tuple[Job, list[runs.Result], list[dict[str, str]]]]] = set()
+        open_jobs: set[Future[tuple[Job, list[AnyResult], list[dict[str, str]]]]] = set()
         while open_jobs or time.monotonic() < end:
             while len(open_jobs) < 2 * processes and time.monotonic() < end:
                 open_jobs.add(pool.submit(_work, next(jobs)))
@@ -150,8 +185,12 @@ def run_for(minutes: float, processes: int) -> Summary:
 
 
 def _replay(job: Job) -> int:
-    worlds: list[World] = []
+    worlds: list[World | RailWorld] = []
     try:
+        if job.kind == "rail":
+            found = rail_runs.rail(job.first, on_world=worlds.append)
+            print("\n".join(worlds[0].transcript or ()), f"holds: {found}", sep="\n")
+            return 0
         if job.kind == "chaos":
             result = runs.chaos(job.first, job.nodes or None, on_world=worlds.append)
         elif job.kind == "fault":
@@ -172,6 +211,7 @@ def main() -> int:
     parser.add_argument("--net", choices=runs.NETS, default="wired")
     parser.add_argument("--fault", choices=runs.FAULTS)
     parser.add_argument("--quiet-hours", type=float, default=0.0)
+    parser.add_argument("--rail", action="store_true")
     parser.add_argument("--minutes", type=float)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--out", type=Path)
@@ -181,7 +221,7 @@ def main() -> int:
         print(*(f"changed {path}" for path in scenarios.rewrite()), "golden transcripts are up to date", sep="\n")
         return 0
     if args.seed is not None:
-        kind = "fault" if args.fault else "quiet" if args.quiet_hours else "chaos"
+        kind = "rail" if args.rail else "fault" if args.fault else "quiet" if args.quiet_hours else "chaos"
         nodes = args.nodes or (5 if kind == "quiet" else 0)
         return _replay(Job(kind, args.seed, 1, args.net, args.fault or "", nodes, args.quiet_hours))
     if args.minutes is None:

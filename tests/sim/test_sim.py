@@ -117,7 +117,7 @@ def test_a_summary_counts_violations_and_names_the_replay() -> None:
     assert document["violations"] == 1
     assert document["failures"] == [{"replay": "python -m tests.sim --seed 5 --fault cut --net bad", "error": "x"}]
     row = {"network": "100 ms jitter, 5 % loss", "fault": "cut", "runs": 1, "takeovers_max": 1}
-    assert document["agreement"] == [row | {"p50_ms": 500.0, "p99_ms": 500.0, "max_ms": 500.0}]
+    assert document["election"]["agreement"] == [row | {"p50_ms": 500.0, "p99_ms": 500.0, "max_ms": 500.0}]
 
 
 # Scenes on the virtual clock

@@ -1,0 +1,155 @@
+"""A worker that is ready: whether it lives, gets on, answers, and keeps within its memory."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from msgspec import structs
+
+from node.errors import NodeError, NodeErrorCode
+from node.facts import ModelFact
+from node.headroom import GIB
+from node.io.engine import ModelSpec
+from node.settings import NodeSettings
+from node.types import ModelState
+from tests.node.fakes import FAST, Rig, call, running, spec, until
+from tests.node.test_weights import model_directory
+
+QUICK = structs.replace(
+    FAST,
+    hang_floor_s=0.1,
+    hang_blind_s=0.1,
+    hang_prefill_tps=1e6,
+    frozen_limit_s=0.05,
+    measure_every_s=0.01,
+    idle_probe_first_s=0.03,
+    idle_probe_cap_s=0.06,
+    idle_probe_limit_s=0.1,
+)
+NO_PROBES = structs.replace(QUICK, idle_probe_first_s=1e6, idle_probe_cap_s=1e6)
+
+
+def whys(rig: Rig, state: ModelState = ModelState.FAILED) -> list[str]:
+    return [f.why for f in rig.facts if isinstance(f, ModelFact) and f.state is state]
+
+
+async def ready(rig: Rig) -> None:
+    await until(lambda: rig.model().state is ModelState.READY)
+
+
+async def replaced(rig: Rig, said: str) -> None:
+    """Its first worker was ended for that reason, another one runs."""
+    await until(lambda: len(rig.engine.workers) == 2)
+    await ready(rig)
+    assert rig.engine.workers[0].stopped
+    assert any(said in why for why in whys(rig)), whys(rig)
+
+
+async def test_a_busy_worker_without_progress_hangs() -> None:
+    async with running(Rig(NO_PROBES), spec()) as rig:
+        await ready(rig)
+        with pytest.raises(NodeError, match="it hangs: no token for") as error:
+            await rig.answer(call(body=b"gated"))
+        assert error.value.code is NodeErrorCode.MODEL_FAILED
+        await replaced(rig, "it hangs: no token for")
+
+
+async def test_a_post_may_be_silent() -> None:
+    """What makes pictures says nothing until they are there."""
+    async with running(Rig(NO_PROBES), spec()) as rig:
+        await ready(rig)
+        rig.engine.may_post.clear()
+        answer = asyncio.create_task(rig.host.post(call(path="embeddings", body=b"abc")))
+        await asyncio.sleep(0.3)
+        assert not answer.done()
+        rig.engine.may_post.set()
+        assert (await answer)[2] == b"cba"
+
+
+async def test_a_frozen_worker_is_replaced() -> None:
+    async with running(Rig(NO_PROBES), spec()) as rig:
+        await ready(rig)
+        rig.probe.stopped.add(1000)
+        await replaced(rig, "stopped by a signal")
+
+
+async def test_a_dead_generation_behind_a_healthy_port_is_found_by_a_probe() -> None:
+    async with running(Rig(QUICK), spec()) as rig:
+        await ready(rig)
+        await until(lambda: rig.engine.workers[0].probes >= 3)
+        rig.engine.probe_errors.append(NodeError(NodeErrorCode.MODEL_FAILED, "nobody generates"))
+        await replaced(rig, "a probe failed: nobody generates")
+
+
+async def test_an_idle_worker_that_never_answers_a_probe_is_replaced() -> None:
+    async with running(Rig(QUICK), spec()) as rig:
+        await ready(rig)
+        rig.engine.may_probe.clear()
+        await until(lambda: bool(whys(rig)))
+        rig.engine.may_probe.set()
+        await replaced(rig, "no answer to a probe")
+
+
+async def test_a_full_worker_is_not_a_failed_one() -> None:
+    async with running(Rig(QUICK), spec()) as rig:
+        await ready(rig)
+        rig.engine.probe_errors.append(NodeError(NodeErrorCode.NODE_BUSY, "full"))
+        await until(lambda: rig.engine.workers[0].probes >= 3)
+        assert rig.engine.probe_errors == []
+        assert whys(rig) == []
+
+
+async def test_a_server_that_is_not_ours_is_never_probed() -> None:
+    async with running(Rig(QUICK), spec()) as rig:
+        await ready(rig)
+        rig.engine.workers[0].pid = None
+        before = rig.engine.workers[0].probes
+        await asyncio.sleep(0.3)
+        assert rig.engine.workers[0].probes <= before + 1, "one may have been on its way"
+
+
+def mlx_spec(folder: Path) -> ModelSpec:
+    return ModelSpec(name="a", path=str(model_directory(folder / "a")))
+
+
+async def test_what_a_worker_takes_corrects_what_is_reserved(tmp_path: Path) -> None:
+    rig = Rig(NO_PROBES)
+    rig.probe.taken[1000] = 100 * 2**20
+    async with running(rig, mlx_spec(tmp_path)):
+        await until(lambda: rig.model().measured_bytes == 100 * 2**20)
+        corrected = rig.model().size_bytes
+        assert corrected < rig.host.memory().budget_bytes
+        await until(lambda: rig.host.memory().used_bytes == corrected)
+        rig.probe.taken[1000] = GIB
+        await until(lambda: rig.host.memory().used_bytes == rig.model().size_bytes == GIB)
+        await rig.host.unload("a")
+        assert rig.model().measured_bytes == 0
+        assert rig.model().size_bytes == GIB, "remembered for its next load"
+
+
+async def test_a_worker_that_leaks_is_exchanged_once_it_is_idle(tmp_path: Path) -> None:
+    rig = Rig(structs.replace(NO_PROBES, hang_floor_s=1e6, hang_blind_s=1e6))
+    rig.probe.taken[1000] = 100 * 2**20
+    async with running(rig, mlx_spec(tmp_path)):
+        await ready(rig)
+        reserved = rig.model().size_bytes
+        answer = asyncio.create_task(rig.answer(call(body=b"gated")))
+        await until(lambda: rig.model().in_flight == 1)
+        rig.probe.taken[1000] = 2 * reserved
+        await until(lambda: rig.model().measured_bytes == 2 * reserved)
+        assert len(rig.engine.workers) == 1, "never while it answers"
+        rig.engine.gate.set()
+        assert await answer
+        await until(lambda: len(rig.engine.workers) == 2)
+        await ready(rig)
+        assert any("its worker is exchanged: it takes" in why for why in whys(rig, ModelState.DRAINING))
+        assert rig.model().size_bytes < 2 * reserved, "what leaked is not what the next one needs"
+
+
+def test_the_bounds_are_in_order() -> None:
+    settings = NodeSettings()
+    assert settings.idle_probe_first_s <= settings.idle_probe_cap_s
+    assert settings.hang_floor_s <= settings.hang_blind_s
+    assert settings.leak_factor > 1

@@ -1,0 +1,110 @@
+"""What must hold of a node's memory at every step. Written from docs/memory.md, not from the rail's code."""
+
+from __future__ import annotations
+
+from node.rail_events import Budget, Evict, Load, Measured, RailEffect, RailEvent
+from node.types import ModelState
+from tests.sim.checkers import ViolationError
+from tests.sim.rail_world import LOAD_S, SERVICE_S, STOP_S, World
+
+EPSILON_S = 1e-6
+
+
+class RailChecker:
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._since: dict[str, tuple[float, int, int]] = {}  # waits since, at which place, after how many overs
+        self._overs = 0  # times that the budget or the truth took away what was reserved already
+        self._was_over = False
+        self.violation: ViolationError | None = None  # the first; code under test may have caught it
+        self.longest_wait_s = 0.0
+        self.evictions = self.loads = 0
+        world.on_rail = self.rail_stepped
+        world.loop.after_step = self.turn_over
+
+    def demand(self, holds: bool, what: str) -> None:
+        if not holds:
+            self.violation = self.violation or ViolationError(f"at {self._world.loop.time():.3f} s: {what}")
+            raise self.violation
+
+    # After every step of the rail
+
+    def rail_stepped(self, event: RailEvent, effects: list[RailEffect], before: int, now: float) -> None:
+        rail = self._world.host.rail
+        if not isinstance(event, Budget | Measured):
+            fine = rail.used_bytes <= max(rail.budget_bytes, before)
+            self.demand(fine, f"{rail.used_bytes} reserved of {rail.budget_bytes}, {before} before")
+        if isinstance(event, Budget | Measured) and before > rail.budget_bytes:
+            grown = [e for e in effects if isinstance(e, Load) and self._world.shapes[e.model].guess_bytes]
+            self.demand(not grown, f"{grown} while more is reserved than the budget allows")
+        over = rail.used_bytes > rail.budget_bytes
+        self._overs += over and not self._was_over
+        self._was_over = over
+        for effect in effects:
+            match effect:
+                case Evict(model=name):
+                    self.evictions += 1
+                    self._evicted(name)
+                case Load():
+                    self.loads += 1
+                case _:
+                    pass
+        self._nobody_starves(now)
+
+    def _evicted(self, name: str) -> None:
+        busy = [m for m in self._world.host.everyone() if m.name == name and m.queue.in_flight]
+        streams = sum(w.streams for w in self._world.workers if w.shape.name == name and not w.gone)
+        self.demand(not busy and not streams, f"{name} was evicted while it answered")
+        self.demand(not self._world.shapes[name].pinned, f"{name} is pinned and was evicted")
+
+    def _nobody_starves(self, now: float) -> None:
+        """docs/memory.md: p x (2 T + R + 2 G + 2 L); each time memory was taken away costs a turn of its own."""
+        line, turn_s = self._world.host.rail.line, self._world.settings.turn_s
+        place_s = 2 * turn_s + SERVICE_S + 2 * STOP_S + 2 * LOAD_S
+        self._since = {name: since for name, since in self._since.items() if name in line}
+        for place, name in enumerate(line, start=1):
+            since, first_place, overs = self._since.setdefault(name, (now, place, self._overs))
+            waited_s = now - since
+            self.longest_wait_s = max(self.longest_wait_s, waited_s)
+            bound_s = (first_place + self._overs - overs + self._was_over) * place_s
+            self.demand(waited_s <= bound_s + EPSILON_S, f"{name} waits since {since:.3f}, bound {bound_s:.0f} s")
+
+    # After every turn of the loop
+
+    def turn_over(self) -> None:
+        if self.violation is not None:
+            raise self.violation
+        world, now = self._world, self._world.loop.time()
+        rail = world.host.rail
+        kept = {m.name for m in rail._models.values() if m.reserved}
+        living = [w.shape.name for w in world.workers if not w.gone]
+        self.demand(len(set(living)) == len(living), f"two workers of one model: {living}")
+        self.demand(set(living) <= kept, f"{set(living) - kept} run, but nothing is reserved for them")
+        self.demand(len(world.starting) <= 1, "two models load at once")
+        self._nobody_starves(now)
+        everyone = world.host.everyone()
+        opened = sum(m.queue.in_flight + m.queue.queue_depth for m in everyone)
+        self.demand(opened == sum(len(m.calls) for m in everyone), "a call is lost, or counted twice")
+        for model in everyone:
+            ready = model.lifecycle.state is ModelState.READY
+            waiting = [c for c in model.calls.values() if c.started_at is None]
+            if ready and waiting and not rail.yields(model.name):
+                self.demand(
+                    model.queue.in_flight >= model.queue.slots, f"{model.name} has a free slot, and a call waits"
+                )
+            for call in waiting:
+                bound = call.hold_until if call.hold_until is not None else call.deadline
+                held = not ready and model.lifecycle.state is not ModelState.FAILED
+                self.demand(
+                    not held or call.hold_until is not None or call._error is not None, f"{call.key} has no bound"
+                )
+                late_s = self._world.settings.alive_every_s + EPSILON_S  # a bound that comes sooner is seen then
+                self.demand(now <= bound + late_s, f"{call.key} is held past its bound")
+
+    def at_the_end(self) -> None:
+        world = self._world
+        self.demand(not any(m.calls for m in world.host.everyone()), "calls are left")
+        self.demand(world.host.rail.used_bytes == 0, f"{world.host.rail.used_bytes} bytes are still reserved")
+        self.demand(world.host.rail.line == (), f"{world.host.rail.line} still wait")
+        self.demand(all(w.gone and not w.streams for w in world.workers), "a worker is left")
+        self.demand(not world.starting, "a worker still starts")
