@@ -226,7 +226,8 @@ class Discovery:
         if peer is None or peer.id == self._me:
             return
         host = txt.get("n") or ""
-        if host and txt.get("st") == "L" and len(self._peer_hosts) < self._settings.found_max:
+        ours = self._advert is not None and peer.mesh == self._advert.mesh
+        if host and ours and txt.get("st") == "L" and len(self._peer_hosts) < self._settings.found_max:
             self._peer_hosts[peer.id] = host
         else:
             self._peer_hosts.pop(peer.id, None)

@@ -277,6 +277,13 @@ async def test_followers_learn_an_unusual_name() -> None:
         await until(lambda: a.discovery.name_of_mesh("default") == "mlx-mesh.local")
 
 
+async def test_the_name_of_another_mesh_is_not_ours() -> None:
+    a, b = Node(A, [LOOPBACK]), Node(B, [LOOPBACK])
+    async with running(a), running(b, role="L", host="theirs.local", mesh="theirs"):
+        await until(lambda: a.knows(B))
+        assert a.discovery.name_of_mesh("default") == "mlx-mesh.local"
+
+
 def test_the_names_of_a_mesh() -> None:
     assert hosts_of("default") == ("mlx-mesh.local.", "coordinator.local.")
     assert hosts_of("Lab") == ("lab.local.",)
