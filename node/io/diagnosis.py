@@ -44,7 +44,7 @@ _TELLING = re.compile(
     r"^(?:mlx_worker: |(?:\w+\.)*\w*(?:Error|Exception|NotFound)\b.*:|.*terminating due to|cannot run )"
 )
 _ROUTINE = re.compile(  # mlx_lm's log of its work, and Python's warnings, which are two lines each
-    r"^\d{4}-\d\d-\d\d [\d:,.]+ - (?:INFO|DEBUG) - |^[\d.:a-f]+ - - \[|^\S+:\d+: \w*Warning: |^warnings\.warn\("
+    r"^\d{4}-\d\d-\d\d [\d:,.]+ - (?:INFO|DEBUG) - |^[\d.:a-f]+ - - \[|^\S+:\d+: \w*Warning: |^\s*warnings\.warn\("
 )
 _LINE_CHARS = 400
 
