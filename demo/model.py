@@ -67,7 +67,7 @@ def build_chat(cache: Path, on_progress: Callable[[str], None] = quiet) -> Path:
     return target
 
 
-def build_tiny(target: Path, *, layers: int = 2, seed: int = 0, cache: Path | None = None) -> Path:
+def build_tiny(target: Path, *, layers: int = 2, width: int = 32, seed: int = 0, cache: Path | None = None) -> Path:
     """A random Llama in `target` (made unless it is there): words without sense at hundreds of tokens a second.
 
     The directory's last part is the model's name; equal seeds give equal weights. It reuses the start of the chat
@@ -78,7 +78,7 @@ def build_tiny(target: Path, *, layers: int = 2, seed: int = 0, cache: Path | No
     chat = build_chat(cache or default_cache())
     with _placed(target) as (work, _):
         words = _cut_tokenizer(chat, work)
-        _random_llama(work, layers, seed, words)
+        _random_llama(work, layers, width, seed, words)
     return target
 
 
@@ -226,7 +226,7 @@ def _cut_tokenizer(chat: Path, work: Path) -> list[int]:
     ]
 
 
-def _random_llama(work: Path, layers: int, seed: int, words: list[int]) -> None:
+def _random_llama(work: Path, layers: int, width: int, seed: int, words: list[int]) -> None:
     """Random weights; its output rows other than `words` are zero, so that it says words and never stops."""
     import mlx.core as mx  # noqa: PLC0415
     from mlx.utils import tree_flatten  # noqa: PLC0415
@@ -235,8 +235,8 @@ def _random_llama(work: Path, layers: int, seed: int, words: list[int]) -> None:
     config: dict[str, Any] = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        "hidden_size": 32,
-        "intermediate_size": 64,
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
         "num_hidden_layers": layers,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,

@@ -84,6 +84,8 @@ def _plan(place: Home, settings: config.Config, found: stack.Stack) -> list[rend
 def _runs(spec: ModelSpec) -> str:
     if spec.engine == "external":
         return f"already runs at {spec.url}"
+    if spec.hub:
+        return f"is downloaded first, from {spec.hub}"
     port = str(spec.port) if spec.port else "PORT"
     words = spec.command or ("mlx_lm.server", "--model", "{model}", "--host", "127.0.0.1", "--port", "{port}")
     filled = [word.replace("{model}", spec.path).replace("{port}", port) for word in (*words, *spec.extra_args)]
@@ -166,7 +168,8 @@ def _message(line: str) -> str:
 
 
 def _await_models(daemon: MeshClient, process: subprocess.Popen[bytes], found: stack.Stack) -> None:
-    """Follows the models until each is up or has failed; exits 1 if none came up though there are some."""
+    """Follows the models until each is up, has failed or is being downloaded (which may take hours); exits 1 if none
+    of those there are came up or is on its way."""
     states: dict[str, answers.ModelDetails] = {}
     patience, idle = time.monotonic() + READY_WITHIN_S, 0
     while found.tiers:
@@ -180,7 +183,7 @@ def _await_models(daemon: MeshClient, process: subprocess.Popen[bytes], found: s
                 if name not in states or states[name].state != model.state:
                     click.echo(f"{name}: {model.state}", err=True)
             states = now
-        waiting = [m for m in states.values() if m.state in ("absent", "loading", "downloading")]
+        waiting = [m for m in states.values() if m.state in ("absent", "loading")]
         working = [m for m in waiting if m.state != "absent"]
         idle = 0 if working or not states else idle + 1
         if (states and not waiting) or idle >= IDLE_LOOKS or time.monotonic() > patience:
@@ -200,7 +203,8 @@ def _await_models(daemon: MeshClient, process: subprocess.Popen[bytes], found: s
     if not rows:
         page.append("No models here: requests are passed on. `mlx-stack models add DIRECTORY` adds one.")
     render.show(page)
-    if rows and not any(row[1] == "healthy" for row in rows):
+    coming = any(m.state == "downloading" for m in states.values())
+    if rows and not coming and not any(row[1] == "healthy" for row in rows):
         sys.exit(1)
 
 
@@ -211,8 +215,10 @@ def _result(model: answers.Model | None) -> tuple[str, str]:
             return "healthy", ""
         case "failed":
             return "failed", (model and model.error) or "-"
-        case "loading" | "downloading":
+        case "loading":
             return "skipped", f"not ready after {READY_WITHIN_S:.0f} s; it goes on loading"
+        case "downloading":
+            return "skipped", f"{model and model.error}; `mlx-stack models` shows how far it is"
         case "absent":
             return "skipped", "does not fit beside the others now; it is loaded when asked for"
     return "skipped", "the node does not list it"

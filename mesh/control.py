@@ -25,8 +25,12 @@ if TYPE_CHECKING:
     from mesh.daemon import Daemon
 
 JOINED_S = 2.0  # for an answer to say who coordinates; a node alone decides in half a second
+<<<<<<< HEAD
 ADDED_S = 2.0  # for a peer that was added to be linked before its state is told
 FOLLOW_LOOK_S = 1.0  # who follows the routes of a node without any is looked for so often
+=======
+ADDED_S = 2.0  # for a peer that was added to be linked and heard before its state is told
+>>>>>>> step2
 DRAIN_SEEN_S = 5.0  # until a drain asked of another node must show in its report
 
 
@@ -158,7 +162,7 @@ class DaemonControl:
             found = self._daemon.membership.view().node(peer.id)
             return found.state if found else NodeState.WAITING
 
-        await self._until(lambda: state() is not NodeState.WAITING, ADDED_S)
+        await self._until(lambda: state() not in (NodeState.WAITING, NodeState.SUSPECT), ADDED_S)
         _, names = self._view_and_names()
         return {"name": names.get(peer.id, peer.name), "id": peer.id, "state": state().value}
 

@@ -43,14 +43,16 @@ _PATTERNS = {said: re.compile("|".join(parts)) for said, parts in _KINDS.items()
 _TELLING = re.compile(
     r"^(?:mlx_worker: |(?:\w+\.)*\w*(?:Error|Exception|NotFound)\b.*:|.*terminating due to|cannot run )"
 )
-_ROUTINE = re.compile(r"^\d{4}-\d\d-\d\d [\d:,.]+ - (?:INFO|DEBUG) - |^[\d.:a-f]+ - - \[")  # mlx_lm's log of its work
+_ROUTINE = re.compile(  # mlx_lm's log of its work, and Python's warnings, which are two lines each
+    r"^\d{4}-\d\d-\d\d [\d:,.]+ - (?:INFO|DEBUG) - |^[\d.:a-f]+ - - \[|^\S+:\d+: \w*Warning: |^\s*warnings\.warn\("
+)
 _LINE_CHARS = 400
 
 
 def diagnose(exit_code: int | None, tail: str) -> str:
     """The sentence. `exit_code` as asyncio gives it (negative: a signal), None while the process still runs;
     `tail` is the end of its output, empty when there was none."""
-    line = _telling_line(tail)
+    line = _telling_line(tail, killed=exit_code == -signal.SIGKILL)
     said = _kind(line) or _kind(_about(tail))
     cause = f"{said} ({line})" if said and line else said or line
     end = _ending(exit_code)
@@ -72,10 +74,12 @@ def _about(tail: str) -> str:
     return tail[start:] if start >= 0 else "\n".join(tail.splitlines()[-15:])
 
 
-def _telling_line(tail: str) -> str:
-    """The last line that names an error, else the last one that is not routine."""
+def _telling_line(tail: str, *, killed: bool) -> str:
+    """The last line that names an error, else the last one that is not routine: who is killed has no last words."""
     lines = [line.strip() for line in tail.splitlines() if line.strip() and not _ROUTINE.match(line)]
-    telling = next((line for line in reversed(lines) if _TELLING.match(line)), lines[-1] if lines else "")
+    telling = next(
+        (line for line in reversed(lines) if _TELLING.match(line)), lines[-1] if lines and not killed else ""
+    )
     return telling.removeprefix("mlx_worker: ")[:_LINE_CHARS]
 
 

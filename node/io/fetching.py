@@ -38,9 +38,10 @@ class Fetching:
 
     def keep(self, models: Iterable[Hosted]) -> None:
         """These are the models there are from now on: fetches what is missing, gives up what none of them needs."""
-        before, self._models = self._models, [m for m in models if m.spec.hub and not m.problem]
-        for hub in {m.spec.hub for m in before} - {m.spec.hub for m in self._models}:
+        missing = [m for m in models if m.spec.hub and not m.problem]
+        for hub in {m.spec.hub for m in self._models} - {m.spec.hub for m in missing}:
             self._downloader.drop(hub)
+        self._models = missing
         for model in self._models:
             if model.download is None:
                 model.download = self._downloader.want(model.spec.hub)

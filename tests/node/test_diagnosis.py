@@ -35,6 +35,13 @@ def test_a_kill_says_who_may_have_done_it() -> None:
     assert diagnose(-15, "") == "ended by SIGTERM"
 
 
+def test_what_a_killed_process_said_before_is_no_reason() -> None:
+    warned = "/x/server.py:30: UserWarning: mlx_lm.server is not for production\n  warnings.warn("
+    assert diagnose(-9, f"{warned}\nready") == diagnose(-9, "")
+    assert "out of memory" in diagnose(-9, "MemoryError: cannot allocate")
+    assert diagnose(3, warned) == "exit code 3"
+
+
 def test_without_words_the_exit_code_is_all_there_is() -> None:
     assert diagnose(3, "") == "exit code 3"
     assert diagnose(None, "") == "no reason given"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from node.io.hosted import Hosted
 from node.rail_events import Budget, Evict, Load, Measured, RailEffect, RailEvent
 from node.types import ModelState
 from tests.sim.checkers import ViolationError
@@ -53,13 +54,16 @@ class RailChecker:
 
     def _evicted(self, name: str) -> None:
         busy = [m for m in self._world.host.everyone() if m.name == name and m.queue.in_flight]
-        streams = sum(w.streams for w in self._world.workers if w.shape.name == name and not w.gone)
+        streams = sum(w.streams for w in self._world.living if w.shape.name == name)
         self.demand(not busy and not streams, f"{name} was evicted while it answered")
         self.demand(not self._world.shapes[name].pinned, f"{name} is pinned and was evicted")
 
     def _nobody_starves(self, now: float) -> None:
         """docs/memory.md: p x (2 T + R + 2 G + 2 L); each time memory was taken away costs a turn of its own."""
         line, turn_s = self._world.host.rail.line, self._world.settings.turn_s
+        if not line:
+            self._since.clear()
+            return
         place_s = 2 * turn_s + SERVICE_S + 2 * STOP_S + 2 * LOAD_S
         self._since = {name: since for name, since in self._since.items() if name in line}
         for place, name in enumerate(line, start=1):
@@ -67,7 +71,8 @@ class RailChecker:
             waited_s = now - since
             self.longest_wait_s = max(self.longest_wait_s, waited_s)
             bound_s = (first_place + self._overs - overs + self._was_over) * place_s
-            self.demand(waited_s <= bound_s + EPSILON_S, f"{name} waits since {since:.3f}, bound {bound_s:.0f} s")
+            if waited_s > bound_s + EPSILON_S:
+                self.demand(False, f"{name} waits since {since:.3f}, bound {bound_s:.0f} s")
 
     # After every turn of the loop
 
@@ -76,35 +81,39 @@ class RailChecker:
             raise self.violation
         world, now = self._world, self._world.loop.time()
         rail = world.host.rail
-        kept = {m.name for m in rail._models.values() if m.reserved}
-        living = [w.shape.name for w in world.workers if not w.gone]
-        self.demand(len(set(living)) == len(living), f"two workers of one model: {living}")
-        self.demand(set(living) <= kept, f"{set(living) - kept} run, but nothing is reserved for them")
+        living = {w.shape.name for w in world.living}
+        if len(living) < len(world.living):
+            self.demand(False, f"two workers of one model: {living}")
+        if not all(rail._models[name].reserved for name in living):
+            self.demand(False, f"nothing is reserved for one of {living}")
         self.demand(len(world.starting) <= 1, "two models load at once")
         self._nobody_starves(now)
-        everyone = world.host.everyone()
-        opened = sum(m.queue.in_flight + m.queue.queue_depth for m in everyone)
-        self.demand(opened == sum(len(m.calls) for m in everyone), "a call is lost, or counted twice")
-        for model in everyone:
-            ready = model.lifecycle.state is ModelState.READY
-            waiting = [c for c in model.calls.values() if c.started_at is None]
-            if ready and waiting and not rail.yields(model.name):
-                self.demand(
-                    model.queue.in_flight >= model.queue.slots, f"{model.name} has a free slot, and a call waits"
-                )
-            for call in waiting:
-                bound = call.hold_until if call.hold_until is not None else call.deadline
-                held = not ready and model.lifecycle.state is not ModelState.FAILED
-                self.demand(
-                    not held or call.hold_until is not None or call._error is not None, f"{call.key} has no bound"
-                )
-                late_s = self._world.settings.alive_every_s + EPSILON_S  # a bound that comes sooner is seen then
-                self.demand(now <= bound + late_s, f"{call.key} is held past its bound")
+        for model in world.host.everyone():
+            queue = model.queue
+            if queue.in_flight + queue.queue_depth != len(model.calls):
+                self.demand(False, f"a call of {model.name} is lost, or counted twice")
+            if queue.queue_depth:
+                self._waiting(model, now)
+
+    def _waiting(self, model: Hosted, now: float) -> None:
+        """Its calls that have no slot: each for a reason, and with a bound."""
+        world, state = self._world, model.lifecycle.state
+        ready = state is ModelState.READY
+        if ready and not world.host.rail.yields(model.name) and model.queue.in_flight < model.queue.slots:
+            self.demand(False, f"{model.name} has a free slot, and a call waits")
+        late_s = world.settings.alive_every_s + EPSILON_S  # a bound that comes sooner is seen then
+        for call in model.calls.values():
+            if call.started_at is not None:
+                continue
+            if now > (call.deadline if call.hold_until is None else call.hold_until) + late_s:
+                self.demand(False, f"{call.key} is held past its bound")
+            if call.hold_until is None and not ready and state is not ModelState.FAILED and call._error is None:
+                self.demand(False, f"{call.key} has no bound")
 
     def at_the_end(self) -> None:
         world = self._world
         self.demand(not any(m.calls for m in world.host.everyone()), "calls are left")
         self.demand(world.host.rail.used_bytes == 0, f"{world.host.rail.used_bytes} bytes are still reserved")
         self.demand(world.host.rail.line == (), f"{world.host.rail.line} still wait")
-        self.demand(all(w.gone and not w.streams for w in world.workers), "a worker is left")
+        self.demand(not world.living, "a worker is left")
         self.demand(not world.starting, "a worker still starts")

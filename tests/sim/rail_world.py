@@ -72,8 +72,7 @@ class SimWorker:
 
     def __init__(self, shape: Shape, world: World) -> None:
         self.shape, self._world = shape, world
-        self.log_name, self.pid = shape.name, 1000 + len(world.workers)
-        self.gone = False
+        self.log_name, self.pid = shape.name, 1000 + world.spawned
         self.streams = 0
         self.crash = asyncio.get_running_loop().create_future()
 
@@ -108,9 +107,10 @@ class SimWorker:
         return WorkerStats(signs=round(asyncio.get_running_loop().time()))
 
     async def stop(self, grace_s: float) -> None:
-        if not self.gone:
+        if self in self._world.living:
             await asyncio.sleep(STOP_S * self._world.rng.random())
-        self.gone = True
+        if self in self._world.living:
+            self._world.living.remove(self)
 
     async def exited(self) -> str:
         return str(await asyncio.shield(self.crash))
@@ -124,8 +124,10 @@ class SimEngine:
         self._world = world
 
     def worker(self, spec: ModelSpec, on_progress: Callable[[str], None]) -> SimWorker:
-        self._world.workers.append(SimWorker(self._world.shapes[spec.name], self._world))
-        return self._world.workers[-1]
+        worker = SimWorker(self._world.shapes[spec.name], self._world)
+        self._world.spawned += 1
+        self._world.living.append(worker)
+        return worker
 
 
 class SimProbe(Probe):
@@ -148,8 +150,7 @@ class SimProbe(Probe):
         return False
 
     def worker_bytes(self, pid: int, *, children: bool = False) -> int:
-        worker = next(w for w in self._world.workers if w.pid == pid)
-        return 0 if worker.gone else worker.shape.true_bytes
+        return next((w.shape.true_bytes for w in self._world.living if w.pid == pid), 0)
 
 
 class SimRail(Rail):
@@ -199,7 +200,8 @@ class World:
         self.transcript: list[str] | None = [] if narrate else None
         self.digest = 0
         self.outcomes: dict[str, int] = {}
-        self.workers: list[SimWorker] = []
+        self.spawned = 0
+        self.living: list[SimWorker] = []
         self.starting: set[SimWorker] = set()
         self.alone = rng.random() < 0.3
         self.start_fails = rng.choice((0.0, 0.0, 0.05))
@@ -334,7 +336,7 @@ class World:
             await asyncio.sleep(rng.expovariate(1 / 20.0))
             match rng.choice(("crash", "crash", "budget", "operator", "gap", "calm")):
                 case "crash":
-                    if living := [w for w in self.workers if not w.gone and not w.crash.done()]:
+                    if living := [w for w in self.living if not w.crash.done()]:
                         worker = rng.choice(living)
                         self.note(f"{worker.shape.name} crashes")
                         worker.crash.set_result("killed by signal 9")
