@@ -25,12 +25,8 @@ if TYPE_CHECKING:
     from mesh.daemon import Daemon
 
 JOINED_S = 2.0  # for an answer to say who coordinates; a node alone decides in half a second
-<<<<<<< HEAD
-ADDED_S = 2.0  # for a peer that was added to be linked before its state is told
-FOLLOW_LOOK_S = 1.0  # who follows the routes of a node without any is looked for so often
-=======
 ADDED_S = 2.0  # for a peer that was added to be linked and heard before its state is told
->>>>>>> step2
+FOLLOW_LOOK_S = 1.0  # who follows the routes of a node without any is looked for so often
 DRAIN_SEEN_S = 5.0  # until a drain asked of another node must show in its report
 
 
