@@ -204,11 +204,11 @@ async def test_following_ends_with_the_daemon_and_with_the_caller(tmp_path: Path
         gone.sock = socket.socket(socket.AF_UNIX)
         gone.sock.connect(str(daemon.home.running_socket()))
         await asyncio.to_thread(gone.request, "GET", "/v1/mesh/routes/follow")
-        await until(lambda: len(daemon.observer.routes._followers) == 1)
+        await until(lambda: len(daemon.observer.routes._queues) == 1)
         gone.close()
-        await until(lambda: not daemon.observer.routes._followers)
+        await until(lambda: not daemon.observer.routes._queues)
         stays = asyncio.create_task(asyncio.to_thread(list, MeshClient.of(daemon.home).follow()))
-        await until(lambda: daemon.observer.routes._followers)
+        await until(lambda: daemon.observer.routes._queues)
     assert await stays == []
 
 
