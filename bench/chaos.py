@@ -13,33 +13,31 @@ import signal
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal
+from typing import Protocol
 
 import psutil
 from msgspec import Struct, field
 from openai import APIConnectionError, APIError, APIStatusError, APITimeoutError, AsyncOpenAI
 
-from bench.daemon import Daemon, alive, children, running
+from bench.daemon import alive, children, running
 from bench.report import Figure, publish, within
 from demo.model import build_tiny, default_cache
-from mesh.client import MeshClientError
+from mesh.client import MeshClient, MeshClientError
 from node.headroom import GIB
 from node.io.probe import Probe
 from router.errors import ErrorCode
 
-SIZES = {"small": (2, 32), "middle": (4, 384), "large": (6, 1024)}  # name -> layers, width
+SIZES = {"small": (2, 32), "middle": (4, 384), "large": (4, 768)}  # name -> layers, width
 BUDGET = int(1.1 * GIB)  # the two smallest together need more
 BUDGET_FACTOR = 1.1  # what workers may take of it: estimates are corrected once they are measured
 PROMPTS = ("a b", "the time of the year is", "once upon a time there was a")
 TOKENS = (8, 24, 48)
-GRACE_S = 5.0  # past its deadline a request has hung: this is what the network and a busy machine may add
+RECOVERY_LIMIT_S = 180.0
 RETRY_CAP_S = 5.0  # a client waits at most so long before it asks for something else
 WORKER = "node.io.mlx_worker"
-
-Kind = Literal["ok", "wrong", "unnamed", "hung"]
 
 
 class Plan(Struct, frozen=True, kw_only=True):
@@ -50,6 +48,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     kill_every_s: float = 10.0
     freeze_every_s: float = 30.0
     deadline_s: float = 60.0
+    grace_s: float = 5.0  # past its deadline a request has hung: this is what a busy machine may add
     request_gap_s: float = 1.0
     seed: int = 0
 
@@ -79,6 +78,7 @@ class Seen(Struct):
     outcomes: list[Outcome] = field(default_factory=list)
     killed: int = 0
     frozen: int = 0
+    recovery_s: float | None = None  # from the storm's end until every model has given the right answer; None: not
     reloaded: int = 0  # models whose worker failed too often: loaded again by hand, as their error says
     samples: int = 0
     workers_most: int = 0
@@ -104,24 +104,39 @@ class Seen(Struct):
         return "\n".join(rows)
 
 
+class Target(Protocol):
+    """A daemon: `bench.daemon.Daemon` is one."""
+
+    @property
+    def url(self) -> str:
+        """Of its edge, without /v1."""
+
+    @property
+    def pid(self) -> int: ...
+
+    @property
+    def client(self) -> MeshClient: ...
+
+
 class Chaos:
     """Asks `daemon` for `models` and ends its workers meanwhile."""
 
-    def __init__(self, daemon: Daemon, models: Sequence[str], plan: Plan, budget: int) -> None:
+    def __init__(self, daemon: Target, models: Sequence[str], plan: Plan, budget: int) -> None:
         self._daemon, self._models, self._plan = daemon, models, plan
         self._right: dict[Ask, str] = {}
         self._random = random.Random(plan.seed)
         self._client = AsyncOpenAI(
-            base_url=daemon.url,
+            base_url=f"{daemon.url}/v1",
             api_key="none",
             max_retries=0,
-            timeout=plan.deadline_s + GRACE_S,
+            timeout=plan.deadline_s + plan.grace_s,
             default_headers={"x-mesh-deadline-ms": str(round(plan.deadline_s * 1e3))},
         )
         self.seen = Seen(budget=budget)
 
     async def run(self) -> Seen:
-        """References first, undisturbed; then the storm; returns when every request has ended."""
+        """References first, undisturbed; then the storm; returns when every request has ended and every model answers
+        as before, or `RECOVERY_LIMIT_S` later."""
         async with self._client:
             for model in self._models:
                 for prompt in PROMPTS:
@@ -132,15 +147,20 @@ class Chaos:
             end = time.monotonic() + self._plan.seconds
             async with asyncio.TaskGroup() as tasks:
                 asking = [tasks.create_task(self._ask_until(end, n)) for n in range(self._plan.clients)]
-                others = [
+                harm = [
                     tasks.create_task(self._every(self._plan.kill_every_s, self._kill)),
                     tasks.create_task(self._every(self._plan.freeze_every_s, self._freeze)),
+                ]
+                watch = [
                     tasks.create_task(self._every(1.0, self._look)),
                     tasks.create_task(self._every(2.0, self._load_again)),
                 ]
                 await asyncio.wait(asking)
-                for other in others:
-                    other.cancel()
+                for task in harm:
+                    task.cancel()
+                await self._recover()
+                for task in watch:
+                    task.cancel()
         return self.seen
 
     # The clients
@@ -153,11 +173,22 @@ class Chaos:
             self.seen.outcomes.append(outcome)
             await asyncio.sleep(min(outcome.retry_s, RETRY_CAP_S))
 
+    async def _recover(self) -> None:
+        began = time.monotonic()
+        missing = {ask.model: ask for ask in self._right}
+        while missing and time.monotonic() < began + RECOVERY_LIMIT_S:
+            for ask in tuple(missing.values()):
+                outcome = await self._ask(ask)
+                if outcome.kind == "ok":
+                    del missing[ask.model]
+                await asyncio.sleep(min(outcome.retry_s, RETRY_CAP_S))
+        self.seen.recovery_s = None if missing else time.monotonic() - began
+
     async def _ask(self, ask: Ask) -> Outcome:
         began = time.monotonic()
         kind, why, retry_s = "ok", "", 0.0
         try:
-            async with asyncio.timeout(self._plan.deadline_s + GRACE_S):
+            async with asyncio.timeout(self._plan.deadline_s + self._plan.grace_s):
                 said = await self._said(ask)
             if said != self._right[ask]:
                 kind, why = "wrong", f"{said!r} instead of {self._right[ask]!r}"
@@ -185,10 +216,10 @@ class Chaos:
 
     # What is done to the workers
 
-    async def _every(self, seconds: float, act: object) -> None:
+    async def _every(self, seconds: float, act: Callable[[], Awaitable[None]]) -> None:
         while True:
             await asyncio.sleep(seconds)
-            await act()  # type: ignore[operator]
+            await act()
 
     def _workers(self) -> list[psutil.Process]:
         return [w for w in children(self._daemon.pid) if alive(w) and WORKER in _words(w)]
@@ -262,12 +293,13 @@ def storm(folder: Path, models: Mapping[str, Path], plan: Plan, budget: int) -> 
 
 def figures(cache: Path, seconds: float) -> list[Figure]:
     """Rows for `make bench-node`."""
+    plan = Plan(seconds=seconds)
     models = {
         name: build_tiny(cache / f"tiny-{layers}x{width}", layers=layers, width=width, seed=4, cache=cache)
         for name, (layers, width) in SIZES.items()
     }
     with tempfile.TemporaryDirectory(prefix="mlx-b-") as folder:
-        seen = storm(Path(folder), models, Plan(seconds=seconds), BUDGET)
+        seen = storm(Path(folder), models, plan, BUDGET)
     kinds = seen.count()
     print(f"{seconds:.0f} s, {seen.killed} workers killed, {seen.frozen} frozen, {seen.reloaded} loaded by hand")
     print(seen.table())
@@ -284,10 +316,11 @@ def figures(cache: Path, seconds: float) -> list[Figure]:
         within("chaos: wrong answers", kinds["wrong"], "", None, 0),
         within("chaos: unnamed errors", kinds["unnamed"], "", None, 0),
         within("chaos: past the deadline", kinds["hung"], "", None, 0),
-        within("chaos: slowest request", slowest, "s", None, Plan(seconds=0).deadline_s + GRACE_S),
+        within("chaos: slowest request", slowest, "s", None, plan.deadline_s + plan.grace_s),
         within("chaos: memory of all workers / budget", seen.bytes_most / seen.budget, "x", None, BUDGET_FACTOR),
         within("chaos: most memory reserved / budget", seen.reserved_most / seen.budget, "x", None, BUDGET_FACTOR),
         within("chaos: most workers at a time", seen.workers_most, "", None, 1),
+        within("chaos: until all models answer again", seen.recovery_s, "s", None, RECOVERY_LIMIT_S),
         within("chaos: zombies", len(seen.zombies), "", None, 0),
         within("chaos: orphans", len(seen.orphans), "", None, 0),
     ]

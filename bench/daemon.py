@@ -30,7 +30,7 @@ class Daemon:
     """`up --foreground` of `home`, which `running` made."""
 
     def __init__(self, home: Path, port: int) -> None:
-        self.home, self.url = home, f"http://127.0.0.1:{port}/v1"
+        self.home, self.url = home, f"http://127.0.0.1:{port}"
         self.client = MeshClient(home / "daemon.sock", timeout_s=20.0)
         self._process: subprocess.Popen[bytes] | None = None
 
