@@ -16,11 +16,11 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import psutil
 from msgspec import Struct, field
-from openai import APIConnectionError, APIError, APIStatusError, APITimeoutError, AsyncOpenAI
+from openai import APIConnectionError, APIError, APIStatusError, AsyncOpenAI
 
 from bench.daemon import alive, children, running
 from bench.report import Figure, publish, within
@@ -34,8 +34,8 @@ SIZES = {"small": (2, 32), "middle": (4, 384), "large": (4, 768)}  # name -> lay
 BUDGET = int(1.1 * GIB)  # the two smallest together need more
 BUDGET_FACTOR = 1.1  # what workers may take of it: estimates are corrected once they are measured
 PROMPTS = ("a b", "the time of the year is", "once upon a time there was a")
-TOKENS = (8, 24, 48)
 RECOVERY_LIMIT_S = 180.0
+CALM_LIMIT_S = 300.0  # for an answer before the storm
 RETRY_CAP_S = 5.0  # a client waits at most so long before it asks for something else
 WORKER = "node.io.mlx_worker"
 
@@ -45,6 +45,7 @@ class Plan(Struct, frozen=True, kw_only=True):
 
     seconds: float
     clients: int = 10
+    tokens: tuple[int, ...] = (8, 24, 48)  # of one answer
     kill_every_s: float = 10.0
     freeze_every_s: float = 30.0
     deadline_s: float = 60.0
@@ -82,6 +83,7 @@ class Seen(Struct):
     reloaded: int = 0  # models whose worker failed too often: loaded again by hand, as their error says
     samples: int = 0
     workers_most: int = 0
+    crowd: str = ""  # their pids and command lines then
     bytes_most: int = 0
     reserved_most: int = 0
     budget: int = 0
@@ -125,13 +127,7 @@ class Chaos:
         self._daemon, self._models, self._plan = daemon, models, plan
         self._right: dict[Ask, str] = {}
         self._random = random.Random(plan.seed)
-        self._client = AsyncOpenAI(
-            base_url=f"{daemon.url}/v1",
-            api_key="none",
-            max_retries=0,
-            timeout=plan.deadline_s + plan.grace_s,
-            default_headers={"x-mesh-deadline-ms": str(round(plan.deadline_s * 1e3))},
-        )
+        self._client = AsyncOpenAI(base_url=f"{daemon.url}/v1", api_key="none", max_retries=0, timeout=CALM_LIMIT_S)
         self.seen = Seen(budget=budget)
 
     async def run(self) -> Seen:
@@ -140,7 +136,7 @@ class Chaos:
         async with self._client:
             for model in self._models:
                 for prompt in PROMPTS:
-                    for tokens in TOKENS:
+                    for tokens in self._plan.tokens:
                         ask = Ask(model, prompt, tokens, False)
                         said = await self._said(ask)
                         self._right[ask] = self._right[Ask(model, prompt, tokens, True)] = said
@@ -187,12 +183,13 @@ class Chaos:
     async def _ask(self, ask: Ask) -> Outcome:
         began = time.monotonic()
         kind, why, retry_s = "ok", "", 0.0
+        deadline_s = self._plan.deadline_s
         try:
-            async with asyncio.timeout(self._plan.deadline_s + self._plan.grace_s):
-                said = await self._said(ask)
+            async with asyncio.timeout(deadline_s + self._plan.grace_s):
+                said = await self._said(ask, {"x-mesh-deadline-ms": str(round(deadline_s * 1e3))})
             if said != self._right[ask]:
                 kind, why = "wrong", f"{said!r} instead of {self._right[ask]!r}"
-        except (TimeoutError, APITimeoutError):
+        except TimeoutError:
             kind = "hung"
         except APIConnectionError as error:
             kind, why = "unnamed", repr(error.__cause__ or error)
@@ -202,14 +199,15 @@ class Chaos:
                 retry_s = float(error.response.headers.get("retry-after", 0.0))
         return Outcome(ask.model, kind, time.monotonic() - began, why, retry_s)
 
-    async def _said(self, ask: Ask) -> str:
-        """The answer's text. Raises openai.APIError."""
-        options = {"model": ask.model, "prompt": ask.prompt, "max_tokens": ask.tokens, "temperature": 0}
+    async def _said(self, ask: Ask, headers: Mapping[str, str] | None = None) -> str:
+        """The answer: why it ends, and its text. Raises openai.APIError."""
+        options: dict[str, Any] = {"model": ask.model, "prompt": ask.prompt, "max_tokens": ask.tokens, "temperature": 0}
+        options["extra_headers"] = headers
         if not ask.stream:
-            whole = await self._client.completions.create(**options)  # type: ignore[call-overload]
+            whole = await self._client.completions.create(**options)
             return f"{whole.choices[0].finish_reason}: {whole.choices[0].text}"
         text, reason = "", None
-        async for chunk in await self._client.completions.create(**options, stream=True):  # type: ignore[call-overload]
+        async for chunk in await self._client.completions.create(**options, stream=True):
             for choice in chunk.choices:
                 text, reason = text + choice.text, choice.finish_reason or reason
         return f"{reason}: {text}"
@@ -222,7 +220,8 @@ class Chaos:
             await act()
 
     def _workers(self) -> list[psutil.Process]:
-        return [w for w in children(self._daemon.pid) if alive(w) and WORKER in _words(w)]
+        """Children of the daemon itself: what they start looks like them for a moment."""
+        return [w for w in children(self._daemon.pid, deep=False) if alive(w) and WORKER in _words(w)]
 
     async def _kill(self) -> None:
         if workers := self._workers():
@@ -253,7 +252,9 @@ class Chaos:
         taken = [await asyncio.to_thread(probe.worker_bytes, w.pid) for w in workers]
         memory = next(n.memory for n in (await asyncio.to_thread(self._daemon.client.mesh_status)).nodes)
         seen.samples += 1
-        seen.workers_most = max(seen.workers_most, len(workers))
+        if len(workers) > seen.workers_most:
+            seen.workers_most = len(workers)
+            seen.crowd = "; ".join(f"{w.pid} {_words(w)}" for w in workers)
         seen.bytes_most = max(seen.bytes_most, sum(taken))
         seen.reserved_most = max(seen.reserved_most, memory.used_bytes)
 
@@ -303,6 +304,8 @@ def figures(cache: Path, seconds: float) -> list[Figure]:
     kinds = seen.count()
     print(f"{seconds:.0f} s, {seen.killed} workers killed, {seen.frozen} frozen, {seen.reloaded} loaded by hand")
     print(seen.table())
+    if seen.workers_most > 1:
+        print(f"at a time: {seen.crowd}")
     for outcome in seen.bad()[:5]:
         print(outcome)
     for (kind, why), times in Counter((o.kind, o.why) for o in seen.outcomes if o.why).most_common(12):

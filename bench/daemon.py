@@ -107,10 +107,10 @@ def running(folder: Path, tiers: Sequence[dict[str, Any]], **config: Any) -> Ite
         daemon.stop()
 
 
-def children(pid: int) -> list[psutil.Process]:
-    """Every process below `pid` now, zombies too."""
+def children(pid: int, *, deep: bool = True) -> list[psutil.Process]:
+    """Every process below `pid` now, zombies too; or only those that it started itself."""
     try:
-        return psutil.Process(pid).children(recursive=True)
+        return psutil.Process(pid).children(recursive=deep)
     except psutil.NoSuchProcess:
         return []
 
