@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 SIM_MINUTES ?= 30
 PACKAGES := mesh node router election demo bench
 
-.PHONY: help setup run test lint sim clean
+.PHONY: help setup run test lint sim bench-node clean
 
 help:  ## what can be made here
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -36,6 +36,9 @@ lint: $(READY)  ## ruff, mypy --strict, import contracts
 sim: $(READY)  ## the long simulations, for $$SIM_MINUTES (default 30); writes bench/out/sim.json
 	@mkdir -p bench/out
 	@$(BIN)/python -m tests.sim --minutes $(SIM_MINUTES) --out bench/out/sim.json
+
+bench-node: $(READY)  ## memory estimated and measured, a node under chaos, an idle node; writes bench/out/node.json
+	@$(BIN)/python -m bench.node $(ARGS)
 
 clean:  ## away with what is made here, the demo model's cache included
 	rm -rf $(VENV) .cache bench/out *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

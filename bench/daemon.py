@@ -30,7 +30,7 @@ class Daemon:
     """`up --foreground` of `home`, which `running` made."""
 
     def __init__(self, home: Path, port: int) -> None:
-        self.home, self.url = home, f"http://127.0.0.1:{port}/v1"
+        self.home, self.url = home, f"http://127.0.0.1:{port}"
         self.client = MeshClient(home / "daemon.sock", timeout_s=20.0)
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -107,10 +107,10 @@ def running(folder: Path, tiers: Sequence[dict[str, Any]], **config: Any) -> Ite
         daemon.stop()
 
 
-def children(pid: int) -> list[psutil.Process]:
-    """Every process below `pid` now, zombies too."""
+def children(pid: int, *, deep: bool = True) -> list[psutil.Process]:
+    """Every process below `pid` now, zombies too; or only those that it started itself."""
     try:
-        return psutil.Process(pid).children(recursive=True)
+        return psutil.Process(pid).children(recursive=deep)
     except psutil.NoSuchProcess:
         return []
 

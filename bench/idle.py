@@ -76,8 +76,8 @@ def _slope(points: list[tuple[float, float]]) -> float:
 
 def figures(cache: Path, seconds: float) -> list[Figure]:
     """Alone and in a mesh, `seconds` each."""
-    model = build_tiny(cache / "tiny-a", seed=1, cache=cache)
-    tiers = [{"name": f"m{n}", "model": str(model), "keep-alive": -1} for n in range(MODELS)]
+    models = [build_tiny(cache / f"tiny-{seed}", seed=seed, cache=cache) for seed in range(MODELS)]
+    tiers = [{"name": model.name, "model": str(model), "keep-alive": -1} for model in models]
     found: list[Figure] = []
     for kind, mesh in (("alone", False), ("in a mesh", True)):
         with (
@@ -91,7 +91,7 @@ def figures(cache: Path, seconds: float) -> list[Figure]:
         print(
             f"{kind}, {seconds:.0f} s, {MODELS} models loaded: the daemon takes {idle.resident / MIB:.0f} MiB; it wrote"
         )
-        print("".join(f"  {line}\n" for line in idle.lines) or "  nothing\n", end="")
+        print("".join(f"  {line}\n" for line in idle.lines) or "  nothing\n", end="", flush=True)
         found += [
             within(f"idle, {kind}: processor time of the daemon", 100 * idle.daemon_cpu, "% of a core", None, 1.0),
             within(f"idle, {kind}: processor time of its workers", 100 * idle.workers_cpu, "% of a core", None, None),

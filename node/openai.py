@@ -125,11 +125,13 @@ def _check_stop(stop: Raw | None) -> None:
 
 
 def rename_request(body: bytes, *, model: str) -> bytes:
-    """A JSON request for another endpoint (embeddings, ...) with `model` as the worker knows it, else unchanged.
+    """A JSON request for another endpoint (embeddings, ...) with `model` as the worker knows it and without
+    `keep_alive`, which is ours, else unchanged.
 
     Raises NodeError(BAD_REQUEST) when the body is no JSON object.
     """
-    return _encode({**_decoded(body), "model": model})
+    fields = {name: value for name, value in _decoded(body).items() if name != "keep_alive"}
+    return _encode({**fields, "model": model})
 
 
 class SseSplitter:

@@ -181,14 +181,21 @@ class Generator(server.ResponseGenerator):  # type: ignore[misc]
     """mlx_lm's generation thread, which counts, guards itself against odd requests, and does not die in silence."""
 
     def __init__(self, provider: Any, cache: Any, name: str, context: int) -> None:
-        self.name, self.counters, self._context_tokens = name, Counters(), context  # the thread starts in the next line
-        super().__init__(provider, cache)
+        self.name, self.counters, self._context_tokens = name, Counters(), context
+        self._cached: tuple[int, int] | None = None  # entries and bytes of the prompt cache, when they were last logged
+        super().__init__(provider, cache)  # starts the thread
 
     def _generate(self) -> None:
         try:
             super()._generate()
         except BaseException as error:  # noqa: BLE001 - whatever it was, nobody can be answered any more
             _end(f"generation thread died: {type(error).__name__}: {error}")
+
+    def _log_cache_stats(self) -> None:
+        """Upstream's four lines, when they say something new: a probe of an idle worker changes nothing."""
+        before, self._cached = self._cached, (len(self.prompt_cache), self.prompt_cache.nbytes)
+        if self._cached != before:
+            super()._log_cache_stats()
 
     def _next_request(self, timeout: float | None = None) -> tuple[Tap, Any, Any] | None:
         item = super()._next_request(timeout)

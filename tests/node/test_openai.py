@@ -85,7 +85,8 @@ def test_stop_words_pass() -> None:
 
 
 def test_other_endpoints_only_get_the_name() -> None:
-    assert json.loads(rename_request(b'{"model":"x","input":null}', model="y")) == {"model": "y", "input": None}
+    renamed = rename_request(b'{"model":"x","input":null,"keep_alive":0}', model="y")
+    assert json.loads(renamed) == {"model": "y", "input": None}
 
 
 def test_crlf_and_split_blocks() -> None:

@@ -96,6 +96,17 @@ async def raw(host: FakeHost, header: bytes = b"x: y", path: str = "chat/complet
         await server.close()
 
 
+@pytest.mark.parametrize(
+    ("said", "seconds"),
+    [("0.0", 0.0), ("300.0", 300.0), ("inf", float("inf")), ("-1", None), ("nan", None), ("soon", None), ("", None)],
+)
+async def test_keep_alive_comes_along(said: str, seconds: float | None) -> None:
+    host = FakeHost(DONE)
+    async with asked(host, headers={**HEADERS, "x-mesh-keep-alive": said}) as response:
+        assert response.status == 200
+    assert host.calls[0].keep_alive == seconds
+
+
 async def test_blocks_arrive_as_they_are_and_the_call_is_whole() -> None:
     host = FakeHost(ALIVE, data("Hel"), DONE)
     async with asked(host) as response:

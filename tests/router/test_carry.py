@@ -26,6 +26,7 @@ CALL = Call(
     body=b'{"model":"chat-1"}',
     wants_usage=True,
     deadline_s=12.5,
+    keep_alive=float("inf"),
 )
 POST = Call(id=CALL.id, attempt=1, edge=CALL.edge, model="m", path="embeddings", body=b"{}", deadline_s=5.0)
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
@@ -126,6 +127,7 @@ async def test_what_the_node_is_told() -> None:
             b"x-mesh-model: chat-1",
             b"x-mesh-usage: 1",
             b"x-mesh-deadline-ms: 12500",
+            b"x-mesh-keep-alive: inf",
             b"content-type: application/json",
         } <= set(lines)
         assert body == CALL.body

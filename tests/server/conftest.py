@@ -5,7 +5,10 @@ A failing test shows the end of the log of each daemon that lives.
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
@@ -17,6 +20,7 @@ import pytest
 from demo.model import build_chat, build_tiny, default_cache
 from node.io.engine import ModelSpec
 from node.io.mlx import MlxEngine, MlxWorker
+from node.io.process import TOKEN_VARIABLE
 from node.io.registry import Registry
 from node.settings import EngineSettings
 from tests.server.daemons import LIVE, Node, mesh_of, tier
@@ -99,6 +103,22 @@ def node(folder: Path) -> Iterator[Callable[..., Node]]:
     yield make
     for one in reversed(made):
         one.stop()
+
+
+@pytest.fixture
+def decoy() -> Iterator[subprocess.Popen[bytes]]:
+    """A process that looks like a worker to whoever knows its pid and command line only."""
+    code = "print('up', flush=True); import time; time.sleep(600)"
+    env = {**os.environ, TOKEN_VARIABLE: "somebody else's"}
+    argv = [sys.executable, "-c", code, "node.io.mlx_worker"]
+    process = subprocess.Popen(argv, env=env, stdout=subprocess.PIPE, start_new_session=True)
+    try:
+        assert process.stdout is not None
+        process.stdout.readline()
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
 
 
 @pytest.fixture(scope="session")

@@ -221,14 +221,12 @@ class Node:
         return next(n for n in status.nodes if n.name == status.self_name)
 
     def model(self, name: str) -> Model:
-        """As it is now; a stack file that was just read may take a moment to show."""
-
-        def found() -> Model | None:
-            return next((m for m in self.client.models() if name in (m.name, *m.aliases)), None)
-
-        model = wait_for(f"{self.name} lists {name}", found)
-        assert isinstance(model, Model)
-        return model
+        """As it is now; waits for the stack file to be carried out."""
+        found: Model = wait_for(
+            f"{self.name} has a model '{name}'",
+            lambda: next((m for m in self.client.models() if name in (m.name, *m.aliases)), None),
+        )
+        return found
 
     def wait_models(self, *states: str, limit_s: float = START_S) -> Node:
         """Until its models are in these states, in the stack file's order (default: all ready)."""

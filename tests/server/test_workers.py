@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,6 @@ from typing import Any
 import psutil
 import pytest
 
-from node.io.process import TOKEN_VARIABLE
 from tests.server.daemons import Node, alive, tier, wait_for
 
 pytestmark = pytest.mark.server
@@ -41,22 +38,6 @@ def complete(node: Node, model: str = "quick", tokens: int = 5, **more: Any) -> 
 def registered(node: Node) -> dict[str, int]:
     """Model -> pid, as node/workers.json says."""
     return {e["model"]: e["pid"] for e in json.loads((node.home / "node" / "workers.json").read_text())}
-
-
-@pytest.fixture
-def decoy() -> Iterator[subprocess.Popen[bytes]]:
-    """A process that looks like a worker to whoever knows its pid and command line only."""
-    code = "print('up', flush=True); import time; time.sleep(600)"
-    env = {**os.environ, TOKEN_VARIABLE: "somebody else's"}
-    argv = [sys.executable, "-c", code, "node.io.mlx_worker"]
-    process = subprocess.Popen(argv, env=env, stdout=subprocess.PIPE, start_new_session=True)
-    try:
-        assert process.stdout is not None
-        process.stdout.readline()
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
 
 
 def test_what_a_killed_daemon_left_is_ended_and_a_decoy_is_not(solo: Node, decoy: subprocess.Popen[bytes]) -> None:
