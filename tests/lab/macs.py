@@ -49,7 +49,11 @@ class Mac:
             (self.home / part).mkdir(parents=True)
         if id_:
             (self.home / "node" / "id").write_text(id_ + "\n")
-        keys = {"mesh-enabled": True, **{key.replace("_", "-"): value for key, value in config.items()}}
+        keys = {
+            "mesh-enabled": True,
+            "idle-timeout": -1,
+            **{key.replace("_", "-"): value for key, value in config.items()},
+        }
         (self.home / "config.yaml").write_text(yaml.safe_dump(keys))
         if model is not None:
             stack = {"schema_version": 1, "name": "lab", "tiers": [{"name": "small", "model": str(model)}]}

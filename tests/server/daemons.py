@@ -80,6 +80,7 @@ class Node:
             "peer-port": self.peer_port,
             "bind": ["127.0.0.1"],
             "memory-budget": "4GB",
+            "idle-timeout": -1,  # a module of tests may take longer than any
         } | {key.replace("_", "-"): value for key, value in config.items()}
         self.configure()
         if tiers is not None:
