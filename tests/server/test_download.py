@@ -134,7 +134,7 @@ def test_while_it_is_fetched_it_is_seen_refused_and_others_are_served(
     node: Make, hub: Hub, model: Path, tiny_model: Path
 ) -> None:
     repo = hub.add("org/tiny", model)
-    repo.bytes_per_s = 4 * MIB
+    repo.bytes_per_s = MIB / 4  # a minute: it must not be over before it was looked at
     one = node("solo", [tier(tiny_model, name="quick"), tier("org/tiny", name="big")]).start()
     wait_for("quick is ready", lambda: shown(one, "quick").state == "ready", 60.0)
     wait_for("its rate is shown", lambda: "MB/s" in (one.model("big").error or ""), every_s=0.02)
