@@ -35,7 +35,7 @@ class RailChecker:
         if not isinstance(event, Budget | Measured):
             fine = rail.used_bytes <= max(rail.budget_bytes, before)
             self.demand(fine, f"{rail.used_bytes} reserved of {rail.budget_bytes}, {before} before")
-        if rail.used_bytes > rail.budget_bytes:  # by a shrunk budget, or by the truth: nothing is added to it
+        if isinstance(event, Budget | Measured) and rail.used_bytes > rail.budget_bytes:  # still: nothing is added
             grown = [e for e in effects if isinstance(e, Load) and self._world.shapes[e.model].guess_bytes]
             self.demand(not grown, f"{grown} while more is reserved than the budget allows")
         over = rail.used_bytes > rail.budget_bytes
