@@ -25,13 +25,14 @@ MIB = 2**20
 
 class Idle(Struct, frozen=True):
     """Shares of one core (0.01 = 1 %); `growth` bytes of the daemon per hour, fitted over the second half; `lines`
-    written to all its logs."""
+    in the daemon's log, `workers_lines` in those of its workers."""
 
     daemon_cpu: float
     workers_cpu: float
     growth: float
     resident: int
     lines: tuple[str, ...]
+    workers_lines: int
 
 
 def measure(daemon: Daemon, seconds: float) -> Idle:
@@ -46,14 +47,14 @@ def measure(daemon: Daemon, seconds: float) -> Idle:
         sizes.append((passed, float(process.memory_info().rss)))
         time.sleep(EVERY_S)
     passed = time.monotonic() - began
+    new = {file: found[len(lines.get(file, ())) :] for file, found in _lines(daemon).items()}
     return Idle(
         daemon_cpu=(_cpu_s(process) - before) / passed,
         workers_cpu=(sum(map(_cpu_s, workers)) - workers_before) / passed,
         growth=_slope(sizes[len(sizes) // 2 :]) * 3600,
         resident=int(sizes[-1][1]),
-        lines=tuple(
-            line for file, all_lines in _lines(daemon).items() for line in all_lines[len(lines.get(file, ())) :]
-        ),
+        lines=tuple(new.pop("daemon.log", [])),
+        workers_lines=sum(map(len, new.values())),
     )
 
 
@@ -88,15 +89,14 @@ def figures(cache: Path, seconds: float) -> list[Figure]:
         ):
             daemon.wait_ready()
             idle = measure(daemon, seconds)
-        print(
-            f"{kind}, {seconds:.0f} s, {MODELS} models loaded: the daemon takes {idle.resident / MIB:.0f} MiB; it wrote"
-        )
+        print(f"{kind}, {seconds:.0f} s, {MODELS} models loaded: it takes {idle.resident / MIB:.0f} MiB, and logged")
         print("".join(f"  {line}\n" for line in idle.lines) or "  nothing\n", end="", flush=True)
         found += [
             within(f"idle, {kind}: processor time of the daemon", 100 * idle.daemon_cpu, "% of a core", None, 1.0),
             within(f"idle, {kind}: processor time of its workers", 100 * idle.workers_cpu, "% of a core", None, None),
             within(f"idle, {kind}: growth of the daemon", idle.growth / MIB, "MiB/h", None, 6.0),
-            within(f"idle, {kind}: lines in its logs", len(idle.lines), "lines", None, 2),
+            within(f"idle, {kind}: lines in the daemon's log", len(idle.lines), "lines", None, 0),
+            within(f"idle, {kind}: lines in its workers' logs", idle.workers_lines, "lines", None, 0),
         ]
     return found
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import socket
 import sys
@@ -33,6 +34,7 @@ from mlx_lm.models.cache import can_trim_prompt_cache, trim_prompt_cache
 TESTED = ("0.31.3", "0.32.")  # starts of versions that tests/server has run against
 DEFAULT_MODEL = "default_model"  # mlx_lm's word for the model it was started with
 STATS_PATH = "/mesh/stats"
+PROBE_HEADER = "X-Mesh-Probe"
 HOOKS = {
     "ResponseGenerator": ("_generate", "_next_request", "_serve_single", "_tokenize", "_make_state_machine"),
     "APIHandler": ("handle_completion", "validate_model_parameters", "generate_response", "completion_usage_response"),
@@ -82,8 +84,8 @@ class Counters:
 class Call:
     """One caller's request: the connection it came on, and whether what went wrong was its own fault."""
 
-    def __init__(self, connection: socket.socket) -> None:
-        self._connection = connection
+    def __init__(self, connection: socket.socket, *, quiet: bool = False) -> None:
+        self._connection, self.quiet = connection, quiet  # `quiet`: a probe of ours, not worth a line
         self.clients_fault = False
 
     def gone(self) -> bool:
@@ -182,6 +184,7 @@ class Generator(server.ResponseGenerator):  # type: ignore[misc]
 
     def __init__(self, provider: Any, cache: Any, name: str, context: int) -> None:
         self.name, self.counters, self._context_tokens = name, Counters(), context
+        self._quiet = False  # the newest request is a probe of ours
         self._cached: tuple[int, int] | None = None  # entries and bytes of the prompt cache, when they were last logged
         super().__init__(provider, cache)  # starts the thread
 
@@ -192,7 +195,9 @@ class Generator(server.ResponseGenerator):  # type: ignore[misc]
             _end(f"generation thread died: {type(error).__name__}: {error}")
 
     def _log_cache_stats(self) -> None:
-        """Upstream's four lines, when they say something new: a probe of an idle worker changes nothing."""
+        """Upstream's four lines, when they say something new to somebody."""
+        if self._quiet:
+            return
         before, self._cached = self._cached, (len(self.prompt_cache), self.prompt_cache.nbytes)
         if self._cached != before:
             super()._log_cache_stats()
@@ -202,6 +207,7 @@ class Generator(server.ResponseGenerator):  # type: ignore[misc]
         if item is None:
             return None
         queue, request, args = item
+        self._quiet = request.mesh_call.quiet
         if request.mesh_call.gone():
             queue.put(CallerGoneError("the caller has left"))
             return None
@@ -280,7 +286,7 @@ class Handler(server.APIHandler):  # type: ignore[misc]
 
     def handle_completion(self, request: Any, stop_words: Any) -> None:
         """Runs the request with its caller attached to it."""
-        self._call = request.mesh_call = Call(self.connection)
+        self._call = request.mesh_call = Call(self.connection, quiet=PROBE_HEADER in self.headers)
         with self.response_generator.counters.working():
             super().handle_completion(request, stop_words)
 
@@ -298,7 +304,8 @@ class Handler(server.APIHandler):  # type: ignore[misc]
 
     def log_request(self, code: Any = "-", size: Any = "-") -> None:
         """One line per request, but none for being asked how it goes."""
-        if getattr(self, "path", "") not in (STATS_PATH, "/health"):
+        probe = PROBE_HEADER in (getattr(self, "headers", None) or ())
+        if not probe and getattr(self, "path", "") not in (STATS_PATH, "/health"):
             super().log_request(code, size)
 
 
@@ -378,6 +385,8 @@ def _take_over(name: str, context: int) -> None:
         server._run_http_server(host, port, generator, server_class=Server, handler_class=Handler)  # noqa: SLF001
 
     server.run = run
+    # A line for each step of each prompt, also of our probes: whoever wants to know asks /mesh/stats.
+    logging.getLogger().addFilter(lambda record: not str(record.msg).startswith("Prompt processing progress"))
 
 
 def _noting(made: Any, cache: PromptCache) -> Any:

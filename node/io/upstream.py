@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 
 import aiohttp
@@ -23,6 +23,7 @@ from node.openai import (
 from node.settings import EngineSettings
 
 JSON = "application/json"
+PROBE = {"X-Mesh-Probe": "1"}  # our launcher does not log these; other servers do not mind
 CLIENTS_FAULT = frozenset({400, 411, 413, 415, 422})
 FULL = frozenset({429, 503})
 NO_SUCH_PATH = frozenset({404, 405, 501})
@@ -74,13 +75,16 @@ class Upstream:
             raise _failed(f"the model server has no /v1/{path}") from None
         raise _failed("the model server closed the stream before its end")
 
-    async def _blocks(self, path: str, body: bytes) -> AsyncGenerator[bytes, None]:
+    async def _blocks(
+        self, path: str, body: bytes, headers: Mapping[str, str] | None = None
+    ) -> AsyncGenerator[bytes, None]:
         """What the server streams, block by block, until it closes. Closing the generator closes the connection."""
         splitter = SseSplitter(self._settings.block_bytes)
         limit_s, response = self._first_limit_s, None
+        headers = {"Content-Type": JSON, **(headers or {})}
         try:
             async with asyncio.timeout(limit_s):
-                response = await self.session.post(f"{self.base}/{path}", data=body, headers={"Content-Type": JSON})
+                response = await self.session.post(f"{self.base}/{path}", data=body, headers=headers)
                 if response.status != 200:
                     raise await self._refused(response)
             while True:
@@ -156,7 +160,7 @@ class Upstream:
         tries = [("chat/completions", PROBE_CHAT), ("completions", PROBE_TEXT)]
         for path, body in tries if chat_first else reversed(tries):
             try:
-                async with aclosing(self._blocks(path, clean_request(body, model=self._model))) as blocks:
+                async with aclosing(self._blocks(path, clean_request(body, model=self._model), PROBE)) as blocks:
                     async for block in blocks:
                         if is_done(block):
                             return

@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,17 @@ def solo(node: Make, tiny_model: Path, slow_model: Path) -> Node:
     return node("solo", [tier(tiny_model, name="quick"), tier(slow_model, name="slow")]).start().wait_models()
 
 
+def servers(node: Node) -> list[tuple[psutil.Process, str]]:
+    """Its model servers and their command lines; not what it has forked for a moment for other things."""
+    found = []
+    for process in node.workers():
+        with suppress(psutil.Error):
+            found.append((process, " ".join(process.cmdline())))
+    return [(process, words) for process, words in found if "node.io.mlx_worker" in words]
+
+
 def worker_of(node: Node, model: str) -> psutil.Process:
-    return next(w for w in node.workers() if model in " ".join(w.cmdline()))
+    return next(process for process, words in servers(node) if model in words)
 
 
 def complete(node: Node, model: str = "quick", tokens: int = 5, **more: Any) -> Any:
@@ -58,14 +68,14 @@ def test_what_a_killed_daemon_left_is_ended_and_a_decoy_is_not(solo: Node, decoy
     assert decoy.poll() is None
     assert f"(pid {frozen.pid}) that an earlier daemon left behind" in solo.log()
     solo.wait_models()
-    assert len(solo.workers()) == 2
-    assert set(registered(solo).values()) == {w.pid for w in solo.workers()}
+    assert set(registered(solo).values()) == {process.pid for process, _ in servers(solo)}
+    assert len(servers(solo)) == 2
     assert complete(solo).choices[0].text
 
 
 @pytest.mark.parametrize("signals", [1, 2])
 def test_frozen_workers_end_with_their_daemon(solo: Node, signals: int) -> None:
-    workers = solo.workers()
+    workers = [process for process, _ in servers(solo)]
     for worker in workers:
         worker.suspend()
     solo.signal(signal.SIGTERM)
@@ -139,3 +149,12 @@ def test_seeded_requests_run_alone_and_all_are_answered(solo: Node) -> None:
     assert solo.model("slow").slots > 1
     again = ask(0)
     assert again.choices[0].text == answers[0].choices[0].text, "a seed means something"
+
+
+def test_a_probe_leaves_no_line_in_the_log(solo: Node) -> None:
+    """Neither the one that a start waits for nor those of an idle worker."""
+    log = solo.home / "logs" / "tiny-a.log"
+    assert "POST" not in log.read_text()
+    assert complete(solo).choices[0].text
+    wait_for("a request leaves one", lambda: log.read_text().count("POST") == 1)
+    assert "Prompt processing progress" not in log.read_text()
