@@ -7,6 +7,7 @@ import json
 import signal
 import subprocess
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -93,9 +94,14 @@ def test_a_daemon_killed_while_it_answers_leaves_nothing_and_ends_no_stranger(
             await asyncio.to_thread(one.ended)
             file.write_text(json.dumps([*entries, {**entries[0], "pid": decoy.pid, "model": "reused"}]))
 
-    asyncio.run(kill_under_load())
-    one.start().wait_models()
-    wait_for("the frozen worker ends", lambda: not any(alive(w) for w in before.values()))
+    try:
+        asyncio.run(kill_under_load())
+        one.start().wait_models()
+        wait_for("the frozen worker ends", lambda: not any(alive(w) for w in before.values()))
+    finally:
+        for worker in before.values():
+            with suppress(psutil.NoSuchProcess):
+                worker.kill()
     assert decoy.poll() is None
     workers = [w for w in one.workers() if WORKER in w.cmdline()]
     assert len(workers) == len(names), "nothing double"
