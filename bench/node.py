@@ -63,6 +63,7 @@ async def weigh(engine: MlxEngine, directory: Path, tokens: int) -> Weighed:
 
 
 async def _settled(probe: Probe, pid: int) -> int:
+    """The least of five looks a fifth of a second apart; a measurement, not a wait for something to happen."""
     looks = []
     for _ in range(5):
         await asyncio.sleep(0.2)

@@ -46,10 +46,10 @@ SHAPES: dict[str, tuple[dict[str, Any], str, int]] = {
 
 def build(shape: str, target: Path, cache: Path) -> Path:
     """The model of that shape in `target`; its tokenizer is the tiny demo model's, built below `cache`."""
-    import mlx.core as mx  # noqa: PLC0415
-    import mlx.nn as nn  # noqa: PLC0415
-    from mlx.utils import tree_flatten  # noqa: PLC0415
-    from mlx_lm.models import gemma3_text, llama  # noqa: PLC0415
+    import mlx.core as mx  # noqa: PLC0415 - MLX takes a second, and a built model needs none of it
+    import mlx.nn as nn  # noqa: PLC0415 - MLX takes a second, and a built model needs none of it
+    from mlx.utils import tree_flatten  # noqa: PLC0415 - MLX takes a second, and a built model needs none of it
+    from mlx_lm.models import gemma3_text, llama  # noqa: PLC0415 - MLX takes a second, and a built model needs none of it
 
     changes, number, bits = SHAPES[shape]
     config = {**_LLAMA, **changes}

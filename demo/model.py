@@ -188,7 +188,7 @@ def _write_tokenizer(metadata: Metadata, work: Path) -> None:
 
 def _save_tokenizer(work: Path, tokens: list[str], merges: list[str], special: list[str], chat_template: str) -> None:
     """A byte-level BPE that takes digits one by one (GGUF calls this pre-tokenizer `smollm`)."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers  # noqa: PLC0415
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers  # noqa: PLC0415 - MLX takes a second, and a built model needs none of it
 
     vocabulary = {token: number for number, token in enumerate(tokens)}
     pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
@@ -228,9 +228,9 @@ def _cut_tokenizer(chat: Path, work: Path) -> list[int]:
 
 def _random_llama(work: Path, layers: int, width: int, seed: int, words: list[int]) -> None:
     """Random weights; its output rows other than `words` are zero, so that it says words and never stops."""
-    import mlx.core as mx  # noqa: PLC0415
-    from mlx.utils import tree_flatten  # noqa: PLC0415
-    from mlx_lm.models import llama  # noqa: PLC0415
+    import mlx.core as mx  # noqa: PLC0415 - MLX takes a second, and a built model needs none of it
+    from mlx.utils import tree_flatten  # noqa: PLC0415 - MLX takes a second, and a built model needs none of it
+    from mlx_lm.models import llama  # noqa: PLC0415 - MLX takes a second, and a built model needs none of it
 
     config: dict[str, Any] = {
         "architectures": ["LlamaForCausalLM"],

@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -141,16 +142,16 @@ def three_nodes(chat: Path, tiny: Path) -> Iterator[list[Node]]:
             for node in nodes[1:]:
                 node.start()
             for node in nodes:
-                wait_for(
-                    f"{node.name} has loaded {', '.join(node.models)}",
-                    START_LIMIT_S,
-                    lambda node=node: model_states(node.status()) == ["ready"] * len(node.models),  # type: ignore[misc]
-                )
+                wait_for(f"{node.name} has loaded {', '.join(node.models)}", START_LIMIT_S, partial(loaded, node))
             wait_for("all three see each other and agree on mini-1", MESH_LIMIT_S, lambda: all(map(agreed, nodes)))
             yield nodes
         finally:
             for node in reversed(nodes):
                 node.stop()
+
+
+def loaded(node: Node) -> bool:
+    return model_states(node.status()) == ["ready"] * len(node.models)
 
 
 def coordinates(node: Node) -> bool:

@@ -127,8 +127,8 @@ def _bar(tier: str) -> Iterator[Callable[[float, str], None]]:
         yield line
         return
     # Loaded only when there is something to watch: it takes longer than the whole command otherwise does.
-    from rich.console import Console  # noqa: PLC0415
-    from rich.progress import BarColumn, Progress, TextColumn  # noqa: PLC0415
+    from rich.console import Console  # noqa: PLC0415 - as said above
+    from rich.progress import BarColumn, Progress, TextColumn  # noqa: PLC0415 - as said above
 
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"))
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:

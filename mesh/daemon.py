@@ -51,7 +51,8 @@ from node.io.mlx import MlxEngine
 from node.io.probe import Probe
 from node.io.registry import Registry
 from node.settings import EngineSettings, NodeSettings
-from node.types import NodeReport, RunningReport, status_of
+from node.types import NodeId, NodeReport, RunningReport, status_of
+from router.frames import CoordinatorFrame, EdgeFrame
 from router.io.dispatch import Dispatch
 from router.io.edge import Edge
 from router.settings import EdgeSettings, RouterSettings
@@ -288,8 +289,8 @@ class Daemon:
             self.awake.look(self.edge.open_requests > 0 or bool(self.host.running()), time.monotonic())
             await asyncio.sleep(PUBLISH_GAP_S)
 
-    def _send(self, node: str, frame: object) -> bool:
-        return self.overlay is not None and self.overlay.send(node, frame)  # type: ignore[arg-type]
+    def _send(self, node: NodeId, frame: EdgeFrame | CoordinatorFrame) -> bool:
+        return self.overlay is not None and self.overlay.send(node, frame)
 
     # The mesh, on and off
 
