@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from msgspec import Struct
 
 from mesh.wire import PROTOCOL, PeerSeen
-from node.types import NodeId
+from node.types import NodeId, NodeReport
 
 TXT_BYTES_MAX = 400  # a third of a packet; above 8966 bytes mDNS would say nothing at all, without an error
 _STRING_BYTES_MAX = 255  # one key=value
@@ -59,6 +59,25 @@ class Advert(Struct, frozen=True, kw_only=True):
         room = min(_STRING_BYTES_MAX, TXT_BYTES_MAX - txt_bytes(txt) - 1) - len("m=")
         txt["m"] = _models(self.models, room)
         return txt
+
+
+def advert_of(report: NodeReport, mesh: str, *, role: str, host: str) -> Advert:
+    """What `report` says of its node, as others may find it."""
+    return Advert(
+        id=report.id,
+        boot=report.boot,
+        name=report.name,
+        mesh=mesh,
+        priority=report.priority,
+        port=report.port,
+        peer_port=report.peer_port,
+        version=report.version,
+        models=tuple(m.name for m in report.models),
+        headroom_bytes=report.memory.headroom_bytes,
+        queue_depth=sum(m.queue_depth for m in report.models),
+        role=role,
+        host=host,
+    )
 
 
 def txt_bytes(txt: Mapping[str, str]) -> int:

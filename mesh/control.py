@@ -136,7 +136,7 @@ class DaemonControl:
                 key = configuration.find_key(name, "the command line")
                 if config.value(key) != wanted:
                     raise ConfigError(f"'{name}' cannot be changed: {config.source(key)} says {config.value(key)}")
-            await d.switch_mesh(config)
+            await d.mesh.turn(config)
         except (ConfigError, MeshError):
             self._write({name: before.get(name) for name in changes})
             raise
@@ -181,7 +181,7 @@ class DaemonControl:
         wanted = tuple(dict.fromkeys(addresses))
         if wanted != d.config.mesh_peers:
             self._write({"mesh-peers": list(wanted)})
-            await d.switch_mesh(configuration.load(d.home))
+            await d.mesh.turn(configuration.load(d.home))
 
     async def drain(self, node: str, for_s: float | None) -> Json:
         return await self._set_drain(node, True, for_s)

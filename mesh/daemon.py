@@ -10,7 +10,7 @@ import secrets
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 
@@ -26,9 +26,9 @@ from mesh.awake import Awake
 from mesh.chores import Stamps, rotate_logs, watch_files
 from mesh.config import Config, ConfigError
 from mesh.control import DaemonControl
-from mesh.errors import MeshError
+from mesh.errors import MeshError, leaves
 from mesh.event_store import EventStore
-from mesh.events import SelfChanged, Switch
+from mesh.events import SelfChanged
 from mesh.home import Home, HomeError
 from mesh.http import Server, guards, tcp_sockets
 from mesh.late import LateWriter
@@ -39,6 +39,7 @@ from mesh.observe import Observer
 from mesh.overlay import Overlay, mesh_id
 from mesh.peers import PeerStore
 from mesh.store import RouteStore
+from mesh.switch import MeshSwitch
 from mesh.wire import PROTOCOL
 from node.errors import NodeError
 from node.io.command import CommandEngine
@@ -51,7 +52,7 @@ from node.io.mlx import MlxEngine
 from node.io.probe import Probe
 from node.io.registry import Registry
 from node.settings import EngineSettings, NodeSettings
-from node.types import NodeId, NodeReport, RunningReport, status_of
+from node.types import NodeId, NodeReport, status_of
 from router.frames import CoordinatorFrame, EdgeFrame
 from router.io.dispatch import Dispatch
 from router.io.edge import Edge
@@ -60,8 +61,6 @@ from router.settings import EdgeSettings, RouterSettings
 PUBLISH_EVERY_S = 1.0  # a whole report at least so often
 PUBLISH_GAP_S = 0.02  # and at most so often: changes in between travel together
 STOP_GRACE_S = 30.0
-REJOIN_S = 5.0
-LEAVE_GRACE_S = 30.0  # for peers' requests to end here before this node says goodbye
 
 _log = logging.getLogger("mesh.daemon")
 
@@ -96,8 +95,7 @@ class Daemon:
         self.warnings: list[str] = []
         self.no_stack = False
         self.stamps = Stamps(home.config, home.stack)
-        self.leaving = ""  # why this node takes no more of the mesh's requests, while it leaves
-        self.overlay: Overlay | None = None
+        self.mesh = MeshSwitch(self)
         self._dirty = asyncio.Event()  # the next report will differ
         self._news = asyncio.Event()  # for who waits for a change of this node
         self.probe = Probe()
@@ -141,10 +139,7 @@ class Daemon:
         self._daemon_log = log
         self._stop = asyncio.Event()
         self._grace_s = STOP_GRACE_S
-        self._switching = asyncio.Lock()
-        self._tasks: asyncio.TaskGroup
         self._servers: dict[str, Server] = {}
-        self._overlay_task: asyncio.Task[None] | None = None
 
     # Its life
 
@@ -174,8 +169,9 @@ class Daemon:
             self._servers = {"edge": Server(edge_app), "admin": Server(admin_app(self.control), cancels=False)}
             self._trap_signals()
             try:
-                async with asyncio.TaskGroup() as self._tasks:
-                    tasks = [self._tasks.create_task(part) for part in (self.host.run(), self.dispatch.run())]
+                async with asyncio.TaskGroup() as group:
+                    self.mesh.begin(group)
+                    tasks = [group.create_task(part) for part in (self.host.run(), self.dispatch.run())]
                     self.dispatch.node_up(status_of(self.report()))
                     self.dispatch.follow(self.id, 0, ruling=True)
                     await self._servers["edge"].listen(edge_sockets)
@@ -183,13 +179,12 @@ class Daemon:
                     await self._servers["admin"].listen_unix(socket_path)
                     self.home.write_pid(socket_path)
                     tasks += [
-                        self._tasks.create_task(part)
-                        for part in (self._publish(), watch_files(self), rotate_logs(self))
+                        group.create_task(part) for part in (self._publish(), watch_files(self), rotate_logs(self))
                     ]
                     if self.config.mesh_enabled:
-                        await self.switch_mesh(self.config)
+                        await self.mesh.turn(self.config)
                     self._note_start()
-                    tasks.append(self._tasks.create_task(self.host.apply(specs)))
+                    tasks.append(group.create_task(self.host.apply(specs)))
                     await self._stop.wait()
                     await self._wind_down()
                     for task in tasks:
@@ -213,12 +208,19 @@ class Daemon:
         """`stop()` was called, or a signal came."""
         return self._stop.is_set()
 
+    async def until_stopped(self) -> None:
+        await self._stop.wait()
+
+    @property
+    def overlay(self) -> Overlay | None:
+        """The present stay in the mesh."""
+        return self.mesh.overlay
+
     async def _wind_down(self) -> None:
         event(_log, logging.INFO, "stopping", f"stopping, at most {self._grace_s:.0f} s for what is open")
         self.observer.life("stop", f"pid {os.getpid()} was told to end")
-        self.leaving = "stopping"
         deadline = time.monotonic() + self._grace_s
-        await self.leave_mesh(self._grace_s)
+        await self.mesh.leave("stopping", self._grace_s)
         await self.edge.drain(max(0.0, deadline - time.monotonic()))
         await self.host.stop(max(0.0, deadline - time.monotonic()))
 
@@ -241,7 +243,7 @@ class Daemon:
 
     def report(self) -> NodeReport:
         """This node now, as its peers will hear it."""
-        draining = self.leaving or (self.host.drain_reason if self.host.draining else "")
+        draining = self.mesh.leaving or (self.host.drain_reason if self.host.draining else "")
         return NodeReport(
             id=self.id,
             boot=self.boot,
@@ -292,104 +294,20 @@ class Daemon:
     def _send(self, node: NodeId, frame: EdgeFrame | CoordinatorFrame) -> bool:
         return self.overlay is not None and self.overlay.send(node, frame)
 
-    # The mesh, on and off
-
-    async def switch_mesh(self, config: Config) -> None:
-        """Makes the mesh what `config` says: off, or on with its name, priority and static peers."""
-        async with self._switching:
-            config = self._in_effect(config)
-            before, self.config = self.config, config
-            if self.overlay is not None and (not config.mesh_enabled or config.mesh_name != before.mesh_name):
-                await self._leave(LEAVE_GRACE_S)
-            if self.overlay is not None:
-                self.overlay.retune(config)
-            elif config.mesh_enabled and not self._stop.is_set():
-                try:
-                    await self._join()
-                except MeshError:
-                    self.config = before
-                    if before.mesh_enabled:
-                        self._tasks.create_task(self._begin_anew(None))
-                    raise
-        self.publish()
-
-    def _in_effect(self, config: Config) -> Config:
+    def in_effect(self, config: Config) -> Config:
         """`config`, but what only a start changes stays as it is: peers and people are told the ports that are open.
         The peer port opens with the mesh, so it counts from the next `mesh enable` on."""
         kept = [k for k in configuration.KEYS if k.applies != "at once" and (k.name != "peer-port" or self.overlay)]
         return structs.replace(config, **{k.field: self.config.value(k) for k in kept})
 
-    async def leave_mesh(self, grace_s: float) -> None:
-        """Finishes what peers asked of this node, says goodbye, and goes on alone."""
-        async with self._switching:
-            if self.overlay is not None:
-                await self._leave(grace_s)
-
-    async def _join(self) -> None:
-        self.boot = secrets.token_hex(4)  # each stay is a life of its own: no term or datagram of an earlier one
-        name = self.config.mesh_name
-        self.membership.step(Switch(True, name, mesh_id(name)), time.monotonic())
-        try:
-            overlay = Overlay(self)
-            await overlay.open()
-        except BaseException:
-            self.membership.step(Switch(False, name, mesh_id(name)), time.monotonic())
-            raise
-        self.overlay = overlay
-        self._overlay_task = self._tasks.create_task(self._keep_mesh(overlay))
-
-    async def _keep_mesh(self, overlay: Overlay) -> None:
-        """The mesh is an overlay, not a dependency: a fault in it is logged, the mesh begun anew, the node serves."""
-        try:
-            await overlay.run()
-        except Exception:  # noqa: BLE001 - whatever it is, this node's own clients are served
-            _log.exception("the mesh failed; beginning anew in %.0f s", REJOIN_S)
-            self._tasks.create_task(self._begin_anew(overlay))
-
-    async def _begin_anew(self, failed: Overlay | None) -> None:
-        """Leaves `failed`, if it is still there, and joins again as soon as that works."""
-        async with self._switching:
-            if failed is not None and self.overlay is failed:
-                await self._leave(0.0)
-        while self.overlay is None and self.config.mesh_enabled and not self._stop.is_set():
-            with suppress(TimeoutError):
-                async with asyncio.timeout(REJOIN_S):
-                    await self._stop.wait()
-            try:
-                async with self._switching:
-                    if self.overlay is None and self.config.mesh_enabled and not self._stop.is_set():
-                        await self._join()
-            except Exception as e:  # noqa: BLE001 - as in _keep_mesh
-                event(_log, logging.ERROR, "mesh", f"the mesh cannot be begun: {e}; trying again")
-
-    async def _leave(self, grace_s: float) -> None:
-        overlay, task = self.overlay, self._overlay_task
-        assert overlay is not None
-        assert task is not None
-        why, self.leaving = self.leaving, self.leaving or "leaving the mesh"
-        self.publish()
-        try:
-            async with asyncio.timeout(grace_s):
-                while self._of_peers():
+    async def until(self, holds: Callable[[], bool], limit_s: float) -> bool:
+        """Waits for `holds`, looking after every change of this node. False: it did not within `limit_s`."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(limit_s):
+                while not holds():
                     self._news.clear()
                     await self._news.wait()
-        except TimeoutError:
-            event(_log, logging.WARNING, "leave", f"left with {len(self._of_peers())} requests of peers unfinished")
-        try:
-            await overlay.leave(why or "mesh disabled")
-        except Exception:  # noqa: BLE001 - a goodbye that fails must not leave this node half in the mesh
-            _log.exception("leaving the mesh")
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        await self.files.flush()  # the next stay in a mesh reads them
-        self.overlay, self._overlay_task, self.leaving = None, None, why
-        overlay.forget_all()
-        self.dispatch.follow(self.id, self.membership.view().term, ruling=True)
-        self.publish()
-
-    def _of_peers(self) -> tuple[RunningReport, ...]:
-        """Requests that run here for other nodes' clients."""
-        return tuple(r for r in self.host.running() if r.edge != self.id)
+        return holds()
 
     # Files
 
@@ -407,12 +325,12 @@ class Daemon:
         of what changed. Raises ConfigError; then nothing has changed."""
         config = configuration.load(self.home)
         changed = [k.name for k in configuration.KEYS if config.value(k) != self.config.value(k)]
-        specs = self._read_stack(self._in_effect(config))
+        specs = self._read_stack(self.in_effect(config))
         later = [k.name for k in configuration.KEYS if k.name in changed and k.applies != "at once"]
         if later:
             self._note(f"takes effect at the next start: {', '.join(later)}")
         self.host.retune(node_settings(config))
-        await self.switch_mesh(config)
+        await self.mesh.turn(config)
         await self.host.apply(specs)
         return changed
 
@@ -475,11 +393,3 @@ def run(home: Home, tiers: Sequence[str] = ()) -> int:
     for error in errors:
         print(f"mlx-stack: {error}", file=sys.stderr)  # noqa: T201 - nobody else is there to say it
     return 1 if errors else 0
-
-
-def leaves(group: BaseExceptionGroup[Exception]) -> list[Exception]:
-    """Every exception in a group of groups."""
-    found: list[Exception] = []
-    for error in group.exceptions:
-        found += leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
-    return found

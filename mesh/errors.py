@@ -14,3 +14,11 @@ class MeshError(Exception):
     def __init__(self, code: str, message: str, *, hint: str = "", status: int = 400) -> None:
         super().__init__(f"{message} ({hint})" if hint else message)
         self.code, self.message, self.hint, self.status = code, message, hint, status
+
+
+def leaves(group: BaseExceptionGroup[Exception]) -> list[Exception]:
+    """Every exception in a group of groups."""
+    found: list[Exception] = []
+    for error in group.exceptions:
+        found += leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
+    return found

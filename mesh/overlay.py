@@ -10,33 +10,19 @@ import asyncio
 import hashlib
 import logging
 import random
-from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, assert_never
 
 from aiohttp import web
 from msgspec.structs import replace
 
-from election import messages as election_messages
-from election.machine import Election
-from election.messages import (
-    Follow,
-    Heard,
-    Leave,
-    LinkClosed,
-    Message,
-    PeerForgotten,
-    PeerKnown,
-    Remember,
-    Retune,
-    Send,
-)
-from election.settings import ElectionSettings
+from election.messages import Follow, Heard, LinkClosed, Message, PeerForgotten, PeerKnown, Retune, Role, Send, Tick
 from mesh import events
 from mesh.addresses import Addresses, listening
-from mesh.advert import Advert
+from mesh.advert import Advert, advert_of
 from mesh.discovery import Discovery
+from mesh.driver import Driver
+from mesh.electing import Electing
 from mesh.errors import MeshError
 from mesh.events import (
     Added,
@@ -57,7 +43,6 @@ from mesh.events import (
     Up,
 )
 from mesh.events import LinkClosed as LinkEnded
-from mesh.files import read_or_set_aside
 from mesh.gather import Gatherer
 from mesh.heartbeats import Heartbeats, any_address
 from mesh.http import Server, guards, tcp_sockets
@@ -66,7 +51,6 @@ from mesh.log import event as log_event
 from mesh.peers import resolve_node
 from mesh.static import StaticPeers
 from mesh.title import Title
-from mesh.turns import Turns
 from mesh.wire import PROTOCOL, AccountFrame, Bye, Drain, Frame, Gossip, Hello, PeerSeen, State
 from node.io import serve
 from node.types import NodeId, NodeReport, status_of
@@ -100,15 +84,12 @@ class Overlay:
         self._mesh_id = mesh_id(daemon.config.mesh_name)
         self._rng = random.Random()  # noqa: S311 - spreads timers, keeps no secret
         self._addresses = Addresses(daemon.config.bind)
-        self._election = Election(
-            me=daemon.id,
-            boot=daemon.boot,
-            mesh=daemon.config.mesh_name,
-            priority=daemon.config.mesh_priority,
-            settings=ElectionSettings(),
-            term=self._term_on_disk(),
-            now=self._loop.time(),
-            rng=self._rng,
+        self._fault: asyncio.Future[None] = self._loop.create_future()
+        self._election = Electing(
+            daemon, rng=self._rng, send=self._send_datagram, changed=self._ruled_anew, failed=self._failed
+        )
+        self._members: Driver[events.Event, events.Effect] = Driver(
+            self._membership, events.Tick(), self._perform, failed=self._failed
         )
         self._heartbeats = Heartbeats(on_message=self._on_message)
         self._links = Links(
@@ -121,13 +102,7 @@ class Overlay:
         )
         self._discovery = Discovery(daemon.id, on_found=lambda peer: self._tell(Seen(peer)), addresses=self._addresses)
         self._server: Server
-        self._timers: dict[str, asyncio.TimerHandle] = {}
-        self._membership_turns, self._election_turns = Turns(), Turns()
-        self._closed = False
-        self._ruled = Follow(self._election.role, None, self._election.term, "started")
         self._title = Title(self._discovery.name, self._addresses, self._membership.view, self._title_changed)
-        self._left = asyncio.Event()
-        self._fault: asyncio.Future[None] = self._loop.create_future()
         self.static = StaticPeers(self._resolve, on_found=lambda peer: self._tell(Seen(peer)))
         self.static.set(daemon.config.mesh_peers)
         self.last_account: Account | None = None
@@ -138,7 +113,9 @@ class Overlay:
         """Takes the peer port, TCP and UDP. Raises MeshError, with nothing left open."""
         d = self._daemon
         app = web.Application(middlewares=guards(self._config.bind), client_max_size=SERVE_BODY_BYTES)
-        app.add_routes([*serve.routes(d.host, lambda: d.leaving), *self._links.routes(), *Gatherer(d).routes_defs()])
+        app.add_routes(
+            [*serve.routes(d.host, lambda: d.mesh.leaving), *self._links.routes(), *Gatherer(d).routes_defs()]
+        )
         hosts = listening(self._config.bind)
         sockets = tcp_sockets(self._config.peer_port, hosts, d.probe.port_holder)
         self._server = Server(app)
@@ -154,7 +131,7 @@ class Overlay:
         """Until cancelled, or something here fails."""
         for peer in self._daemon.peers.peers():
             self._tell(Seen(peer))
-        self._elect(election_messages.Tick())
+        self._election.tell(Tick())
         async with asyncio.TaskGroup() as group:
             group.create_task(self._links.run())
             group.create_task(self._discovery.run(self._advert()))
@@ -168,16 +145,14 @@ class Overlay:
         try:
             with suppress(TimeoutError):
                 async with asyncio.timeout(LEAVE_S):
-                    self._elect(Leave())
-                    await self._left.wait()
+                    await self._election.leave()
             self._save_peers()
             with suppress(TimeoutError):
                 async with asyncio.timeout(LEAVE_S):
                     await self._discovery.close(successor=len(self._membership.alive()) > 0)
         finally:
-            self._closed = True
-            for timer in self._timers.values():
-                timer.cancel()
+            self._election.close()
+            self._members.close()
             await self._links.close(why)
             self._heartbeats.close()
             await self._server.close()
@@ -194,22 +169,20 @@ class Overlay:
     # The machines and their effects
 
     def _tell(self, event: events.Event) -> None:
-        """Steps membership. What its effects lead to waits its turn, so that effects happen in the order decided."""
+        self._members.tell(event)
 
-        def step() -> None:
-            for effect in self._membership.step(event, self._loop.time()):
-                self._perform(effect)
-            self._wake("membership", self._membership.deadline, lambda: self._tell(events.Tick()))
-
-        self._membership_turns.take(step)
+    def _failed(self, fault: Exception) -> None:
+        """A machine stands still: so `run` fails."""
+        if not self._fault.done():
+            self._fault.set_exception(fault)
 
     def _perform(self, effect: events.Effect) -> None:
         match effect:
             case Known(node, far):
-                self._elect(PeerKnown(node, far and self._added(node)))
+                self._election.tell(PeerKnown(node, far and self._added(node)))
             case Forgotten(node):
                 self._heartbeats.forget(node)
-                self._elect(PeerForgotten(node))
+                self._election.tell(PeerForgotten(node))
             case Dial(peer, at_once):
                 self._heartbeats.set_peer(peer.id, peer.addresses, peer.peer_port)
                 self._links.dial(peer.id, peer.addresses, peer.peer_port, at_once=at_once)
@@ -222,7 +195,7 @@ class Overlay:
                 self._dispatch.node_down(node)
                 self._daemon.edge.node_lost(node)
             case Gone(node):
-                self._elect(LinkClosed(node))
+                self._election.tell(LinkClosed(node))
             case Changed():
                 pass
             case Save():
@@ -242,52 +215,25 @@ class Overlay:
         found = self._membership.view().node(node)
         return found is not None and found.via in ("static", "tailscale")
 
-    def _elect(self, event: election_messages.Event) -> None:
-        """Steps the election, in turn like `_tell`: a message sent late would be dropped as overtaken."""
+    def _send_datagram(self, effect: Send) -> None:
+        self._heartbeats.send(effect.message, NodeId(effect.to) if effect.to is not None else None)
 
-        def step() -> None:
-            for effect in self._election.step(event, self._loop.time()):
-                self._perform_election(effect)
-            if self._election.left:
-                self._left.set()
-            self._wake("election", self._election.deadline, lambda: self._elect(election_messages.Tick()))
-
-        self._election_turns.take(step)
-
-    def _perform_election(self, effect: election_messages.Effect) -> None:
-        match effect:
-            case Send(message, to):
-                self._heartbeats.send(message, NodeId(to) if to is not None else None)
-            case Follow():
-                self._follow(effect)
-            case Remember(term):
-                self._daemon.files.write(self._term_file, f"{term}\n".encode())
-            case _:
-                assert_never(effect)
-
-    def _follow(self, ruled: Follow) -> None:
+    def _ruled_anew(self, ruled: Follow) -> None:
         """Who coordinates has changed: membership, the scheduler, mDNS and the name's keeper hear it."""
-        self._ruled = ruled
+        coordinator = self._election.coordinator
         self._daemon.elections += 1
-        who = self._shown(NodeId(ruled.coordinator)) if ruled.coordinator else "nobody"
+        who = self._shown(coordinator) if coordinator else "nobody"
         text = f"term {ruled.term}: {who} coordinates ({ruled.why})"
         log_event(_log, logging.INFO, "coordinator", text, term=ruled.term, coordinator=ruled.coordinator)
-        self._dispatch.follow(NodeId(ruled.coordinator) if ruled.coordinator else None, ruled.term, ruling=self._rules)
+        self._dispatch.follow(coordinator, ruled.term, ruling=self._election.rules)
         self._tell_ruled()
         if not self._election.left:  # alone at last, but not to take the name from those who stay
-            self._title.rule(ruled.role, NodeId(ruled.coordinator) if ruled.coordinator else None)
+            self._title.rule(ruled.role, coordinator)
         self._daemon.changed()
 
-    @property
-    def _rules(self) -> bool:
-        """This node decides: as coordinator, or because it hears nobody."""
-        return self._ruled.role is not election_messages.Role.FOLLOWER
-
     def _tell_ruled(self) -> None:
-        ruled = self._ruled
-        coordinator = NodeId(ruled.coordinator) if ruled.coordinator else None
-        alone = ruled.role is election_messages.Role.ALONE
-        self._tell(Ruled(coordinator, ruled.term, alone, self._url(coordinator)))
+        ruled, coordinator = self._election.ruled, self._election.coordinator
+        self._tell(Ruled(coordinator, ruled.term, ruled.role is Role.ALONE, self._url(coordinator)))
 
     def _title_changed(self) -> None:
         self._discovery.update(self._advert())
@@ -301,22 +247,6 @@ class Overlay:
         host = "localhost" if self._addresses.loopback_only else self._discovery.name_of_mesh(self._config.mesh_name)
         return f"http://{host}:{port}/v1"
 
-    def _wake(self, name: str, at: float | None, step: Callable[[], None]) -> None:
-        """One timer per machine, at its deadline."""
-        timer = self._timers.pop(name, None)
-        if timer is not None:
-            timer.cancel()
-        if at is not None and at != float("inf") and not self._closed:
-            self._timers[name] = self._loop.call_at(at, self._fire, step)
-
-    def _fire(self, step: Callable[[], None]) -> None:
-        """A timer's step. One that fails has not set the next, and its machine would stand still: so run() fails."""
-        try:
-            step()
-        except Exception as fault:  # noqa: BLE001 - it is raised, in run()
-            if not self._fault.done():
-                self._fault.set_exception(fault)
-
     # What comes in
 
     def _on_message(self, message: Message, _address: str) -> None:
@@ -324,7 +254,7 @@ class Overlay:
             return
         if NodeId(message.sender) in self._membership.removed:
             return
-        self._elect(Heard(message))
+        self._election.tell(Heard(message))
         self._tell(Beat(NodeId(message.sender), message.boot))
 
     def _on_link(self, event: events.Event) -> None:
@@ -340,7 +270,7 @@ class Overlay:
             case State(report):
                 self._on_state(node, report)
             case AccountFrame(account):
-                if node == self._ruled.coordinator:
+                if node == self._election.ruled.coordinator:
                     self.last_account = account
             case Gossip(peers):
                 for peer in peers:
@@ -361,7 +291,7 @@ class Overlay:
         if node in self._membership.alive() and found is not None:
             self._dispatch.node_changed(status_of(report, found.rtt_s or 0.0))
             self._dispatch.node_running(node, report.running)
-        if node == self._ruled.coordinator:
+        if node == self._election.ruled.coordinator:
             self._tell_ruled()
 
     # What goes out
@@ -373,7 +303,7 @@ class Overlay:
     def publish(self, report: NodeReport) -> None:
         """This node's report, and the coordinator's account, to every peer."""
         self._links.send_all(State(report))
-        if self._rules:
+        if self._election.rules:
             self._links.send_all(AccountFrame(self._daemon.dispatch.account()))
         self._discovery.update(self._advert())
 
@@ -381,21 +311,8 @@ class Overlay:
         return self._links.send(node, Drain(on, for_s))
 
     def _advert(self) -> Advert:
-        report = self._daemon.report()
-        return Advert(
-            id=report.id,
-            boot=report.boot,
-            name=report.name,
-            mesh=self._config.mesh_name,
-            priority=report.priority,
-            port=report.port,
-            peer_port=report.peer_port,
-            version=report.version,
-            models=tuple(m.name for m in report.models),
-            headroom_bytes=report.memory.headroom_bytes,
-            queue_depth=sum(m.queue_depth for m in report.models),
-            role=self._ruled.role.value,
-            host=self._title.name,
+        return advert_of(
+            self._daemon.report(), self._config.mesh_name, role=self._election.ruled.role.value, host=self._title.name
         )
 
     def _hello(self) -> Hello:
@@ -446,7 +363,7 @@ class Overlay:
         """`mesh-priority`, `mesh-peers` or `node-name` were edited."""
         before, self._config = self._config, config
         if config.mesh_priority != before.mesh_priority:
-            self._elect(Retune(config.mesh_priority))
+            self._election.tell(Retune(config.mesh_priority))
         self.static.set(config.mesh_peers)
 
     def addresses(self) -> tuple[str, ...]:
@@ -463,14 +380,6 @@ class Overlay:
 
     def links_open(self) -> int:
         return len(self._links.linked())
-
-    @property
-    def _term_file(self) -> Path:
-        return self._daemon.home.mesh / "term"
-
-    def _term_on_disk(self) -> int:
-        """0 when there is none; a file that holds no term is moved aside."""
-        return read_or_set_aside(self._term_file, lambda data: int(data.decode()), self._note) or 0
 
     def _shown(self, node: NodeId) -> str:
         found = self._membership.view().node(node)

@@ -1,4 +1,4 @@
-"""The coordinator's host names: who may hold them, and when to take and leave them. discovery.NameOwner does it."""
+"""The coordinator's host names: who may hold them, and when to take and leave them. name_owner.py does it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from election.messages import Role
 from mesh.addresses import Addresses
-from mesh.discovery import NameOwner, hosts_of
+from mesh.name_owner import NameOwner, hosts_of
 from node.types import NodeId
 from router.view import View
 

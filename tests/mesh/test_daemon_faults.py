@@ -19,13 +19,13 @@ import pytest
 import yaml
 
 from mesh import config as configuration
-from mesh import daemon as daemon_module
+from mesh import switch
 from mesh.addresses import read_interfaces
 from mesh.client import MeshClient
 from mesh.daemon import Daemon
-from mesh.discovery import NameOwner
 from mesh.errors import MeshError
 from mesh.home import Home
+from mesh.name_owner import NameOwner
 from mesh.wire import PROTOCOL, Drain, Gossip, Hello, PeerSeen, decode, encode
 from node.types import NodeId, RequestId
 from router.events import Request
@@ -132,11 +132,11 @@ async def test_a_mesh_that_cannot_begin_is_off_and_a_free_port_mends_it(tmp_path
 async def test_a_fault_of_the_mesh_while_its_port_is_taken_costs_the_mesh_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(daemon_module, "REJOIN_S", 0.05)
+    monkeypatch.setattr(switch, "REJOIN_S", 0.05)
     async with daemon_of(tmp_path, mesh_enabled=True, mesh_name=mesh_name()) as daemon:
         first = daemon.overlay
         assert first is not None
-        monkeypatch.setattr(first._election, "step", lambda *_: 1 / 0)  # at the next heartbeat
+        monkeypatch.setattr(first._election._election, "step", lambda *_: 1 / 0)  # at the next heartbeat
         await until(lambda: daemon.overlay is None)
         with socket.create_server(("127.0.0.1", daemon.config.peer_port)):
             await asyncio.sleep(0.3)  # several tries
@@ -148,7 +148,7 @@ async def test_a_fault_of_the_mesh_while_its_port_is_taken_costs_the_mesh_only(
 async def test_who_asks_and_leaves_does_not_stop_half_way_what_was_asked(tmp_path: Path) -> None:
     async with daemon_of(tmp_path, mesh_enabled=True, mesh_name=mesh_name()) as daemon:
         busy = True
-        daemon._of_peers = lambda: (object(),) if busy else ()  # type: ignore[method-assign, assignment, return-value]
+        daemon.mesh.of_peers = lambda: (object(),) if busy else ()  # type: ignore[method-assign, assignment, return-value]
 
         def ask_and_leave() -> None:
             with socket.socket(socket.AF_UNIX) as caller:
@@ -159,10 +159,10 @@ async def test_who_asks_and_leaves_does_not_stop_half_way_what_was_asked(tmp_pat
                     caller.recv(1)
 
         await asyncio.to_thread(ask_and_leave)
-        await until(lambda: daemon.leaving)
+        await until(lambda: daemon.mesh.leaving)
         busy = False
         daemon.changed()
-        await until(lambda: daemon.overlay is None and not daemon.leaving)
+        await until(lambda: daemon.overlay is None and not daemon.mesh.leaving)
         assert daemon.membership.view().enabled is False
 
 

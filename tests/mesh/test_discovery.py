@@ -19,7 +19,9 @@ from zeroconf.asyncio import AsyncServiceInfo, AsyncZeroconf
 
 from mesh.addresses import Address, Addresses
 from mesh.advert import TXT_BYTES_MAX, Advert, seen_of, txt_bytes
-from mesh.discovery import SERVICE, Discovery, hosts_of, multicast_problem
+from mesh.discovery import Discovery, multicast_problem
+from mesh.mdns import SERVICE
+from mesh.name_owner import hosts_of
 from mesh.settings import DiscoverySettings
 from mesh.wire import PROTOCOL, PeerSeen
 from node.types import NodeId
@@ -150,7 +152,7 @@ async def test_after_its_goodbye_it_says_no_more() -> None:
         async with running(b):
             await until(lambda: any(r.name == f"{B}.{SERVICE}" for _, r in wire.heard))
             assert not any(b"st=L" in t for _, t in wire.texts())
-            assert a.discovery._zeroconf is None
+            assert not a.discovery._mdns.is_open
 
 
 async def test_a_goodbye_or_a_crash_removes_nobody() -> None:

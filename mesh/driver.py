@@ -1,0 +1,72 @@
+"""Runs one pure machine: its events in turn, its effects in order, its timer at its deadline."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from math import inf
+from typing import Generic, Protocol, TypeVar
+
+from mesh.turns import Turns
+
+E = TypeVar("E")
+F = TypeVar("F")
+E_contra = TypeVar("E_contra", contravariant=True)
+F_co = TypeVar("F_co", covariant=True)
+
+
+class Machine(Protocol[E_contra, F_co]):
+    """Decides; never reads a clock. `deadline`: when it wants its tick, None or infinite for never."""
+
+    @property
+    def deadline(self) -> float | None: ...
+
+    def step(self, event: E_contra, now: float) -> Iterable[F_co]: ...
+
+
+class Driver(Generic[E, F]):
+    """`tell(event)` steps the machine at once, or, from within a step, right after that one: effects happen in the
+    order decided. `perform` must not wait. `failed` gets the exception of a timer's step: the next timer is not set
+    then, so the machine would stand still."""
+
+    def __init__(
+        self,
+        machine: Machine[E, F],
+        tick: E,
+        perform: Callable[[F], None],
+        *,
+        failed: Callable[[Exception], None],
+        stepped: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._machine, self._tick, self._perform = machine, tick, perform
+        self._failed, self._stepped = failed, stepped
+        self._loop = asyncio.get_running_loop()
+        self._turns = Turns()
+        self._timer: asyncio.TimerHandle | None = None
+        self._closed = False
+
+    def tell(self, event: E) -> None:
+        self._turns.take(lambda: self._step(event))
+
+    def close(self) -> None:
+        """No timer any more; events are still taken."""
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _step(self, event: E) -> None:
+        for effect in self._machine.step(event, self._loop.time()):
+            self._perform(effect)
+        self._stepped()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        at = self._machine.deadline
+        if at is not None and at != inf and not self._closed:
+            self._timer = self._loop.call_at(at, self._due)
+
+    def _due(self) -> None:
+        try:
+            self.tell(self._tick)
+        except Exception as fault:  # noqa: BLE001 - it is raised by who runs this machine
+            self._failed(fault)

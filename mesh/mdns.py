@@ -1,0 +1,217 @@
+"""What we use of python-zeroconf: one service of ours, a browser for others', and host names held for a while. The only
+zeroconf import; it decides nothing."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
+
+import zeroconf
+from msgspec import Struct
+from zeroconf import DNSAddress, DNSOutgoing, DNSQuestion, DNSQuestionType, IPVersion, ServiceInfo, ServiceListener  # type: ignore[attr-defined]  # there, but not in __all__
+from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
+
+SERVICE = "_mlx-stack._tcp.local."
+_NAME_SERVICE = "_mlx-mesh._tcp.local."  # never announced: it only lets zeroconf answer questions for the name
+_QUERY, _ANSWER = 0x0000, 0x8400  # RFC 6762 section 18: QR and AA bits
+_PTR, _A, _AAAA, _IN, _FLUSH = 12, 1, 28, 1, 0x8000
+
+MdnsError = zeroconf.Error
+
+
+class Service(Struct, frozen=True, kw_only=True):
+    """An instance of our service, as announced: `name` is the instance alone."""
+
+    name: str
+    port: int
+    txt: Mapping[str, str | None]
+    addresses: tuple[str, ...]
+
+
+class Mdns:
+    """One responder and browser on some interfaces, from `open()` to `close()`. `open` again moves it to others."""
+
+    def __init__(self, instance: str) -> None:
+        self._instance = instance
+        self._zc: AsyncZeroconf | None = None
+        self._browser: AsyncServiceBrowser | None = None
+
+    @property
+    def is_open(self) -> bool:
+        return self._zc is not None
+
+    async def open(self, interfaces: Sequence[str], service: Service) -> None:
+        """Listens on these IPv4 addresses and announces `service`; when open already, moves there and announces anew:
+        a flap with the same address announces nothing by itself. Raises OSError, MdnsError."""
+        if self._zc is None:
+            self._zc = AsyncZeroconf(interfaces=list(interfaces), ip_version=IPVersion.V4Only)
+            await self._zc.zeroconf.async_wait_for_start()
+            await self._zc.async_register_service(_info(service), cooperating_responders=True)
+        else:
+            await self._zc.async_update_interfaces(interfaces=list(interfaces))
+            await self.announce(service)
+
+    async def announce(self, service: Service) -> None:
+        """Says what is new of our service: three times within half a second."""
+        assert self._zc is not None
+        await self._zc.async_update_service(_info(service))
+
+    async def browse(self, on_seen: Callable[[str], None]) -> None:
+        """Calls `on_seen(instance)` for each other instance that appears or changes; asks for all of them anew."""
+        assert self._zc is not None
+        if self._browser is not None:
+            await self._browser.async_cancel()
+        # QM: several daemons may share port 5353 on this machine, and a unicast answer would reach only one of them.
+        listener = _Listener(lambda name: on_seen(name.removesuffix(f".{SERVICE}")))
+        self._browser = AsyncServiceBrowser(
+            self._zc.zeroconf, SERVICE, listener=listener, question_type=DNSQuestionType.QM
+        )
+
+    def known(self, instance: str) -> Service | None:
+        """What is known of an instance without asking; None when that is not all of it."""
+        info = self._other(instance)
+        return _service(info) if self._zc and info and info.load_from_cache(self._zc.zeroconf) else None
+
+    async def ask(self, instance: str, timeout_s: float) -> Service | None:
+        """Asks the network for an instance; None when nothing answered in time."""
+        info = self._other(instance)
+        if self._zc is None or info is None:
+            return None
+        with suppress(OSError, zeroconf.Error):
+            if await info.async_request(self._zc.zeroconf, timeout_s * 1000, DNSQuestionType.QM):
+                return _service(info)
+        return None
+
+    async def close(self) -> None:
+        """Says goodbye for our service and closes everything."""
+        zc, self._zc, self._browser = self._zc, None, None
+        if zc is not None:
+            with suppress(OSError, zeroconf.Error):
+                await zc.async_unregister_all_services()
+                await zc.async_close()
+
+    @staticmethod
+    def _other(instance: str) -> AsyncServiceInfo | None:
+        try:
+            return AsyncServiceInfo(SERVICE, f"{instance}.{SERVICE}")
+        except zeroconf.Error:
+            return None
+
+    # Host names
+
+    def ask_for(self, hosts: Collection[str]) -> float:
+        """Asks who has these names. Returns the time to hand to `addresses_of` for what came since."""
+        out = DNSOutgoing(_QUERY)
+        for host in hosts:
+            out.add_question(DNSQuestion(host, _A, _IN))
+        now_ms = zeroconf.current_time_millis()
+        if self._zc is not None:
+            self._zc.zeroconf.async_send(out)
+        return now_ms
+
+    def addresses_of(self, host: str, since_ms: float = 0.0) -> set[str]:
+        """IPv4 addresses that were announced for a name since then and still hold."""
+        records = self._zc.zeroconf.cache.async_entries_with_name(host) if self._zc is not None else []
+        now_ms = zeroconf.current_time_millis()
+        return {
+            str(ipaddress.ip_address(r.address))
+            for r in records
+            if isinstance(r, DNSAddress) and r.type == _A and not r.is_expired(now_ms) and r.created >= since_ms
+        }
+
+    def hold(self, hosts: Sequence[str], addresses: Sequence[str], ttl_s: int) -> None:
+        """Answers for these names from now on. Straight into zeroconf's list of what it answers for: its own
+        announcements would repeat old addresses."""
+        if self._zc is None:
+            return
+        self.let_go(hosts)
+        for host in hosts:
+            label = f"{self._instance}-{host.split('.', maxsplit=1)[0]}"[:63]
+            self._zc.zeroconf.registry.async_add(
+                ServiceInfo(
+                    _NAME_SERVICE,
+                    f"{label}.{_NAME_SERVICE}",
+                    port=1,
+                    properties={},
+                    server=host,
+                    host_ttl=ttl_s,
+                    parsed_addresses=list(addresses),
+                )
+            )
+
+    def let_go(self, hosts: Sequence[str]) -> None:
+        """Answers for these names no more. Also takes back answers that zeroconf holds for up to 1.1 s (it says a
+        record once a second at most): sent after the loss, one of them would steal the name back."""
+        if self._zc is None:
+            return
+        zc = self._zc.zeroconf
+        zc.registry.async_remove([info for host in hosts for info in zc.registry.async_get_infos_server(host.lower())])
+        for waiting in (zc.out_queue, zc.out_delay_queue):
+            for group in waiting.queue:
+                for record in [r for r in group.answers if r.name in hosts]:
+                    del group.answers[record]
+
+    def say(self, hosts: Sequence[str], records: Sequence[tuple[str, int]]) -> None:
+        """One packet: each name has each of these (address, TTL in seconds); TTL 0 is a goodbye, others replace what
+        was known."""
+        if self._zc is None or not records:
+            return
+        out = DNSOutgoing(_ANSWER)
+        for host in hosts:
+            for address, ttl in records:
+                ip = ipaddress.ip_address(address)
+                kind = _A if ip.version == 4 else _AAAA
+                out.add_answer_at_time(DNSAddress(host, kind, _IN | (_FLUSH if ttl else 0), ttl, ip.packed), 0)
+        self._zc.zeroconf.async_send(out)
+
+
+class _Listener(ServiceListener):
+    """A goodbye or an expiry says nothing about who lives, so it is not passed on."""
+
+    def __init__(self, seen: Callable[[str], None]) -> None:
+        self._seen = seen
+
+    def add_service(self, _zc: zeroconf.Zeroconf, _type: str, name: str) -> None:
+        self._seen(name)
+
+    def update_service(self, _zc: zeroconf.Zeroconf, _type: str, name: str) -> None:
+        self._seen(name)
+
+    def remove_service(self, _zc: zeroconf.Zeroconf, _type: str, name: str) -> None:
+        pass
+
+
+def _info(service: Service) -> AsyncServiceInfo:
+    return AsyncServiceInfo(
+        SERVICE,
+        f"{service.name}.{SERVICE}",
+        port=service.port,
+        properties=dict(service.txt),
+        server=f"mlx-stack-{service.name}.local.",
+        parsed_addresses=list(service.addresses),
+    )
+
+
+def _service(info: AsyncServiceInfo) -> Service | None:
+    """None for bytes that are no text: none of ours."""
+    try:
+        return Service(
+            name=info.name.removesuffix(f".{SERVICE}"),
+            port=info.port or 0,
+            txt=info.decoded_properties,
+            addresses=tuple(info.parsed_scoped_addresses()),
+        )
+    except ValueError:
+        return None
+
+
+def send_question(address: str) -> None:
+    """Asks for our service by multicast from this IPv4 address. Raises OSError as the system says it."""
+    out = DNSOutgoing(_QUERY)
+    out.add_question(DNSQuestion(SERVICE, _PTR, _IN))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton(address))
+        sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, 1)
+        sock.sendto(out.packets()[0], ("224.0.0.251", 5353))

@@ -1,0 +1,136 @@
+"""The mesh, on and off: joins it, leaves it in order, and begins anew when it failed. The node serves all the while."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from mesh.errors import MeshError
+from mesh.events import Switch
+from mesh.log import event
+from mesh.overlay import Overlay, mesh_id
+from node.types import RunningReport
+
+if TYPE_CHECKING:
+    from mesh.config import Config
+    from mesh.daemon import Daemon
+
+REJOIN_S = 5.0
+LEAVE_GRACE_S = 30.0  # for peers' requests to end here before this node says goodbye
+
+_log = logging.getLogger("mesh.switch")
+
+
+class MeshSwitch:
+    """One daemon's stays in the mesh, one after another; `overlay` is the present one. `leaving` says why this node
+    takes no more of the mesh's requests, while it leaves."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self._daemon = daemon
+        self._task: asyncio.Task[None] | None = None
+        self._switching = asyncio.Lock()
+        self._tasks: asyncio.TaskGroup
+        self.overlay: Overlay | None = None
+        self.leaving = ""
+
+    def begin(self, tasks: asyncio.TaskGroup) -> None:
+        """Its tasks run in `tasks` from now on."""
+        self._tasks = tasks
+
+    async def turn(self, config: Config) -> None:
+        """Makes the mesh what `config` says: off, or on with its name, priority and static peers. Raises MeshError when
+        it cannot be joined; then the daemon's configuration is what it was."""
+        d = self._daemon
+        async with self._switching:
+            config = d.in_effect(config)
+            before, d.config = d.config, config
+            if self.overlay is not None and (not config.mesh_enabled or config.mesh_name != before.mesh_name):
+                await self._leave(LEAVE_GRACE_S)
+            if self.overlay is not None:
+                self.overlay.retune(config)
+            elif config.mesh_enabled and not d.stopping:
+                try:
+                    await self._join()
+                except MeshError:
+                    d.config = before
+                    if before.mesh_enabled:
+                        self._tasks.create_task(self._begin_anew(None))
+                    raise
+        d.publish()
+
+    async def leave(self, why: str, grace_s: float) -> None:
+        """For good: finishes what peers asked of this node, says goodbye, and goes on alone."""
+        self.leaving = why
+        async with self._switching:
+            if self.overlay is not None:
+                await self._leave(grace_s)
+
+    async def _join(self) -> None:
+        d = self._daemon
+        d.boot = secrets.token_hex(4)  # each stay is a life of its own: no term or datagram of an earlier one
+        name = d.config.mesh_name
+        d.membership.step(Switch(True, name, mesh_id(name)), time.monotonic())
+        try:
+            overlay = Overlay(d)
+            await overlay.open()
+        except BaseException:
+            d.membership.step(Switch(False, name, mesh_id(name)), time.monotonic())
+            raise
+        self.overlay = overlay
+        self._task = self._tasks.create_task(self._keep(overlay))
+
+    async def _keep(self, overlay: Overlay) -> None:
+        """The mesh is an overlay, not a dependency: a fault in it is logged, the mesh begun anew, the node serves."""
+        try:
+            await overlay.run()
+        except Exception:  # noqa: BLE001 - whatever it is, this node's own clients are served
+            _log.exception("the mesh failed; beginning anew in %.0f s", REJOIN_S)
+            self._tasks.create_task(self._begin_anew(overlay))
+
+    async def _begin_anew(self, failed: Overlay | None) -> None:
+        """Leaves `failed`, if it is still there, and joins again as soon as that works."""
+        d = self._daemon
+        async with self._switching:
+            if failed is not None and self.overlay is failed:
+                await self._leave(0.0)
+        while self._wanted():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(REJOIN_S):
+                    await d.until_stopped()
+            try:
+                async with self._switching:
+                    if self._wanted():
+                        await self._join()
+            except Exception as e:  # noqa: BLE001 - as in _keep
+                event(_log, logging.ERROR, "mesh", f"the mesh cannot be begun: {e}; trying again")
+
+    def _wanted(self) -> bool:
+        return self.overlay is None and self._daemon.config.mesh_enabled and not self._daemon.stopping
+
+    async def _leave(self, grace_s: float) -> None:
+        d, overlay, task = self._daemon, self.overlay, self._task
+        assert overlay is not None
+        assert task is not None
+        why, self.leaving = self.leaving, self.leaving or "leaving the mesh"
+        d.publish()
+        if not await d.until(lambda: not self.of_peers(), grace_s):
+            event(_log, logging.WARNING, "leave", f"left with {len(self.of_peers())} requests of peers unfinished")
+        try:
+            await overlay.leave(why or "mesh disabled")
+        except Exception:  # noqa: BLE001 - a goodbye that fails must not leave this node half in the mesh
+            _log.exception("leaving the mesh")
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await d.files.flush()  # the next stay in a mesh reads them
+        self.overlay, self._task, self.leaving = None, None, why
+        overlay.forget_all()
+        d.dispatch.follow(d.id, d.membership.view().term, ruling=True)
+        d.publish()
+
+    def of_peers(self) -> tuple[RunningReport, ...]:
+        """Requests that run here for other nodes' clients."""
+        return tuple(r for r in self._daemon.host.running() if r.edge != self._daemon.id)
