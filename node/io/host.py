@@ -13,18 +13,16 @@ from msgspec import structs
 
 from node import headroom
 from node.errors import NodeError, NodeErrorCode
-from node.facts import DrainFact, ModelFact, NodeFact, PressureFact
+from node.facts import DrainFact, NodeFact, PressureFact
 from node.io.calls import ALIVE, STREAMED, AdmittedCall, Call, Outcome
 from node.io.engine import Engine, ModelSpec, WorkerStats
-from node.io.fetching import Fetching
-from node.io.footprint import Footprint
-from node.io.hosted import Hosted, same_worker
+from node.io.hosted import Hosted
 from node.io.keeper import Keeper
 from node.io.measured import Measured
 from node.io.probe import Probe
+from node.io.roster import Roster
 from node.lifecycle import Quiet, Unwanted
 from node.openai import DONE, runs_alone
-from node.rail import load_order
 from node.rail_events import Budget, Ended, Gap
 from node.settings import NodeSettings
 from node.types import Hardware, Memory, ModelReport, ModelState, Pressure, RunningReport
@@ -47,17 +45,20 @@ class Host:
         probe: Probe,
         measured: Measured | None = None,
     ) -> None:
-        self._settings, self._engines, self._report, self._probe = settings, engines, report, probe
+        self._settings, self._report, self._probe = settings, report, probe
         self._on_change = changed
-        self._measured = measured or Measured()
         self._keeper = Keeper(settings, report, self._changed, self._ended, probe)
-        self._fetching = Fetching(settings, report, self._changed, self._arrived)
-        self._models: dict[str, Hosted] = {}
-        self._leaving: list[Hosted] = []  # removed or replaced, until their worker is gone
+        self._roster = Roster(
+            settings=settings,
+            engines=engines,
+            measured=measured or Measured(),
+            keeper=self._keeper,
+            report=report,
+            changed=self._changed,
+        )
         self._hardware, self._pressure = Hardware(), Pressure.NORMAL
         self._working_set = 0
         self._up = asyncio.Event()
-        self._applying = asyncio.Lock()
         self._news = asyncio.Event()  # replaced on every change
         self.draining, self.drain_reason = False, ""
 
@@ -65,7 +66,7 @@ class Host:
 
     def models(self) -> tuple[ModelReport, ...]:
         now = _clock()
-        return tuple(self._shown(m, now) for m in self._models.values())
+        return tuple(self._shown(m, now) for m in self._roster.models.values())
 
     def _shown(self, model: Hosted, now: float) -> ModelReport:
         rail = self._keeper.rail
@@ -96,13 +97,13 @@ class Host:
         now = _clock()
         return tuple(
             RunningReport(c.call.id, c.call.attempt, m.name, c.started_at is not None, now - c.admitted_at, c.call.edge)
-            for m in self._everyone()
+            for m in self._roster.everyone()
             for c in m.calls.values()
         )
 
     def worker_stats(self) -> dict[str, WorkerStats]:
         """Counters of each model's workers since the daemon started."""
-        return {m.name: m.stats() for m in self._models.values()}
+        return {m.name: m.stats() for m in self._roster.models.values()}
 
     # Its life
 
@@ -111,17 +112,17 @@ class Host:
         try:
             async with asyncio.TaskGroup() as tasks:
                 self._keeper.tasks = tasks
-                self._fetching.begin(tasks)
+                self._roster.fetching.begin(tasks)
                 try:
                     await self._look()
                 finally:
                     self._keeper.tasks = None
-                    self._fetching.end()
+                    self._roster.fetching.end()
         finally:
-            for model in self._everyone():
+            for model in self._roster.everyone():
                 model.disarm()
                 model.fail_calls(in_flight=_stopped(), waiting=_stopped())
-            workers = [m.worker for m in self._everyone() if m.worker is not None]
+            workers = [m.worker for m in self._roster.everyone() if m.worker is not None]
             await asyncio.gather(*(w.stop(0.0) for w in workers), return_exceptions=True)
 
     async def _look(self) -> NoReturn:
@@ -151,7 +152,7 @@ class Host:
         settings, memory_bytes = self._settings, self._hardware.memory_bytes
         idle_s = settings.idle_timeout_s
         self._keeper.idle_s = headroom.default_idle_s(memory_bytes) if idle_s is None else idle_s
-        for model in self._models.values():
+        for model in self._roster.models.values():
             self._keeper.set_terms(model)
         self._keeper.rail_step(Gap(settings.request_gap_s))
         budget = settings.memory_budget_bytes or headroom.default_budget(memory_bytes, self._working_set)
@@ -165,7 +166,7 @@ class Host:
         self._changed()
 
     def _note_drained(self) -> None:
-        if self.draining and not any(m.calls for m in self._everyone()):
+        if self.draining and not any(m.calls for m in self._roster.everyone()):
             self._report(DrainFact(phase="drained"))
 
     def undrain(self) -> None:
@@ -178,66 +179,30 @@ class Host:
         """Drains for at most `grace_s`, ends what still runs, then every worker; returns when their pids are gone."""
         self.drain("stopping")
         await self._until(lambda: not self.running(), grace_s)
-        for model in self._everyone():
+        for model in self._roster.everyone():
             model.fail_calls(in_flight=_stopped(), waiting=_stopped())
             self._keeper.tell(model, Unwanted("stopping", "stopping"))
             self._keeper.tell(model, Quiet())  # Whoever still reads gets the error; the worker need not wait for that.
         limit_s = self._settings.stop_grace_s + self._settings.close_limit_s
-        await self._until(lambda: not any(m.lifecycle.has_worker for m in self._everyone()), limit_s)
+        await self._until(lambda: not any(m.lifecycle.has_worker for m in self._roster.everyone()), limit_s)
 
     # Which models there are
 
     async def apply(self, specs: Sequence[ModelSpec]) -> None:
         """The stack file says `specs`: adds, removes, restarts what differs. New ones are loaded while they fit."""
         await self._up.wait()
-        async with self._applying:
-            models = {spec.name: self._kept(spec) or self._hosted(spec) for spec in specs}
-            fresh = [m for m in models.values() if m is not self._models.get(m.name)]
-            await asyncio.gather(*(m.examine(self._keeper.rail.budget_bytes) for m in fresh))
-            before, self._models = self._models, models
-            self._fetching.keep(models.values())
-            for old in before.values():
-                if old is not models.get(old.name):
-                    self._retire(old, "changed" if old.name in models else "removed")
-            for model in fresh:
-                model.waits_for = next((m for m in self._leaving if m.name == model.name), None)
-                if model.problem:
-                    self._report(ModelFact(model=model.name, state=ModelState.FAILED, why=model.problem))
-            pinned = frozenset(m.name for m in fresh if m.spec.pinned)
-            for name in load_order({m.name: m.size_bytes for m in fresh}, pinned):
-                self._keeper.want(models[name])
-            for model in models.values():
-                self._keeper.set_terms(model)
-                if model.spec.pinned and model.lifecycle.state is ModelState.ABSENT:
-                    self._keeper.want(model)
-            self._changed()
-            for model in fresh:
-                if await model.take_fingerprint():
-                    self._changed()
-
-    async def _arrived(self, model: Hosted) -> None:
-        """Its weights have been fetched: from here on it is like any other."""
-        await model.examine(self._keeper.rail.budget_bytes)
-        model.download = None
-        self._changed()
-        if self._models.get(model.name) is not model:
-            return
-        if model.problem:
-            self._report(ModelFact(model=model.name, state=ModelState.FAILED, why=model.problem))
-        self._keeper.want(model)
-        if await model.take_fingerprint():
-            self._changed()
+        await self._roster.apply(specs)
 
     async def load(self, name: str) -> None:
         """Returns when the model is ready. Raises NodeError: unknown, no room, or its start failed."""
-        model = self._find(name)
+        model = self._roster.find(name)
         await model.examine(self._keeper.rail.budget_bytes)
         if model.download is not None:
-            self._fetching.again(model)
-            await self._until(lambda: not _coming(model) or self._models.get(model.name) is not model)
+            self._roster.fetching.again(model)
+            await self._until(lambda: not _coming(model) or not self._roster.has(model))
         model.loads += 1
         try:
-            if self._models.get(model.name) is model:  # The stack file may have changed while its files were read.
+            if self._roster.has(model):  # The stack file may have changed while its files were read.
                 self._keeper.want(model, afresh=True)
             await self._until(lambda: model.name not in self._keeper.rail.line, self._keeper.hold_s(model))
             if model.name in self._keeper.rail.line:
@@ -256,7 +221,7 @@ class Host:
 
     async def unload(self, name: str) -> None:
         """Returns when its process is gone; what it is answering finishes first. Raises NodeError when unknown."""
-        model = self._find(name)
+        model = self._roster.find(name)
         await self._until(lambda: model.waits_for is None)
         self._keeper.tell(model, Unwanted("it is being unloaded", "asked"))
         leaving = (ModelState.DRAINING, ModelState.ABSENT)  # Else somebody wants it again.
@@ -308,7 +273,7 @@ class Host:
         """Puts the call in its model's line, starting a cold model that fits. Raises NodeError."""
         if self.draining:
             raise NodeError(NodeErrorCode.DRAINING, f"this node is draining: {self.drain_reason}")
-        model, now = self._find(call.model), _clock()
+        model, now = self._roster.find(call.model), _clock()
         if failure := model.failure(now):
             raise failure
         lifecycle = model.lifecycle
@@ -354,48 +319,8 @@ class Host:
 
     # Small things
 
-    def _kept(self, spec: ModelSpec) -> Hosted | None:
-        """The model that serves `spec` already, given its new names and policy."""
-        model = self._models.get(spec.name)
-        if model is None or not same_worker(model.spec, spec):
-            return None
-        model.spec = spec
-        return model
-
-    def _hosted(self, spec: ModelSpec) -> Hosted:
-        footprint = Footprint(self._settings, self._measured)
-        return Hosted(spec, self._engines.get(spec.engine), self._settings, footprint)
-
-    def _retire(self, model: Hosted, what: str) -> None:
-        """`model` is in the stack file no more: it finishes what it answers and goes."""
-        self._leaving.append(model)
-        model.waits_for = None  # Its turn will not come any more; who waits for it to load must hear that.
-        self._keeper.tell(model, Unwanted(f"it was {what} in the stack file", "removed"))
-        if not model.lifecycle.has_worker:
-            self._ended(model)
-
     def _ended(self, model: Hosted) -> None:
-        """Its process is gone, its memory free. If it was leaving, that is over, and who replaces it starts."""
-        if model in self._leaving:
-            model.disarm()
-            self._leaving.remove(model)
-            for waiting in self._models.values():
-                if waiting.waits_for is model:
-                    waiting.waits_for = None
-                    self._keeper.want(waiting)
-            if model.name not in self._models:
-                self._keeper.forget(model)
-        self._changed()
-
-    def _find(self, name: str) -> Hosted:
-        exact = self._models.get(name)
-        found = exact or next((m for m in self._models.values() if m.answers_to(name)), None)
-        if found is None:
-            raise NodeError(NodeErrorCode.MODEL_NOT_FOUND, f"this node holds no model {name!r}")
-        return found
-
-    def _everyone(self) -> list[Hosted]:
-        return [*self._models.values(), *self._leaving]
+        self._roster.ended(model)
 
     async def _until(self, holds: Callable[[], bool], limit_s: float | None = None) -> None:
         """Waits for `holds`, looking after every change; gives up quietly after `limit_s`."""

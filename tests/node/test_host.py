@@ -176,7 +176,7 @@ async def test_a_slow_reader_stops_the_worker() -> None:
         taken = [await anext(stream) for _ in range(3)]
         await asyncio.sleep(0)
         assert taken[1:] == [data("Hel"), data("0")]
-        (admitted,) = rig.host._models["a"].calls.values()
+        (admitted,) = rig.host._roster.models["a"].calls.values()
         assert admitted._out.qsize() <= 4
         rest = [b async for b in stream]
         assert len([b for b in rest if b.startswith(b"data: {")]) == 300
@@ -322,7 +322,7 @@ async def test_a_pinned_model_does_not_go_and_a_hold_ends_with_what_it_waited_fo
         error = await refused(rig, model="m2")
         assert "never fit beside what is pinned (m1 1.1 GB)" in error.message
         busy = structs.replace(pinned, pinned=False)
-        await rig.host.apply([busy, rig.host._models["m2"].spec])
+        await rig.host.apply([busy, rig.host._roster.models["m2"].spec])
         first = asyncio.create_task(rig.answer(call("r1", model="m1", body=b"gated")))
         await until(lambda: rig.model("m1").in_flight == 1)
         error = await refused(rig, request="r2", model="m2")
@@ -362,7 +362,7 @@ async def test_on_a_node_alone_a_request_is_held_until_its_deadline(tmp_path: Pa
         assert (await refused(rig, request="r2", model="m2")).code is NodeErrorCode.NODE_BUSY
         held = asyncio.create_task(rig.answer(call("r3", model="m2", alone=True)))
         await until(lambda: rig.model("m2").queue_depth == 1)
-        call_ = next(iter(rig.host._models["m2"].calls.values()))
+        call_ = next(iter(rig.host._roster.models["m2"].calls.values()))
         assert call_.hold_until == pytest.approx(call_.deadline - 1.0)
         rig.engine.gate.set()
         await first

@@ -96,7 +96,7 @@ class Watched:
             await (self.rig.host.load(name) if what == "load" else self.rig.host.unload(name))
 
     def check(self) -> None:
-        host, everyone = self.rig.host, self.rig.host._everyone()
+        host, everyone = self.rig.host, self.rig.host._roster.everyone()
         opened = sum(len(m.calls) for m in everyone)
         assert len(host.running()) == opened == sum(m.queue.in_flight + m.queue.queue_depth for m in everyone)
         assert sum(r.started for r in host.running()) == sum(m.queue.in_flight for m in everyone)
