@@ -24,6 +24,7 @@ from node.io.host import Host
 from node.io.hosted import Hosted
 from node.io.measured import Measured
 from node.io.probe import Probe
+from node.io.roster import Roster
 from node.rail import Rail
 from node.rail_events import RailEffect, RailEvent
 from node.settings import NodeSettings
@@ -167,28 +168,41 @@ class SimRail(Rail):
         return effects
 
 
+class SimRoster(Roster):
+    world: World
+
+    def _hosted(self, spec: ModelSpec) -> Hosted:
+        footprint = SimFootprint(self._settings, self.world.shapes[spec.name].guess_bytes)
+        return Hosted(spec, self._engines[spec.engine], self._settings, footprint)
+
+
 class SimHost(Host):
     def __init__(self, world: World, settings: NodeSettings, report: Callable[[NodeFact], None]) -> None:
+        engines = {"command": SimEngine(world)}
         super().__init__(
             settings=settings,
-            engines={"command": SimEngine(world)},
+            engines=engines,
             report=report,
             changed=lambda: None,
             probe=SimProbe(world),
         )
-        self._world = world
         self._keeper.rail = SimRail(settings, world)
-
-    def _hosted(self, spec: ModelSpec) -> Hosted:
-        footprint = SimFootprint(self._settings, self._world.shapes[spec.name].guess_bytes)
-        return Hosted(spec, self._engines[spec.engine], self._settings, footprint)
+        self._roster = SimRoster(
+            settings=settings,
+            engines=engines,
+            measured=Measured(),
+            keeper=self._keeper,
+            report=report,
+            changed=self._changed,
+        )
+        self._roster.world = world
 
     @property
     def rail(self) -> Rail:
         return self._keeper.rail
 
     def everyone(self) -> list[Hosted]:
-        return self._everyone()
+        return self._roster.everyone()
 
 
 class World:
