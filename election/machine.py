@@ -30,7 +30,7 @@ from election.messages import (
     Role,
     Tick,
 )
-from election.peers import Peer, Peers
+from election.peers import Peer, Peers, Terms
 from election.settings import ElectionSettings
 from election.voice import Voice
 
@@ -62,7 +62,8 @@ class Election:
         self._peers = Peers(settings)
         self._voice = Voice(me, boot, mesh, self._peers, settings)
         self._born = self._since = now  # start or last wake, for uptime; when the running reign began, as seen here
-        self._heard = now + settings.listen_s  # the coordinator was last heard; in the future: listen first
+        self._heard = self._awake = now  # the coordinator was last heard; start, or end of the last stall
+        self._patient = now + settings.listen_s + settings.floor_s  # its silence means nothing before this
         self._suspect: float | None = None  # it has been silent for too long since
         self._asks, self._next_ask = 0, inf
         self._claim: float | None = None  # it is gone, and this is when I take its place
@@ -70,7 +71,7 @@ class Election:
         self._heir: Id | None = None  # I am handing over to it until _handover
         self._handover = 0.0
         self._leaving, self._byes = False, settings.byes
-        self._highest = term  # term ever heard of
+        self._terms = Terms(term, settings)
         self._next_beat = now
         self._why = "started"
         self.deadline = now
@@ -138,7 +139,8 @@ class Election:
         if self._claim is not None:
             due = min(due, self._claim)
         elif self.role is Role.FOLLOWER and not self._leaving:
-            due = min(due, self._next_ask if self._suspect is not None else self._heard + self._silence_s())
+            silent = max(self._heard + self._silence_s(), self._patient)
+            due = min(due, silent if self._suspect is None else self._next_ask)
         return due
 
     def _silence_s(self) -> float:
@@ -149,15 +151,15 @@ class Election:
         late_s = now - self.deadline
         if late_s <= self._settings.lag_s:
             return
-        silence_s = self._silence_s()
-        if late_s > self._settings.wake_s:
+        asleep, stalled = late_s > self._settings.wake_s, late_s > self._silence_s()
+        if asleep:
             self._born = now
         self._peers.excuse(self.deadline, now)
         self._suspect = self._claim = None
-        self._heard = max(self._heard, now - silence_s + self._settings.listen_s)
-        if self.role is Role.COORDINATOR and late_s > silence_s:  # somebody may have taken over meanwhile
-            self._become(Role.FOLLOWER, None, self.reign, f"was stalled {late_s:.1f} s, listening")
-            self._heard = now - silence_s + self._settings.listen_s
+        self._awake, self._patient = now, now + self._settings.listen_s
+        if (self.role is Role.COORDINATOR and stalled) or (self.role is Role.ALONE and asleep):
+            why = f"{'slept' if asleep else 'was stalled'} {late_s:.1f} s, listening"  # there may be a successor
+            self._become(Role.FOLLOWER, None, self.reign, why)
 
     def _beat(self, now: float) -> None:
         s = self._settings
@@ -182,7 +184,8 @@ class Election:
     def _hear(self, message: Message, now: float) -> None:
         if message.mesh != self._mesh or message.sender == self.me or self._peers.hear(message, now) is None:
             return
-        self._highest = max(self._highest, message.reign.term)
+        if not self._terms.believe(message.reign.term):
+            return
         if message.kind == "bye":
             self._peers.gone(message.sender)
             if message.sender == self.coordinator:
@@ -199,7 +202,7 @@ class Election:
     def _hear_coordinator(self, message: Message, now: float) -> None:
         """A coordinator speaks: mine, a later one, or one that has been deposed and does not know it."""
         if message.sender == self.coordinator and message.reign == self.reign:
-            self._peers.patience(self.coordinator).learn(now - self._heard, now)
+            self._learn(self.coordinator, now)
             self._heard, self._suspect = now, None
         elif message.reign == self.reign and self.role is not Role.COORDINATOR:
             self._follow(message.sender, message.reign, now, now, "coordinator heard again")
@@ -272,7 +275,7 @@ class Election:
         if self._claim is not None or self._leaving:
             return
         self._claim = now + self._peers.turn_s(self.rank(now), self.coordinator, now) + extra_s
-        self._doubt = now - self._settings.listen_s if doubt is None else doubt
+        self._doubt = max(now - self._settings.listen_s, self._awake) if doubt is None else doubt
         self._suspect, self._why = None, why
         if self.role is Role.FOLLOWER:
             self.coordinator = None
@@ -288,7 +291,7 @@ class Election:
             self._stand_by(f"{why}; priority 0 never coordinates", now)
 
     def _take_office(self, now: float, why: str) -> None:
-        reign = Reign(max(self.reign.term, self._highest) + 1, self.rank(now))
+        reign = Reign(max(self.reign.term, self._terms.highest) + 1, self.rank(now))
         self._since = now
         self._become(Role.COORDINATOR, self.me, reign, why)
         self._say("hb", now)
@@ -297,9 +300,14 @@ class Election:
         if reign != self.reign:
             self._since = heard
         else:  # it was given up too early: more patience from now on
-            self._peers.patience(coordinator).learn(now - self._heard, now)
+            self._learn(coordinator, now)
         self._become(Role.FOLLOWER, coordinator, reign, why)
         self._heard = heard
+
+    def _learn(self, coordinator: Id, now: float) -> None:
+        """It was silent until now; a stall of mine in between is not its habit."""
+        if self._heard >= self._awake:
+            self._peers.patience(coordinator).learn(now - self._heard, now)
 
     def _become(self, role: Role, coordinator: Id | None, reign: Reign, why: str) -> None:
         self.role, self.coordinator, self.reign, self._why = role, coordinator, reign, why
@@ -355,7 +363,7 @@ class Election:
 
     def _stand_by(self, why: str, now: float) -> None:
         self._become(Role.FOLLOWER, None, self.reign, why)
-        self._heard = now
+        self._patient = now + self._silence_s()
 
     def _retune(self, priority: int, now: float) -> None:
         self._priority = priority

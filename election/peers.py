@@ -41,12 +41,14 @@ class Peer:
     def uptime_s(self, now: float) -> float:
         return now - self.born
 
-    def accepts(self, message: Message, now: float, live_s: float) -> bool:
-        """False for a datagram that was repeated, overtaken by a later one, or sent before a restart: of two boots
-        the younger one speaks, unless it has been silent for `live_s`."""
+    def accepts(self, message: Message, silent_before: float) -> bool:
+        """False for a datagram that was repeated or overtaken by a later one, and for another boot while this one
+        speaks: of a restart the former is silent, of a clone it must not be disturbed. Who has been silent for
+        that long may say anything: a forged number or boot would else silence it for ever."""
+        silent = self.heard < silent_before
         if message.boot == self.boot:
-            return message.seq > self.seq
-        return now - message.uptime_s > self.born or now - self.heard > live_s
+            return message.seq > self.seq or (silent and self.heard > -inf)
+        return silent
 
     def take_in(self, message: Message, now: float) -> None:
         self.message, self.heard, self.born = message, now, now - message.uptime_s
@@ -63,6 +65,23 @@ def plausible(message: Message) -> bool:
     return m.role is not Role.COORDINATOR or (
         m.coordinator == m.sender and holder is not None and (holder.id, holder.boot) == (m.sender, m.boot)
     )
+
+
+class Terms:
+    """The latest term heard of. Terms grow by one: one far ahead is somebody's invention, and believing it once could
+    use up the numbers. Should it be true after all, it is heard again and again, and each time comes within reach."""
+
+    def __init__(self, term: int, settings: ElectionSettings) -> None:
+        self.highest, self._jump = term, settings.term_jump
+        self._credible = term + self._jump
+
+    def believe(self, term: int) -> bool:
+        if term > self._credible:
+            self._credible += self._jump
+            return False
+        if term > self.highest:
+            self.highest, self._credible = term, max(self._credible, term + self._jump)
+        return True
 
 
 class Patience:
@@ -116,7 +135,7 @@ class Peers:
         if not plausible(message):
             return None
         peer = self._all.get(message.sender) or self._admit(message.sender, now)
-        if peer is None or not peer.accepts(message, now, self._settings.live_s):
+        if peer is None or not peer.accepts(message, now - self._live_s(distant=peer.distant)):
             return None
         peer.take_in(message, now)
         return peer
@@ -140,9 +159,11 @@ class Peers:
 
     def live(self, now: float) -> list[Peer]:
         """Heard within max(live_s, suspicion)."""
-        near = now - max(self._settings.live_s, self._near.silence_s)
-        far = now - max(self._settings.live_s, self._far.silence_s)
+        near, far = now - self._live_s(distant=False), now - self._live_s(distant=True)
         return [p for p in self._all.values() if p.heard > (far if p.distant else near)]
+
+    def _live_s(self, *, distant: bool) -> float:
+        return max(self._settings.live_s, (self._far if distant else self._near).silence_s)
 
     def followers(self, me: Id, reign: Reign, now: float) -> list[Peer]:
         """Live peers that could succeed this coordinator: they hear it, follow it, and have a priority."""

@@ -30,6 +30,7 @@ class ElectionSettings(Struct, frozen=True, kw_only=True):
     far_heartbeat_s: float = 0.5  # between sites: slower, more patient
     far_floor_s: float = 1.5
     far_cap_s: float = 5.0
+    term_jump: int = 1 << 20  # a term this far beyond the latest is not believed at once: more than a mesh ever elects
     peers_max: int = 256  # senders remembered
     forget_s: float = 600.0  # a silent stranger may be forgotten when there are too many
 

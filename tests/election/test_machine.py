@@ -288,9 +288,22 @@ def test_a_forgotten_coordinator_is_succeeded() -> None:
 def test_a_coordinator_that_restarted_coordinates_no_more() -> None:
     boss, mate = Other("a"), Other("b", 50)
     bench, _ = following(boss, mate)
+    bench.wait(1.5, (mate, boss_reign := reign_of(boss, 5), "a", Role.FOLLOWER))
     again = Other("a", boot="b2", born=bench.now)
     bench.feed(again.says(bench.now, reign=Reign(5)))
     assert (bench.last().role, bench.last().why) == (Role.COORDINATOR, "coordinator stepped down")
+    assert bench.machine.reign.key() > boss_reign.key()
+
+
+def test_a_clone_does_not_unseat_the_coordinator_whose_id_it_has() -> None:
+    """Of two boots of one id the one that speaks is believed, until it has been silent."""
+    boss, mate = Other("a"), Other("b", 50)
+    bench, reign = following(boss, mate)
+    clone = Other("a", boot="b0", born=bench.now)
+    for _ in range(50):
+        bench.wait(bench.now + 0.1, (mate, reign, "a", Role.FOLLOWER), (boss, reign, "a", Role.COORDINATOR))
+        bench.feed(clone.says(bench.now, reign=Reign(5)))
+    assert [f.coordinator for _, f in bench.follows()] == ["a"]
 
 
 # Rule 3: terms settle splits
@@ -505,6 +518,32 @@ def test_uptime_starts_anew_after_a_sleep() -> None:
     assert bench.machine.rank(bench.now).uptime_steps == 0
 
 
+def test_who_slept_alone_listens_before_it_rules_itself_again() -> None:
+    bench = Bench()
+    bench.wait(5.0)
+    bench.now += 3600.0
+    bench.feed(Tick())
+    assert (bench.last().role, bench.last().why.split()[0]) == (Role.FOLLOWER, "slept")
+    bench.wait(bench.now + 1.0)
+    assert bench.machine.alone
+
+
+def test_a_follower_that_slept_does_not_say_it_has_just_heard_the_coordinator() -> None:
+    bench, _ = following(Other("a"))
+    bench.now += 60.0
+    bench.feed(Tick())
+    assert bench.said("hb")[-1][1].message.age_s == pytest.approx(60.1, abs=0.2)
+
+
+def test_who_was_stalled_takes_nothing_over_on_what_it_heard_before() -> None:
+    boss, mate = Other("a"), Other("b", 50)
+    bench, _ = following(boss, mate)
+    bench.now += 20.0
+    bench.feed(LinkClosed("a"))
+    bench.wait(bench.now + 1.0)
+    assert (bench.machine.role, bench.machine.term) == (Role.ALONE, 5)
+
+
 # Datagrams
 
 
@@ -515,6 +554,7 @@ def test_repeated_overtaken_and_former_datagrams_are_dropped() -> None:
     bench.feed(rival.says(bench.now, reign=Reign()))
     bench.feed(late)
     assert bench.machine.coordinator == "a", "overtaken"
+    bench.feed(LinkClosed("b"))
     again = Other("b", boot="b2", born=bench.now - 0.1)
     former = rival.rules(bench.now, reign_of(rival, 9))
     bench.feed(again.says(bench.now, reign=Reign()))
@@ -528,12 +568,37 @@ def test_a_boot_that_fell_silent_gives_way_to_one_that_speaks() -> None:
     running, stray = Other("b", boot="b1", born=0.0), Other("b", boot="b2", born=0.5)
     bench.feed(running.says(bench.now, reign=Reign()))
     bench.feed(stray.says(bench.now, reign=Reign()))
-    bench.wait(bench.now + 0.1)
-    bench.feed(running.says(bench.now, reign=Reign()))
-    assert bench.machine._peers.get("b").boot == "b2"
-    bench.wait(bench.now + 0.41)
-    bench.feed(running.says(bench.now, reign=Reign()))
     assert bench.machine._peers.get("b").boot == "b1"
+    bench.wait(bench.now + 0.46)
+    bench.feed(stray.says(bench.now, reign=Reign()))
+    assert bench.machine._peers.get("b").boot == "b2"
+
+
+def test_a_forged_number_silences_its_owner_for_a_moment_only() -> None:
+    boss = Other("a")
+    bench, reign = following(boss)
+    forged = replace(boss.rules(bench.now, reign).message, seq=2**40)
+    bench.feed(Heard(forged))
+    bench.wait(bench.now + 2.0, (boss, reign, "a", Role.COORDINATOR))
+    assert bench.machine.coordinator == "a"
+    assert bench.machine._peers.get("a").seq < 1000
+
+
+def test_a_term_far_ahead_is_not_believed_at_once() -> None:
+    boss, liar = Other("a"), Other("b")
+    bench, reign = following(boss)
+    bench.feed(liar.rules(bench.now, reign_of(liar, 2**53 - 1)))
+    assert (bench.machine.coordinator, bench.machine.term) == ("a", reign.term)
+    bench.feed(LinkClosed("a"))
+    bench.wait(bench.now + 0.5, (Other("c", 50), reign, None, Role.FOLLOWER))
+    assert bench.machine.term == reign.term + 1, "nor does it cost any numbers"
+
+
+def test_a_node_that_has_lost_count_catches_up_with_its_mesh() -> None:
+    boss = Other("a")
+    bench, reign = Bench(), reign_of(boss, 5 << 20)
+    bench.wait(2.0, (boss, reign, "a", Role.COORDINATOR))
+    assert (bench.machine.coordinator, bench.machine.term) == ("a", 5 << 20)
 
 
 @pytest.mark.parametrize(
@@ -662,6 +727,18 @@ def test_far_peers_are_spoken_to_one_by_one_and_less_often() -> None:
     assert to.count("near") == pytest.approx(40, abs=2)
     assert to.count("far") == pytest.approx(8, abs=2)
     assert {s.message.far for _, s in bench.said("hb") if s.to == "far"} == {True}
+
+
+def test_a_peer_may_come_nearer_and_go_far_again() -> None:
+    """Its address changed: another subnet, or home again."""
+    bench = Bench()
+    for far, per_second in ((True, 2), (False, 10), (True, 2)):
+        bench.feed(PeerKnown("a", far=far))
+        start = bench.now + 1.0
+        bench.wait(start + 5.0)
+        to = [s for t, s in bench.said("hb") if t >= start and s.to in (None, "a")]
+        assert len(to) == pytest.approx(5 * per_second, abs=2)
+        assert {s.message.far for s in to} == {far}
 
 
 def test_a_far_coordinator_may_be_silent_for_longer() -> None:
