@@ -197,4 +197,5 @@ def _print_drain(found: dict[str, object], as_json: bool) -> None:
     if as_json:
         render.show_json(found)
     else:
-        click.echo(f"{found.get('node')} {'takes no new work' if found.get('draining') else 'takes work again'}")
+        said = found.get("reason") or "takes no new work"
+        click.echo(f"{found.get('node')}: {said if found.get('draining') else 'takes work again'}")

@@ -39,7 +39,6 @@ class DaemonControl:
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
         self._gather = Gatherer(daemon)
-        self._undrain: asyncio.TimerHandle | None = None
 
     # Looking
 
@@ -193,29 +192,38 @@ class DaemonControl:
         d = self._daemon
         if for_s is not None and for_s <= 0:
             raise MeshError("bad_request", f"a drain lasts longer than {for_s:g} s")
-        node = resolve(d.membership.view(), text)
+        view = d.membership.view()
+        node = resolve(view, text)
+        shown = view.names()[node]
         if node == d.id:
             self.drain_here(on, for_s)
+            await d.files.flush()
         elif d.overlay is None or not d.overlay.ask_drain(node, on, for_s):
-            raise MeshError("unreachable", f"no link to {text} now; say it on that node", status=503)
+            found = view.node(node)
+            why = f"it is {found.state.value}: {found.reason}".rstrip(": ") if found else "it is gone"
+            word = "drain" if on else "undrain"
+            hint = f"run `mlx-stack mesh {word} {shown}` on that machine, or again when it is back"
+            raise MeshError("unreachable", f"{shown} cannot be told now, {why}", hint=hint, status=503)
         if not await self._until(lambda: self._drains(node) is on, DRAIN_SEEN_S):
-            raise MeshError("unanswered", f"{text} has not confirmed within {DRAIN_SEEN_S:.0f} s", status=504)
-        return {"node": d.membership.view().names()[node], "id": node, "draining": on}
+            hint = "`mlx-stack mesh status` shows its state"
+            text = f"{shown} has not confirmed within {DRAIN_SEEN_S:.0f} s"
+            raise MeshError("unanswered", text, hint=hint, status=504)
+        return {"node": shown, "id": node, "draining": on, "reason": self._reason(node)}
 
     def drain_here(self, on: bool, for_s: float | None) -> None:
-        """Drains this node (for `for_s` seconds; None: until undrained), or ends that."""
+        """Drains this node (for `for_s` seconds; None: until undrained), or ends that. It holds over restarts."""
         d = self._daemon
-        if self._undrain is not None:
-            self._undrain.cancel()
-            self._undrain = None
-        if not on:
-            d.host.undrain()
+        if d.stopping:  # it takes nothing more whatever is said now
+            return
+        if on:
+            d.draining.begin(for_s)
         else:
-            until = f" for {for_s:g} s" if for_s is not None else ""
-            d.host.drain(f"drained by hand{until}")
-            if for_s is not None:
-                self._undrain = asyncio.get_running_loop().call_later(for_s, d.host.undrain)
+            d.draining.end()
         d.publish()
+
+    def _reason(self, node: NodeId) -> str:
+        found = self._daemon.membership.view().node(node)
+        return found.report.drain_reason if found else ""
 
     def _drains(self, node: NodeId) -> bool | None:
         found = self._daemon.membership.view().node(node)

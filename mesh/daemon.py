@@ -26,6 +26,7 @@ from mesh.awake import Awake
 from mesh.chores import Stamps, rotate_logs, watch_files
 from mesh.config import Config, ConfigError
 from mesh.control import DaemonControl
+from mesh.draining import Draining
 from mesh.errors import MeshError, leaves
 from mesh.event_store import EventStore
 from mesh.events import SelfChanged
@@ -119,6 +120,7 @@ class Daemon:
         )
         self.awake = Awake()
         self.files = LateWriter(self._note)
+        self.draining = Draining(home.node / "drain.json", self.host, tell=self._note, write=self.files.write)
         self.peers = PeerStore(home.mesh, self._note, self.files.write)
         self.membership = Membership(
             self.report(),
@@ -172,6 +174,7 @@ class Daemon:
                 async with asyncio.TaskGroup() as group:
                     self.mesh.begin(group)
                     tasks = [group.create_task(part) for part in (self.host.run(), self.dispatch.run())]
+                    self.draining.restore()
                     self.dispatch.node_up(status_of(self.report()))
                     self.dispatch.follow(self.id, 0, ruling=True)
                     await self._servers["edge"].listen(edge_sockets)
@@ -219,6 +222,7 @@ class Daemon:
     async def _wind_down(self) -> None:
         event(_log, logging.INFO, "stopping", f"stopping, at most {self._grace_s:.0f} s for what is open")
         self.observer.life("stop", f"pid {os.getpid()} was told to end")
+        self.draining.pause()
         deadline = time.monotonic() + self._grace_s
         await self.mesh.leave("stopping", self._grace_s)
         await self.edge.drain(max(0.0, deadline - time.monotonic()))

@@ -47,10 +47,11 @@ async def test_a_drain_lasts_until_it_is_ended_or_its_time_is_up(daemon: Daemon)
     assert not await drains()
     await daemon.control.drain(daemon.id, 0.1)
     await until(lambda: not daemon.host.draining)
-    await daemon.control.drain("solo", 0.2)
-    await daemon.control.drain("solo", None)  # the later word counts: the timer of the first must not end it
-    assert daemon.control._undrain is None
-    assert daemon.host.draining
+    found = await daemon.control.drain("solo", 60.0)
+    assert found["reason"].startswith("drained by hand until 20")
+    await daemon.control.drain("solo", None)  # the later word counts
+    assert daemon.host.drain_reason == "drained by hand"
+    assert '"draining":true' in (daemon.home.node / "drain.json").read_text(), "it is on disk when it is confirmed"
 
 
 async def test_the_mesh_is_switched_on_and_off(daemon: Daemon, daemon_home: Home) -> None:
