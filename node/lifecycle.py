@@ -104,10 +104,14 @@ LifecycleEffect: TypeAlias = Start | Stop | Changed
 
 
 class Lifecycle:
-    """`state` is ABSENT, LOADING, READY, DRAINING or FAILED; `why` says how it got there, when that needs saying."""
+    """`state` is ABSENT, LOADING, READY, DRAINING or FAILED; `why` says how it got there, when that needs saying.
 
-    def __init__(self, settings: NodeSettings) -> None:
-        self._settings = settings
+    `gives_up`: one that fails too often is not started again. A server that is not ours is only asked, for as long as
+    it is wanted.
+    """
+
+    def __init__(self, settings: NodeSettings, *, gives_up: bool = True) -> None:
+        self._settings, self._gives_up = settings, gives_up
         self.state = ModelState.ABSENT
         self.why = ""
         self._cause = ""
@@ -218,7 +222,7 @@ class Lifecycle:
         s = self._settings
         self._row += 1
         self._recent = [t for t in self._recent if now - t < s.flapping_window_s] + [now]
-        if len(self._recent) >= s.flapping_failures:
+        if self._gives_up and len(self._recent) >= s.flapping_failures:
             self.retry_at = None
             why += f" ({len(self._recent)} failures within {s.flapping_window_s:.0f} s: `models load` tries again)"
         else:

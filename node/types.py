@@ -150,6 +150,7 @@ class ModelStatus(Struct, frozen=True, kw_only=True):
     cache_tokens: int = 0
     cache_seqs: int = 0
     error: str = ""  # why it failed, or how its download goes, in words for people
+    retry_s: float | None = None  # seconds until a failed one is started again; None: not by itself
     foreign_in_flight: int = 0  # the part of the node's own number that is known to run this model
 
 
@@ -170,7 +171,7 @@ class NodeStatus(Struct, frozen=True, kw_only=True):
     models: tuple[ModelStatus, ...] = ()
 
 
-RESTART_WAIT_S = 5.0  # a failed model that is back sooner is worth waiting for
+RESTART_WAIT_S = 5.0  # a failed model that is back sooner is a candidate like others, not only when there is no other
 
 
 def _placeable(model: ModelReport) -> ModelState:
@@ -194,6 +195,7 @@ def status_of(report: NodeReport, rtt_s: float = 0.0, foreign_in_flight: int = 0
             cache_tokens=m.cache_tokens,
             cache_seqs=m.cache_seqs,
             error=m.error or "",
+            retry_s=None if m.engine == "external" else m.retry_s,  # Nobody knows when one that is not ours is back.
         )
         for m in report.models
     )

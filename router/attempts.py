@@ -222,7 +222,7 @@ class Attempts:
         else:
             self._rounds += 1
             if self._rounds >= self._settings.rounds:
-                return self._end(Fail(self._last_word()), now)
+                return self._end(Fail(self._last_word(refusal.retry_after_s)), now)
             self._failed.clear()
             pause_s = self._settings.round_pause_s
         self._resume_at = now + pause_s
@@ -290,11 +290,11 @@ class Attempts:
             effects.append(self._ask(None))
         return effects
 
-    def _last_word(self) -> Refusal:
-        """Why it ends unanswered: the last failure stands for all; the route has each."""
+    def _last_word(self, retry_s: float | None = None) -> Refusal:
+        """Why it ends unanswered: the last failure stands for all; the route has each. `retry_s`: not before."""
         assert self._last is not None
         code = _LAST_WORDS.get(self._last.code, ErrorCode.NO_NODE_AVAILABLE)
-        return Refusal(code, self._last_message(), self._settings.retry_after_s)
+        return Refusal(code, self._last_message(), max(self._settings.retry_after_s, retry_s or 0.0))
 
     def _last_message(self) -> str:
         assert self._last is not None

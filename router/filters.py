@@ -13,10 +13,12 @@ ABSENT = "model not served there"
 
 
 class Unfit(Struct, frozen=True):
-    """Why not. `failed`: because something broke there, not because it is full or away."""
+    """Why not. `failed`: because something broke there, not because it is full or away. `back_s` seconds until it is
+    started again; None: not by itself."""
 
     why: str
     failed: bool = False
+    back_s: float | None = None
 
 
 def match(status: NodeStatus, name: str) -> ModelStatus | None:
@@ -37,7 +39,9 @@ def unfit(
     if status.draining:
         return Unfit("draining: it takes no new requests")
     if model.state is ModelState.FAILED:
-        return Unfit(f"failed there: {model.error}" if model.error else "failed there", failed=True)
+        why = f"failed there: {model.error}" if model.error else "failed there"
+        why += f"; started again in {model.retry_s:.0f} s" if model.retry_s is not None else ""
+        return Unfit(why, failed=True, back_s=model.retry_s)
     if model.state is ModelState.DOWNLOADING:
         return Unfit(f"not there yet: {model.error or 'downloading'}")
     if model.state is ModelState.ABSENT and not pending:

@@ -34,6 +34,7 @@ class Options:
         self.lanes: list[Lane] = []
         self.unfit: list[Candidate] = []
         self.failures: list[bool] = []  # of each holder that cannot: did something break there?
+        self.back_s: float | None = None  # until the first of them is started again
         self.gone: list[str] = []  # names whose holder went down a while ago
         self._existing, self._listed = existing, listed
         self._why: list[str] = []
@@ -45,6 +46,8 @@ class Options:
     def refuse(self, status: NodeStatus, model: ModelStatus, no: filters.Unfit) -> None:
         self.unfit.append(Candidate(status.node, model.name, excluded=no.why))
         self.failures.append(no.failed)
+        if no.back_s is not None:
+            self.back_s = no.back_s if self.back_s is None else min(self.back_s, no.back_s)
         self._why.append(f"{status.name or status.node}: {no.why}")
 
     def refusal(self) -> tuple[ErrorCode, str]:
@@ -62,7 +65,7 @@ class Options:
     def too_late(self, waited_s: float) -> Refusal:
         """The deadline passed in the queue: says what it was waiting for."""
         full = [f"{o.status.name or o.status.node} ({o.load_why})" for o in self.lanes]
-        what = f"a free slot on {', '.join(full)}" if full else "a node that can serve it"
+        what = f"a free slot on {', '.join(full)}" if full else f"a node that can serve it ({'; '.join(self._why)})"
         return Refusal(ErrorCode.DEADLINE_EXCEEDED, f"waited {waited_s:.1f} s for {what} to run {self.models[0]!r}")
 
 

@@ -251,9 +251,7 @@ class Scheduler:
         if request.deadline is not None and request.deadline <= now:
             return Refuse(request.id, options.too_late(now - waiting.since))
         if not options.lanes:
-            code, text = options.refusal()
-            retry_s = None if code is ErrorCode.MODEL_NOT_FOUND else self._settings.retry_after_s
-            return Refuse(request.id, self._refusal(code, text, retry_s))
+            return self._nobody(waiting, options, now)
         if options.full:
             options.wait_s += options.spacing_s  # Nobody of its kind can start now; planning it exactly is dear.
             waiting.wait_s = options.wait_s
@@ -283,6 +281,17 @@ class Scheduler:
         options.spacing_s = (read_s + write_s) / sum(len(other.free) for other in options.lanes)
         options.full = options.planned >= self._settings.look_ahead or not any(o.open for o in options.lanes)
         return None
+
+    def _nobody(self, waiting: Waiting, options: Options, now: float) -> Refuse | None:
+        """Nobody can serve it: it is refused. But a model that failed and is started again before the deadline is worth
+        its wait, in its place in the queue; whoever can serve it sooner takes it."""
+        request, back_s = waiting.request, options.back_s
+        if back_s is not None and (request.deadline is None or now + back_s < request.deadline):
+            waiting.wait_s = back_s
+            return None
+        code, text = options.refusal()
+        retry_s = max(self._settings.retry_after_s, 1.25 * (back_s or 0.0))  # Its spread never says too soon.
+        return Refuse(request.id, self._refusal(code, text, None if code is ErrorCode.MODEL_NOT_FOUND else retry_s))
 
     def _options(self, walk: Walk, request: Request, now: float) -> Options:
         kind = request.models, request.excluded

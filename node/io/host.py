@@ -307,6 +307,8 @@ class Host:
         if outcome == "ok" and admitted.started_at and admitted.first_at and admitted.last_at:
             decode_s = admitted.last_at - admitted.first_at
             model.speed.learn(admitted.usage, admitted.first_at - admitted.started_at, decode_s)
+        if error is not None and error.code is NodeErrorCode.MODEL_FAILED:
+            model.doubt()
         self._report(admitted.fact(outcome, error, now))
         self._note_drained()
         self._keeper.advance(model)

@@ -14,7 +14,7 @@ from node.io import weights
 from node.io.calls import AdmittedCall
 from node.io.engine import Engine, ModelSpec, Worker, WorkerStats
 from node.io.footprint import Footprint
-from node.lifecycle import Lifecycle
+from node.lifecycle import Changed, Lifecycle
 from node.queue import Key, ModelQueue
 from node.settings import NodeSettings
 from node.speed import Speed
@@ -28,7 +28,7 @@ class Hosted:
 
     def __init__(self, spec: ModelSpec, engine: Engine | None, settings: NodeSettings, footprint: Footprint) -> None:
         self.spec, self.engine, self._settings = spec, engine, settings
-        self.lifecycle = Lifecycle(settings)
+        self.lifecycle = Lifecycle(settings, gives_up=spec.engine != "external")
         self.queue = ModelQueue(spec.slots or (engine.default_slots if engine else 1), settings.calls_remembered)
         self.calls: dict[Key, AdmittedCall] = {}
         self.worker: Worker | None = None
@@ -37,6 +37,8 @@ class Hosted:
         self.state = ModelState.ABSENT  # the one last reported
         self.error: str | None = None  # why it failed, or why it had no room
         self.last_error = ""  # why it failed the last time, however well it is now
+        self.away = ""  # a server that is not ours: why it was told to be gone, until it answers again
+        self.doubts: asyncio.Future[None] | None = None  # of its worker; set by who watches that, see `doubt`
         self.held = ""  # what it waits for, while it waits for room
         self.loads = 0  # `models load` commands that wait for it
         self.problem = spec.problem or ("" if engine else f"unknown engine {spec.engine!r}")
@@ -123,6 +125,21 @@ class Hosted:
         wait_s = min(s.download_wait_cap_s, s.download_wait_s if wait_s is None else wait_s)
         return NodeError(code, f"{self.name}: {download.text()}", retry_after_s=wait_s)
 
+    def doubt(self) -> None:
+        """A call of it has failed: who watches its worker shall look at once whether it still answers."""
+        if self.doubts is not None and not self.doubts.done():
+            self.doubts.set_result(None)
+
+    def news(self, change: Changed) -> bool:
+        """Whether `change` is worth telling. A server that is not ours may be away for days and is asked every minute:
+        that it has not come back is none."""
+        if self.spec.engine != "external":
+            return True
+        if change.state is ModelState.LOADING:
+            return not self.away
+        before, self.away = self.away, change.why if change.state is ModelState.FAILED else ""
+        return not self.away or self.away != before
+
     def release_held(self) -> None:
         """It is ready: its calls wait for a slot only."""
         for call in self.calls.values():
@@ -158,7 +175,7 @@ class Hosted:
         self._stats = stats
 
     def worker_ended(self) -> None:
-        self.worker = self.life = None
+        self.worker = self.life = self.doubts = None
         self.footprint.ended()
         self._ended_stats, self._stats = self.stats(), WorkerStats()
 

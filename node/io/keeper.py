@@ -185,16 +185,8 @@ class Keeper:
                 model.fail_calls(in_flight=busy, waiting=busy)
             case _:
                 model.error = None
-        self._report(
-            ModelFact(
-                model=model.name,
-                state=change.state,
-                why=change.why,
-                cause=cause_of(change.why) if change.state is ModelState.FAILED else change.cause,
-                load_s=change.load_s,
-                retry_s=change.retry_s,
-            )
-        )
+        if model.news(change):
+            self._report(_fact(model.name, change))
         self._changed()
 
     def rail_step(self, event: RailEvent) -> None:
@@ -319,6 +311,17 @@ class Keeper:
         self.rail_step(Release(model.name))
         self.tell(model, Gone())
         self._ended(model)
+
+
+def _fact(model: str, change: Changed) -> ModelFact:
+    return ModelFact(
+        model=model,
+        state=change.state,
+        why=change.why,
+        cause=cause_of(change.why) if change.state is ModelState.FAILED else change.cause,
+        load_s=change.load_s,
+        retry_s=change.retry_s,
+    )
 
 
 def _clock() -> float:

@@ -33,13 +33,15 @@ class Watch:
     ) -> None:
         self._model, self._worker, self._settings, self._probe = model, worker, settings, probe
         self._measured, self._recycle = measured, recycle
-        self._clock = asyncio.get_running_loop().time
+        self._loop = asyncio.get_running_loop()
+        self._clock = self._loop.time
         now = self._clock()
         self._progress, self._probes = Progress(now), ProbeClock(settings, now)
         self._frozen_since: float | None = None
         self._measure_at = now + settings.measure_every_s
         self._probing: asyncio.Task[str] | None = None
         self._recycled = False
+        self._doubts = model.doubts = self._loop.create_future()
 
     async def run(self) -> str:
         """Returns why the worker has ended, or why it has to be ended."""
@@ -53,7 +55,7 @@ class Watch:
                         self._probing.cancel()
                     return why
                 every_s = self._settings.stats_every_s * (_IDLE_FACTOR if self._idle and not self._frozen_since else 1)
-                waiting = {exited, self._probing} if self._probing is not None else {exited}
+                waiting = {f for f in (exited, self._probing, self._doubts) if f is not None and not f.done()}
                 await asyncio.wait(waiting, timeout=every_s, return_when=asyncio.FIRST_COMPLETED)
             if self._probing is not None:
                 self._probing.cancel()
@@ -69,17 +71,25 @@ class Watch:
         self._model.noted(stats)
         if not stats.alive:
             return stats.why or "it stopped answering"
-        if self._worker.pid is None:
-            return ""  # Not ours: it is judged by its answers alone.
-        now = self._clock()
-        why = self._frozen(self._worker.pid, now) or self._hangs(stats, now) or self._probed()
+        now, pid = self._clock(), self._worker.pid
+        why = self._probed()
+        if pid is not None:  # A server that is not ours is judged by its answers alone.
+            why = why or self._frozen(pid, now) or self._hangs(stats, now)
         if why:
             return why
-        if self._probes.due(idle=self._idle, now=now):
+        if self._probing is None and self._wants_probe(now, ours=pid is not None):
             self._probing = tasks.create_task(self._ask())
-        if now >= self._measure_at:
-            await self._measure(self._worker.pid, now)
+        if pid is not None and now >= self._measure_at:
+            await self._measure(pid, now)
         return ""
+
+    def _wants_probe(self, now: float, *, ours: bool) -> bool:
+        """A call has just failed, or it is time again; a server that is not ours is not asked without a reason."""
+        due = ours and self._probes.due(idle=self._idle, now=now)
+        if not self._doubts.done():
+            return due
+        self._doubts = self._model.doubts = self._loop.create_future()
+        return True
 
     def _frozen(self, pid: int, now: float) -> str:
         if not self._probe.frozen(pid):
@@ -115,7 +125,9 @@ class Watch:
             limit_s = self._settings.idle_probe_limit_s
             return f"it hangs: no answer to a probe within {limit_s:.0f} s" if self._idle else ""
         except NodeError as error:
-            return f"a probe failed: {error.message}" if error.code is NodeErrorCode.MODEL_FAILED else ""
+            if error.code is not NodeErrorCode.MODEL_FAILED:
+                return ""
+            return error.message if self._worker.pid is None else f"a probe failed: {error.message}"
         return ""
 
     async def _measure(self, pid: int, now: float) -> None:

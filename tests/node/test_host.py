@@ -25,6 +25,11 @@ def mlx_spec(folder: Path, name: str, **more: object) -> ModelSpec:
     return ModelSpec(name=name, path=str(directory), **more)  # type: ignore[arg-type]
 
 
+def ours() -> ModelSpec:
+    """One whose server is a process of this node's, unlike `spec()`."""
+    return structs.replace(spec(), engine="command")
+
+
 async def refused(rig: Rig, **fields: object) -> NodeError:
     with pytest.raises(NodeError) as error:
         await rig.answer(call(**fields))  # type: ignore[arg-type]
@@ -212,7 +217,7 @@ async def test_a_failed_answer_is_an_error_and_never_a_silent_end(body: bytes, c
 
 
 async def test_a_crash_fails_what_runs_and_only_delays_what_waits() -> None:
-    async with running(Rig(slots=1), spec()) as rig:
+    async with running(Rig(slots=1), ours()) as rig:
         await rig.host.load("a")
         tasks = [asyncio.create_task(rig.answer(call(f"r{n}", body=b"gated"))) for n in range(2)]
         await until(lambda: len(rig.host.running()) == 2)
@@ -242,7 +247,7 @@ async def test_failed_starts_back_off_then_flap_until_load() -> None:
     rig = Rig()
     rig.engine.start_errors = [NodeError(NodeErrorCode.MODEL_FAILED, f"out of memory {n}") for n in range(4)]
     rig.engine.start_errors.append(ValueError("a fault in the engine"))
-    async with running(rig, spec()):
+    async with running(rig, ours()):
         await until(lambda: rig.states().count("failed") == 5)
         assert "`models load`" in (rig.model().error or "")
         error = await refused(rig)

@@ -141,6 +141,14 @@ def test_flapping_stops_until_load() -> None:
     assert it.retry_at == now + 1.0
 
 
+def test_a_server_that_is_not_ours_is_asked_again_for_ever() -> None:
+    it = Lifecycle(S, gives_up=False)
+    it.step(Wanted(), 0.0)
+    now = fail_times(it, 20, 0.0)
+    it.step(StartFailed("no"), now)
+    assert it.retry_at == now + S.backoff_cap_s
+
+
 def test_failures_outside_the_window_do_not_flap_but_the_back_off_stays() -> None:
     it = model(Wanted())
     now = 0.0

@@ -18,3 +18,12 @@ def test_a_model_that_restarts_at_once_is_on_its_way_for_the_scheduler(retry_s: 
     placed = status_of(report).models[0]
     assert placed.state is seen
     assert placed.load_s == 2.0 + (retry_s or 0.0)
+    assert placed.retry_s == retry_s
+
+
+def test_nobody_knows_when_a_server_that_is_not_ours_is_back() -> None:
+    model = ModelReport(name="m", engine="external", state=ModelState.FAILED, error="gone", retry_s=60.0)
+    report = NodeReport(
+        id=NodeId("a" * 16), boot="b", name="a", version="1", protocol=1, priority=1, uptime_s=0.0, models=(model,)
+    )
+    assert status_of(report).models[0].retry_s is None

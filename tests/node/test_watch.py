@@ -12,6 +12,7 @@ from node.errors import NodeError, NodeErrorCode
 from node.facts import ModelFact
 from node.headroom import GIB
 from node.io.engine import ModelSpec
+from node.openai import DONE
 from node.settings import NodeSettings
 from node.types import ModelState
 from tests.node.fakes import FAST, Rig, call, running, spec, until
@@ -108,6 +109,49 @@ async def test_a_server_that_is_not_ours_is_never_probed() -> None:
         before = rig.engine.workers[0].probes
         await asyncio.sleep(0.3)
         assert rig.engine.workers[0].probes <= before + 1, "one may have been on its way"
+
+
+async def away(rig: Rig) -> None:
+    """Its server, which is not ours, breaks off an answer, and is gone when it is asked why."""
+    await ready(rig)
+    rig.engine.workers[0].pid = None
+    rig.engine.probe_errors.append(NodeError(NodeErrorCode.MODEL_FAILED, "nothing answers at http://x/v1"))
+    rig.engine.start_errors += [NodeError(NodeErrorCode.MODEL_FAILED, "model a: nothing answers") for _ in range(8)]
+    with pytest.raises(NodeError):
+        await rig.answer(call(body=b"cut"))
+    await until(lambda: rig.model().state is ModelState.FAILED)
+
+
+async def test_a_server_that_is_not_ours_is_asked_after_a_failure_and_until_it_is_back() -> None:
+    async with running(Rig(NO_PROBES), spec()) as rig:
+        await away(rig)
+        assert rig.model().last_error.endswith("nothing answers at http://x/v1")
+        await until(lambda: rig.engine.start_errors == [])  # more often than a server of ours may fail
+        await ready(rig)
+        assert (await rig.answer(call("again")))[-1] == DONE
+        assert rig.states() == ["loading", "ready", "failed", "failed", "ready"], (
+            "told once, and once as a start says it"
+        )
+
+
+async def test_a_failed_answer_of_a_server_that_still_answers_changes_nothing() -> None:
+    async with running(Rig(NO_PROBES), spec()) as rig:
+        await ready(rig)
+        rig.engine.workers[0].pid = None
+        for number in range(3):
+            with pytest.raises(NodeError):
+                await rig.answer(call(f"r{number}", body=b"cut"))
+            await until(lambda seen=number + 1: rig.engine.workers[0].probes == seen)
+        assert rig.states() == ["loading", "ready"]
+
+
+async def test_a_worker_of_ours_is_probed_at_once_after_a_failure() -> None:
+    async with running(Rig(NO_PROBES), spec()) as rig:
+        await ready(rig)
+        rig.engine.probe_errors.append(NodeError(NodeErrorCode.MODEL_FAILED, "nobody generates"))
+        with pytest.raises(NodeError):
+            await rig.answer(call(body=b"cut"))
+        await replaced(rig, "a probe failed: nobody generates")
 
 
 def mlx_spec(folder: Path) -> ModelSpec:

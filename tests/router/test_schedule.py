@@ -207,6 +207,48 @@ def test_a_node_that_failed_a_request_does_not_get_it_again() -> None:
     assert error.code is ErrorCode.MODEL_FAILED
 
 
+BROKEN = model(state=ModelState.FAILED, error="ended by SIGKILL", retry_s=40.0)
+
+
+def test_a_model_that_is_started_again_in_time_is_waited_for_in_order() -> None:
+    s = scheduler(node("a", BROKEN))
+    assert s.step(ask("1", deadline=600.0), 0.0) == []
+    assert s.step(ask("2", deadline=600.0), 1.0) == []
+    assert [(name, place, wait_s) for name, place, wait_s in s.waiting()] == [("1", 1, 40.0), ("2", 2, 40.0)]
+    assert s.step(NodeChanged(node("a", structs.replace(BROKEN, state=ModelState.LOADING))), 41.0) == []
+    assert granted(s.step(NodeChanged(node("a")), 45.0)) == [("1", "a"), ("2", "a")]
+
+
+def test_another_node_that_serves_it_is_not_waited_beside() -> None:
+    s = scheduler(node("a", BROKEN), node("b", bandwidth=10.0))
+    assert granted(s.step(ask("1", deadline=600.0), 0.0)) == [("1", "b")]
+    s = scheduler(node("a", BROKEN), node("b", model("small")))
+    assert granted(s.step(ask("1", "qwen", "small", deadline=600.0), 0.0)) == [("1", "b")]  # Its fallback, too.
+    s = scheduler(node("a", BROKEN))
+    assert s.step(ask("1", deadline=600.0), 0.0) == []
+    assert granted(s.step(NodeUp(node("b")), 1.0)) == [("1", "b")]
+
+
+def test_one_that_is_back_too_late_is_refused_with_when() -> None:
+    error = refused(scheduler(node("a", BROKEN)).step(ask("1", deadline=30.0), 0.0)).error
+    assert error.code is ErrorCode.MODEL_FAILED
+    assert "ended by SIGKILL; started again in 40 s" in error.message
+    assert error.retry_after_s is not None
+    assert 40.0 <= error.retry_after_s <= 60.0
+
+
+def test_one_that_is_given_up_while_requests_wait_for_it_refuses_them() -> None:
+    s = scheduler(node("a", BROKEN))
+    assert s.step(ask("1", deadline=600.0), 0.0) == []
+    gone = structs.replace(BROKEN, retry_s=None, error="failed five times")
+    assert "failed five times" in refused(s.step(NodeChanged(node("a", gone)), 1.0)).error.message
+    s = scheduler(node("a", BROKEN))
+    assert s.step(ask("1", deadline=60.0), 0.0) == []
+    error = refused(s.step(Tick(), 60.0)).error
+    assert error.code is ErrorCode.DEADLINE_EXCEEDED
+    assert "ended by SIGKILL" in error.message
+
+
 def test_critical_pressure_does_not_bar_a_model_that_is_loaded() -> None:
     assert granted(scheduler(node("a", pressure=Pressure.CRITICAL)).step(ask("1"), 0.0)) == [("1", "a")]
 
