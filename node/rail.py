@@ -1,8 +1,8 @@
 """Which models are in memory: who loads next, who waits for room, who must go for it, who has been idle for too long.
 
-Reserved before a load, one load at a time, released when the pid is gone. Never are more bytes reserved than the
-budget, but for one case: the budget shrank, or a model was measured to be larger than thought; then nothing is
-reserved until enough is released, and idle models go first.
+Reserved before a load, one load at a time (a slow one keeps nobody waiting), released when the pid is gone. Never are
+more bytes reserved than the budget, but for one case: the budget shrank, or a model was measured to be larger than
+thought; then nothing is reserved until enough is released, and idle models go first.
 
 What does not fit waits in line. Room is made by unloading idle models that were quiet for `request_gap_s`: the fewest
 that suffice, of those the cheapest to bring back. Whose turn it is has a *claim*: room that becomes free is its own,
@@ -35,6 +35,7 @@ from node.rail_events import (
     Release,
     Reserve,
     Settled,
+    Slow,
     Terms,
     Tick,
 )
@@ -61,7 +62,9 @@ class Rail:
         self.budget_bytes = settings.memory_budget_bytes
         self.deadline: float | None = None
         self._models: dict[str, Resident] = {}
-        self._turn: list[str] = []  # reserved, not loaded yet; the first one is loading
+        self._turn: list[
+            str
+        ] = []  # reserved, not loaded yet; the first one is loading, and so are slow ones, which left
         self._line: list[str] = []  # waits for room, first come first
         self._claim: _Claim | None = None
         self._over_since: float | None = None  # since when more is reserved than the budget allows
@@ -119,6 +122,8 @@ class Rail:
                 effects += self._reserve(model, size_bytes, patient, now)
             case Settled(model):
                 effects += self._settle(model, now)
+            case Slow(model):
+                effects += self._next(model)
             case Release(model):
                 effects += self._release(model)
             case Budget(budget_bytes):

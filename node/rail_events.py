@@ -35,6 +35,12 @@ class Settled(Struct, frozen=True):
     model: str
 
 
+class Slow(Struct, frozen=True):
+    """The load of `model` takes far longer than it should: the next may begin beside it."""
+
+    model: str
+
+
 class Release(Struct, frozen=True):
     """The process of `model` is gone, or its load was given up before it began."""
 
@@ -83,7 +89,9 @@ class Tick(Struct, frozen=True):
     pass
 
 
-RailEvent: TypeAlias = Terms | Reserve | Settled | Release | Began | Ended | Measured | Budget | Gap | Forget | Tick
+RailEvent: TypeAlias = (
+    Terms | Reserve | Settled | Slow | Release | Began | Ended | Measured | Budget | Gap | Forget | Tick
+)
 
 # Effects
 

@@ -24,6 +24,8 @@ class NodeSettings(Struct, frozen=True, kw_only=True):
     demand_half_life_s: float = 600.0  # how fast requests are forgotten as a sign of the next ones
 
     start_limit_s: float = 900.0  # a worker that is not ready by then is ended
+    slow_factor: float = 4.0  # a load that takes so many times what it should does not keep other loads waiting,
+    slow_floor_s: float = 60.0  # but never sooner
     backoff_first_s: float = 1.0  # before the first restart; doubles with each failure without health between
     backoff_cap_s: float = 60.0
     health_s: float = 120.0  # ready for this long: earlier failures are forgotten

@@ -242,8 +242,13 @@ class Keeper:
 
     async def _live(self, model: Hosted) -> None:
         """Starts a worker and watches it until it ends by itself, or `_end` cancels this."""
-        began = _clock()
-        worker, why = await self._start(model)
+        began, s = _clock(), self._settings
+        slow_s = max(s.slow_floor_s, s.slow_factor * model.load_s)
+        slow = asyncio.get_running_loop().call_later(slow_s, self.rail_step, rail_events.Slow(model.name))
+        try:
+            worker, why = await self._start(model)
+        finally:
+            slow.cancel()
         self.tell(model, StartFailed(why) if worker is None else Started(_clock() - began))
         self.rail_step(Settled(model.name))  # After its held requests have begun: before, it would seem idle.
         if worker is None:

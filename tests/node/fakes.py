@@ -50,6 +50,8 @@ class FakeWorker:
         self._engine.most_starting = max(self._engine.most_starting, self._engine.starting)
         try:
             await self._engine.may_start.wait()
+            if self.spec.name in self._engine.stuck:
+                await asyncio.Event().wait()
         finally:
             self._engine.starting -= 1
         if self._engine.start_errors:
@@ -98,6 +100,7 @@ class FakeEngine:
         self.workers: list[FakeWorker] = []
         self.may_start = asyncio.Event()
         self.may_start.set()
+        self.stuck: set[str] = set()  # models whose workers never become ready
         self.may_stop = asyncio.Event()
         self.may_stop.set()
         self.start_errors: list[Exception] = []

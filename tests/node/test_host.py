@@ -294,6 +294,18 @@ async def test_one_load_at_a_time_pinned_then_largest_first(tmp_path: Path) -> N
     await asyncio.wait({task})
 
 
+async def test_a_model_that_never_becomes_ready_keeps_no_other_waiting(tmp_path: Path) -> None:
+    rig = Rig(structs.replace(FAST, slow_floor_s=0.05, slow_factor=0.0, start_limit_s=1.0))
+    rig.engine.stuck.add("stuck")
+    stuck = structs.replace(mlx_spec(tmp_path, "stuck"), pinned=True)  # the first to load
+    async with running(rig, stuck, mlx_spec(tmp_path, "other")):
+        await until(lambda: rig.model("other").state is ModelState.READY)
+        assert [w.spec.name for w in rig.engine.workers[:2]] == ["stuck", "other"]
+        await until(lambda: "failed" in rig.states("stuck"))
+        assert rig.model("stuck").last_error == "not ready within 1 s"
+        assert (await rig.answer(call(model="other")))[-1] == DONE
+
+
 async def test_what_does_not_fit_stays_absent_and_says_why(tmp_path: Path) -> None:
     settings = structs.replace(FAST, memory_budget_bytes=2 * GIB, request_gap_s=60.0, turn_s=60.0)
     async with running(Rig(settings), mlx_spec(tmp_path, "m1"), mlx_spec(tmp_path, "m2")) as rig:

@@ -23,6 +23,7 @@ from node.rail_events import (
     Release,
     Reserve,
     Settled,
+    Slow,
     Terms,
     Tick,
 )
@@ -85,6 +86,21 @@ def test_a_load_that_dies_gives_its_turn_on() -> None:
     it.say(Reserve("b", 4))
     assert it.say(Release("a")) == [Load("b")]
     assert it.say(Release("a")) == []
+
+
+def test_a_slow_load_keeps_its_bytes_and_nobody_waiting() -> None:
+    it = Told(10)
+    it.say(Reserve("a", 4))
+    it.say(Reserve("b", 4))
+    it.say(Reserve("c", 2))
+    assert it.say(Slow("a")) == [Load("b")]
+    assert it.say(Slow("a")) == []
+    assert it.rail.used_bytes == 10
+    assert it.say(Settled("a")) == [], "b still loads"
+    assert it.say(Settled("b")) == [Load("c")]
+    assert it.say(Slow("c")) == []
+    assert it.say(Release("c")) == []
+    assert it.rail.used_bytes == 8
 
 
 def test_a_server_that_is_not_ours_waits_for_nobody() -> None:

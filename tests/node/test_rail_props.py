@@ -24,6 +24,7 @@ from node.rail_events import (
     Release,
     Reserve,
     Settled,
+    Slow,
     Terms,
     Tick,
 )
@@ -35,7 +36,7 @@ steps = st.lists(
     st.tuples(
         st.sampled_from(
             [
-                *("reserve", "reserve", "impatient", "settle", "release", "begin", "begin", "end", "end"),
+                *("reserve", "reserve", "impatient", "settle", "slow", "release", "begin", "begin", "end", "end"),
                 *("pin", "terms", "shrink", "grow", "measure", "wait", "gap"),
             ]
         ),
@@ -53,6 +54,7 @@ class Shell:
         self.size: dict[str, int] = {}  # reserved
         self.waiting: dict[str, int] = {}
         self.loading: set[str] = set()  # was told to load, has not settled
+        self.slow: set[str] = set()  # the same, but the next load does not wait for it
         self.ready: set[str] = set()
         self.ending: set[str] = set()
         self.flying: dict[str, int] = {}
@@ -99,8 +101,13 @@ class Shell:
         match what:
             case "reserve" | "impatient" if name not in self.size and name not in self.waiting:
                 self.say(Reserve(name, number, patient=what == "reserve"))
-            case "settle" if name in self.loading:
+            case "slow" if name in self.loading:
                 self.loading.discard(name)
+                self.slow.add(name)
+                self.say(Slow(name))
+            case "settle" if name in self.loading | self.slow:
+                self.loading.discard(name)
+                self.slow.discard(name)
                 self.ready.add(name)
                 self.idle_since[name] = self.now
                 self.say(Settled(name))
@@ -135,7 +142,7 @@ class Shell:
         self.size.pop(name, None)
         self.waiting.pop(name, None)
         self.flying.pop(name, None)
-        for group in (self.loading, self.ready, self.ending):
+        for group in (self.loading, self.slow, self.ready, self.ending):
             group.discard(name)
         if name in self.queued:
             self.queued.remove(name)
@@ -205,7 +212,7 @@ def test_whoever_waits_gets_its_turn_although_others_keep_coming(
                 it.end(name)
             if name in it.ready and not it.rail.yields(name):  # Somebody asks for it at once again.
                 it.act("begin", name, 9)
-        for name in list(it.loading):
+        for name in list(it.loading | it.slow):
             it.act("settle", name, 0)
         for name in list(it.ending):
             it.act("release", name, 0)
