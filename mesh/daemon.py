@@ -18,8 +18,8 @@ import aiohttp
 from aiohttp import web
 from msgspec import structs
 
+from mesh import clock, stack
 from mesh import config as configuration
-from mesh import stack
 from mesh.addresses import listening
 from mesh.admin import admin_app
 from mesh.awake import Awake
@@ -278,7 +278,7 @@ class Daemon:
     def publish(self) -> NodeReport:
         """Tells membership, the scheduler here and every peer what this node is now."""
         report = self.report()
-        self.membership.step(SelfChanged(report), time.monotonic())
+        self.membership.step(SelfChanged(report), clock.now())
         self.dispatch.node_changed(status_of(report))
         self.dispatch.node_running(self.id, report.running)
         if self.overlay is not None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
-from math import inf
+from math import ceil, inf
 from typing import Generic, Protocol, TypeVar
 
+from mesh import clock
 from mesh.turns import Turns
 
 E = TypeVar("E")
@@ -27,7 +28,10 @@ class Machine(Protocol[E_contra, F_co]):
 class Driver(Generic[E, F]):
     """`tell(event)` steps the machine at once, or, from within a step, right after that one: effects happen in the
     order decided. `perform` must not wait. `failed` gets the exception of a timer's step: the next timer is not set
-    then, so the machine would stand still."""
+    then, so the machine would stand still. `late(seconds)` is called, before the step, when a deadline has passed by so
+    much: this process stood still, or the machine slept.
+
+    Machines are stepped with the clock that runs in sleep, the loop's timers are set by differences of it."""
 
     def __init__(
         self,
@@ -37,12 +41,14 @@ class Driver(Generic[E, F]):
         *,
         failed: Callable[[Exception], None],
         stepped: Callable[[], None] = lambda: None,
+        late: Callable[[float], None] = lambda _: None,
     ) -> None:
         self._machine, self._tick, self._perform = machine, tick, perform
-        self._failed, self._stepped = failed, stepped
+        self._failed, self._stepped, self._late = failed, stepped, late
         self._loop = asyncio.get_running_loop()
         self._turns = Turns()
         self._timer: asyncio.TimerHandle | None = None
+        self._due_at = inf
         self._closed = False
 
     def tell(self, event: E) -> None:
@@ -55,7 +61,11 @@ class Driver(Generic[E, F]):
             self._timer.cancel()
 
     def _step(self, event: E) -> None:
-        for effect in self._machine.step(event, self._loop.time()):
+        now = clock.now()
+        due_at, self._due_at = self._due_at, inf
+        if now > due_at:
+            self._late(now - due_at)
+        for effect in self._machine.step(event, now):
             self._perform(effect)
         self._stepped()
         if self._timer is not None:
@@ -63,10 +73,18 @@ class Driver(Generic[E, F]):
             self._timer = None
         at = self._machine.deadline
         if at is not None and at != inf and not self._closed:
-            self._timer = self._loop.call_at(at, self._due)
+            now = clock.now()
+            self._due_at = max(at, now)
+            self._timer = self._loop.call_later(_not_early(at - now), self._due)
 
     def _due(self) -> None:
         try:
             self.tell(self._tick)
         except Exception as fault:  # noqa: BLE001 - it is raised by who runs this machine
             self._failed(fault)
+
+
+def _not_early(delay_s: float) -> float:
+    """At least `delay_s`, for a timer that counts whole milliseconds from the one it was set in, as uvloop's does. One
+    that fires a little early would be set for 0 ms, and fire early again, sixty times over for each heartbeat."""
+    return (ceil(max(0.0, delay_s) * 1000) + 1) / 1000

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, assert_never
 from election.machine import Election
 from election.messages import Effect, Event, Follow, Leave, Remember, Role, Send, Tick
 from election.settings import ElectionSettings
+from mesh import clock
 from mesh.driver import Driver
 from mesh.files import read_or_set_aside
 from mesh.log import event as log_event
@@ -25,7 +26,8 @@ _log = logging.getLogger("mesh.election")
 
 
 class Electing:
-    """One stay in the mesh. `ruled` is what the election said last; `changed(ruled)` is called when that differs."""
+    """One stay in the mesh. `ruled` is what the election said last; `changed(ruled)` is called when that differs;
+    `late(seconds)` as Driver's."""
 
     def __init__(
         self,
@@ -35,6 +37,7 @@ class Electing:
         send: Callable[[Send], None],
         changed: Callable[[Follow], None],
         failed: Callable[[Exception], None],
+        late: Callable[[float], None],
     ) -> None:
         self._daemon, self._send, self._changed = daemon, send, changed
         self._election = Election(
@@ -44,11 +47,11 @@ class Electing:
             priority=daemon.config.mesh_priority,
             settings=ElectionSettings(),
             term=self._term_on_disk(),
-            now=asyncio.get_running_loop().time(),
+            now=clock.now(),
             rng=rng,
         )
         self._driver: Driver[Event, Effect] = Driver(
-            self._election, Tick(), self._perform, failed=failed, stepped=self._look
+            self._election, Tick(), self._perform, failed=failed, stepped=self._look, late=late
         )
         self._left = asyncio.Event()
         self.ruled = Follow(self._election.role, None, self._election.term, "started")

@@ -14,6 +14,7 @@ import aiohttp
 from aiohttp import WSMsgType, web
 from msgspec import Struct
 
+from mesh.addresses import plain
 from mesh.events import Event, Framed, Rtt, SaidBye
 from mesh.settings import LinkSettings
 from mesh.wire import Bye, Frame, Hello, Ping, Pong, WireError, decode, encode
@@ -86,6 +87,22 @@ class Link:
         self._outbox_bytes += len(data)
         self._wake.set()
         return True
+
+    def probe(self) -> None:
+        """Wants a sign of life within probe_s; without one the link is over."""
+        self.offer(encode(Ping(0)))
+        asyncio.get_running_loop().call_later(self._settings.probe_s, self._judge, now())
+
+    def _judge(self, asked_at: float) -> None:
+        if self.heard_at < asked_at and not self._ending.is_set():
+            why = f"no answer within {self._settings.probe_s:.0f} s"
+            self._ways.over(self, why, False, "you were silent")
+
+    @property
+    def local(self) -> str:
+        """The address of this side; "" when the socket is gone."""
+        name = self.ws.get_extra_info("sockname")
+        return plain(str(name[0])) if name else ""
 
     def end(self, bye: str | None) -> None:
         """carry() says this bye, closes the socket and returns."""

@@ -17,7 +17,7 @@ from aiohttp import web
 from msgspec.structs import replace
 
 from election.messages import Follow, Heard, LinkClosed, Message, PeerForgotten, PeerKnown, Retune, Role, Send, Tick
-from mesh import events
+from mesh import clock, events
 from mesh.addresses import Addresses, listening
 from mesh.advert import Advert, advert_of
 from mesh.discovery import Discovery
@@ -49,6 +49,7 @@ from mesh.http import Server, guards, tcp_sockets
 from mesh.links import Links
 from mesh.log import event as log_event
 from mesh.peers import resolve_node
+from mesh.settings import DiscoverySettings
 from mesh.static import StaticPeers
 from mesh.title import Title
 from mesh.wire import PROTOCOL, AccountFrame, Bye, Drain, Frame, Gossip, Hello, PeerSeen, State
@@ -86,7 +87,12 @@ class Overlay:
         self._addresses = Addresses(daemon.config.bind)
         self._fault: asyncio.Future[None] = self._loop.create_future()
         self._election = Electing(
-            daemon, rng=self._rng, send=self._send_datagram, changed=self._ruled_anew, failed=self._failed
+            daemon,
+            rng=self._rng,
+            send=self._send_datagram,
+            changed=self._ruled_anew,
+            failed=self._failed,
+            late=self._late,
         )
         self._members: Driver[events.Event, events.Effect] = Driver(
             self._membership, events.Tick(), self._perform, failed=self._failed
@@ -160,8 +166,8 @@ class Overlay:
     def forget_all(self) -> None:
         """Nobody is known any more: the scheduler of this node goes on with its own models. Peers have not died: what
         they answer to clients of this node is carried to its end."""
-        now = self._loop.time()
-        effects = self._membership.step(events.Switch(False, self._config.mesh_name, self._mesh_id), now)
+        off = events.Switch(False, self._config.mesh_name, self._mesh_id)
+        effects = self._membership.step(off, clock.now())
         for effect in effects:
             if isinstance(effect, Down):
                 self._dispatch.node_down(effect.node)
@@ -175,6 +181,13 @@ class Overlay:
         """A machine stands still: so `run` fails."""
         if not self._fault.done():
             self._fault.set_exception(fault)
+
+    def _late(self, late_s: float) -> None:
+        """A timer of the election came so late. After a sleep, or a long stall, nothing known of others is certain."""
+        if late_s >= DiscoverySettings().away_s:
+            log_event(_log, logging.INFO, "woke", f"this node did not run for {late_s:.1f} s: it announces itself anew")
+            self._discovery.refresh()
+            self._links.renew()
 
     def _perform(self, effect: events.Effect) -> None:
         match effect:

@@ -40,6 +40,7 @@ class LinkSettings(Struct, frozen=True, kw_only=True):
     backoff_max_s: float = 5.0
     ping_s: float = 1.0
     silence_s: float = 5.0  # nothing at all came: closed, as a time-out
+    probe_s: float = 1.0  # for an answer of a link in doubt: after sleep, a new address, or when its peer dials again
     close_s: float = 0.5  # for the bye to leave and the close to be answered
     outbox_frames: int = 1024
     outbox_bytes: int = 8 << 20
@@ -60,6 +61,7 @@ class DiscoverySettings(Struct, frozen=True, kw_only=True):
     update_every_s: float = 10.0  # coarse facts
     update_at_least_s: float = 1.0  # a change of role
     interfaces_every_s: float = 2.0
+    away_s: float = 2.0  # this process did not run for so long (sleep, a stall): announces and browses anew
     retry_s: float = 10.0  # while there is no multicast
     resolve_s: float = 3.0
     found_max: int = 256  # services resolved at the same time or remembered

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from mesh import clock
 from mesh.errors import MeshError
 from mesh.events import Switch
 from mesh.log import event
@@ -73,12 +73,12 @@ class MeshSwitch:
         d = self._daemon
         d.boot = secrets.token_hex(4)  # each stay is a life of its own: no term or datagram of an earlier one
         name = d.config.mesh_name
-        d.membership.step(Switch(True, name, mesh_id(name)), time.monotonic())
+        d.membership.step(Switch(True, name, mesh_id(name)), clock.now())
         try:
             overlay = Overlay(d)
             await overlay.open()
         except BaseException:
-            d.membership.step(Switch(False, name, mesh_id(name)), time.monotonic())
+            d.membership.step(Switch(False, name, mesh_id(name)), clock.now())
             raise
         self.overlay = overlay
         self._task = self._tasks.create_task(self._keep(overlay))
