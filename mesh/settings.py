@@ -47,6 +47,19 @@ class LinkSettings(Struct, frozen=True, kw_only=True):
     garbled_max: int = 3  # in a row
 
 
+class CloneSettings(Struct, frozen=True, kw_only=True):
+    """Two processes with one node id. Seconds."""
+
+    overlap_s: float = 3.0  # both heard over the same time: longer than any datagram of a former process is on its way
+    fresh_s: float = 12.0  # who was not heard for so long is gone; two diallers that are refused try each 5 s
+    ask_first_s: float = 2.0  # from the first question to the second; doubled each time
+    asks: int = 6
+    forget_s: float = 600.0  # a place that was asked so often is left alone for
+    places_max: int = 32
+    boots_max: int = 4  # of one id
+    nodes_max: int = 256
+
+
 class HeartbeatSettings(Struct, frozen=True, kw_only=True):
     """The UDP endpoint."""
 
@@ -70,6 +83,29 @@ class DiscoverySettings(Struct, frozen=True, kw_only=True):
     swap_at_s: tuple[float, ...] = (0.0, 0.225, 0.45, 1.0, 3.0)
 
 
+class NameSettings(Struct, frozen=True, kw_only=True):
+    """The coordinator's host names. Seconds unless the name says otherwise."""
+
+    ttl_s: int = 120
+    swap_at_s: tuple[float, ...] = (0.0, 0.225, 0.45, 1.0, 3.0)  # of one takeover: multicast is lost at times
+    question_s: float = 0.25  # how long the present owner of a name may take to answer
+    contest_s: float = 0.25  # before contradicting: by then a deposed coordinator knows that it is one
+    rival_s: float = 2.0  # another one claims to rule, after so long a pause: worth saying the names again
+    lost_s: float = 1.0  # the loser answers so long for the winner, unless it hears it
+    heard_s: float = 5.0  # a datagram or the gateway's answer shows for so long that the network is heard
+    fresh_s: float = 0.2  # and it may be so much older than being alone: what is older came before the loss
+    gateway_s: float = 0.3  # for the gateway's answer
+    gateway_every_s: float = 2.0  # while alone
+    gateway_again_s: float = 60.0  # while it has never answered
+    cede_s: float = 1.0  # after hearing another mesh's claim: the node may be one of ours that is not known yet
+    defend_s: float = 10.0  # a claim is answered once in so long; then whoever claims again may have it
+    again_s: float = 30.0  # between questions for a name that another mesh has
+    again_soon_s: float = 3.0  # when the last one was not answered
+    questions: int = 2  # unanswered in a row: the other mesh is gone
+    late_s: float = 0.25  # a timer this late: this process stood still
+    owners_max: int = 16  # remembered for one name
+
+
 class PeersSettings(Struct, frozen=True, kw_only=True):
     """Finding a peer by its address."""
 
@@ -78,3 +114,17 @@ class PeersSettings(Struct, frozen=True, kw_only=True):
     answer_bytes: int = 64 << 10  # more is no /.well-known/mlx-stack
     retry_first_s: float = 1.0
     retry_max_s: float = 30.0
+    name_s: float = 5.0  # DNS
+    look_s: float = 5.0  # whether a node of `mesh-peers` still lives; while not, its address is resolved again
+    probes: int = 16  # machines of the tailnet asked at the same time
+    probe_s: float = 1.0  # each
+    probed_max: int = 128
+    suggested_max: int = 5
+
+
+class TailscaleSettings(Struct, frozen=True, kw_only=True):
+    """Asking Tailscale on this machine."""
+
+    answer_s: float = 6.0  # the LocalAPI; `lsof`, which finds it on a Mac, may take 5 of them
+    program_s: float = 5.0
+    fresh_s: float = 3.0  # an answer is used again for so long

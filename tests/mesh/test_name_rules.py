@@ -1,0 +1,534 @@
+"""mesh/name_rules.py: who holds the names, event by event on a made-up clock; then a few nodes on one made-up wire."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from election.messages import Role
+from mesh.name_events import (
+    Ask,
+    AskGateway,
+    Claim,
+    Effect,
+    Event,
+    Foreign,
+    GatewayAnswered,
+    Known,
+    Opened,
+    Release,
+    Rival,
+    Ruled,
+    Said,
+    Swap,
+    Tick,
+)
+from mesh.name_rules import NameRules
+from mesh.settings import NameSettings
+
+HOSTS = ("mlx-mesh.local.", "coordinator.local.")
+NAME, OTHER = HOSTS
+FALLBACK = "mlx-mesh-abcd.local."
+S = NameSettings()
+L, F, ALONE = Role.COORDINATOR, Role.FOLLOWER, Role.ALONE
+NODES = {"b": ("10.0.0.2",), "c": ("10.0.0.3",)}
+STRANGER = "10.0.0.99"
+
+
+class One:
+    """Node a, 10.0.0.1, with its clock. `do` steps it; time passes with `let`."""
+
+    def __init__(self, address: str = "10.0.0.1", *, at: float = 100.0) -> None:
+        self.now = at
+        self.rules = NameRules("a", HOSTS, FALLBACK, S, at)
+        self.all: list[tuple[float, Effect]] = []
+        self.do(Known((address,), NODES))
+        self.do(Opened())
+
+    def do(self, event: Event) -> list[Effect]:
+        effects = self.rules.step(event, self.now)
+        self.all += [(self.now, e) for e in effects]
+        return effects
+
+    def let(self, seconds: float) -> list[Effect]:
+        """What it does while nothing happens, beside asking the gateway."""
+        end, effects = self.now + seconds, list[Effect]()
+        while self.rules.deadline <= end:
+            self.now = max(self.now, self.rules.deadline)
+            effects += self.do(Tick())
+        self.now = end
+        return [e for e in effects if e != AskGateway()]
+
+    def coordinator(self, after: str | None = "b") -> One:
+        if after is not None:
+            self.do(Ruled(F, after))
+        self.do(Ruled(L, "a"))
+        return self
+
+    def said(self, host: str, address: str, alive: bool = True) -> list[Effect]:
+        return self.do(Said(((host, address, alive),)))
+
+
+def swaps(effects: list[Effect]) -> list[Swap]:
+    return [e for e in effects if isinstance(e, Swap)]
+
+
+# Taking over
+
+
+def test_a_takeover_claims_and_swaps_in_the_same_step_and_says_it_five_times() -> None:
+    one = One()
+    one.do(Ruled(F, "b"))
+    effects = one.do(Ruled(L, "a"))
+    assert effects == [Claim(HOSTS), Swap(HOSTS, ("10.0.0.2",))]
+    begin = one.now
+    one.let(10)
+    assert [round(at - begin, 3) for at, e in one.all if isinstance(e, Swap)] == [0, 0.225, 0.45, 1, 3]
+    assert {e for _, e in one.all if isinstance(e, Swap)} == {Swap(HOSTS, ("10.0.0.2",))}
+    assert one.let(10000) == []
+
+
+def test_the_gateway_is_asked_until_it_answers_and_then_only_alone() -> None:
+    one = One()
+
+    def asked(seconds: float) -> int:
+        before = len(one.all)
+        one.let(seconds)
+        return [type(e) for _, e in one.all[before:]].count(AskGateway)
+
+    assert asked(600) == 10
+    one.do(GatewayAnswered())
+    assert asked(60 + 600) == 1
+    one.do(Ruled(ALONE, "a"))
+    assert asked(600) == 300
+
+
+def test_the_addresses_that_were_announced_are_said_goodbye_to_as_well() -> None:
+    one = One()
+    one.said(NAME, "10.0.0.3")
+    assert one.coordinator().all[-1][1] == Swap(HOSTS, ("10.0.0.2", "10.0.0.3"))
+
+
+def test_who_knows_nothing_of_the_names_asks_first() -> None:
+    one = One()
+    assert one.do(Ruled(L, "a")) == [Ask(HOSTS)]
+    assert one.let(S.question_s - 0.01) == []
+    assert one.let(0.02) == [Claim(HOSTS), Swap(HOSTS, ())]
+
+
+def test_nothing_is_claimed_before_mdns_is_open() -> None:
+    rules = NameRules("a", HOSTS, FALLBACK, S, 0.0)
+    rules.step(Known(("10.0.0.1",), {}), 0.0)
+    assert rules.step(Ruled(L, "a"), 0.0) == []
+    assert rules.step(Opened(), 5.0) == [Ask(HOSTS)]
+
+
+def test_without_an_address_there_is_nothing_to_claim() -> None:
+    one = One()
+    one.do(Known((), NODES))
+    one.coordinator().let(20)
+    assert one.rules.held == ()
+    one.do(Known(("10.0.0.1",), NODES))
+    one.let(5)
+    assert one.rules.held == HOSTS
+    assert Release("this node has no address") in one.do(Known((), NODES))
+    assert one.let(100) == []
+
+
+# Losing
+
+
+def test_the_loser_answers_until_it_hears_the_winner_and_never_announces() -> None:
+    one = One().coordinator()
+    assert one.do(Ruled(F, "b")) == []
+    assert one.rules.held == HOSTS
+    assert one.let(0.5) == [], "the rest of its own series is not said"
+    assert one.do(Said(((NAME, "10.0.0.1", False), (NAME, "10.0.0.2", True)))) == [Release("its successor has it")]
+    assert one.let(100) == []
+
+
+def test_the_loser_that_does_not_hear_the_winner_lets_go_silently_after_a_second() -> None:
+    one = One().coordinator()
+    one.do(Ruled(F, "b"))
+    assert one.let(S.lost_s + 0.01) == [Release("it has a successor")]
+
+
+def test_who_stepped_down_without_a_successor_goes_on_answering() -> None:
+    one = One().coordinator()
+    one.let(5)
+    one.do(Ruled(F, None))
+    assert one.let(3600) == []
+    assert one.rules.held == HOSTS
+    assert one.do(Ruled(F, "b")) == []
+    assert one.let(2) == [Release("it has a successor")]
+
+
+def test_who_steps_down_and_rules_on_says_it_again() -> None:
+    one = One().coordinator()
+    one.let(5)
+    one.do(Ruled(F, None))
+    assert swaps(one.do(Ruled(L, "a")))
+
+
+def test_sockets_that_open_anew_make_no_loser_announce() -> None:
+    one = One().coordinator()
+    one.do(Ruled(F, "b"))
+    assert one.do(Opened()) == [Release("the network was gone for a while")]
+    assert one.let(100) == []
+
+
+def test_after_sockets_open_anew_a_coordinator_waits_to_hear_whether_it_is_one_still() -> None:
+    one = One().coordinator()
+    one.let(5)
+    assert one.do(Opened()) == [Claim(HOSTS)]
+    one.let(S.contest_s / 2)
+    one.do(Ruled(F, "b"))
+    assert swaps(one.let(10)) == []
+    one.do(Ruled(L, "a"))
+    one.let(5)
+    one.do(Opened())
+    assert len(swaps(one.let(10))) == 5
+
+
+def test_a_stalled_coordinator_does_not_say_what_it_had_planned() -> None:
+    one = One().coordinator()
+    one.let(0.5)
+    one.now += 20  # the process stood still, +1 s and +3 s passed
+    assert swaps(one.do(Tick())) == []
+    one.do(Ruled(F, "b"))
+    assert swaps(one.let(10)) == []
+
+
+def test_a_node_of_this_mesh_that_announces_a_held_name_is_contradicted_a_moment_later() -> None:
+    one = One().coordinator()
+    one.let(5)
+    assert one.said(NAME, "10.0.0.3") == []
+    assert swaps(one.let(S.contest_s + 0.01)) == [Swap(HOSTS, ("10.0.0.2", "10.0.0.3"))]
+    for _ in range(50):  # however often it is said
+        one.said(NAME, "10.0.0.3")
+        one.let(0.02)
+    assert len(swaps([e for at, e in one.all if at > one.now - 1.0])) < 12
+
+
+def test_a_rival_makes_the_coordinator_say_it_again_once() -> None:
+    one = One().coordinator()
+    one.let(10)
+    for _ in range(30):
+        one.do(Rival("c"))
+        one.let(0.1)
+    one.let(5)
+    mine = [(at, e) for at, e in one.all if isinstance(e, Swap) and at > 105]
+    assert len(mine) == 5
+    assert mine[0][1] == Swap(HOSTS, ("10.0.0.2", "10.0.0.3"))
+
+
+# Alone
+
+
+def alone(one: One) -> list[Effect]:
+    effects = one.do(Ruled(ALONE, "a"))
+    return [*effects, *one.let(S.heard_s - 0.1)]
+
+
+def test_alone_and_deaf_it_takes_nothing() -> None:
+    one = One()
+    one.do(GatewayAnswered())  # before, when all was well
+    one.do(Ruled(F, "b"))
+    one.let(60)
+    one.do(Foreign(one.now - 0.6))  # the last word of the coordinator
+    assert alone(one) == [AskGateway()]
+    assert one.rules.deaf(one.now)
+    one.let(3600)
+    assert one.rules.held == ()
+
+
+def test_alone_it_takes_the_names_when_the_gateway_answers() -> None:
+    one = One()
+    one.do(GatewayAnswered())
+    one.do(Ruled(F, "b"))
+    one.let(60)
+    assert one.do(Ruled(ALONE, "a")) == [AskGateway()]
+    one.let(0.01)
+    assert one.do(GatewayAnswered()) == [Ask(HOSTS)]
+    assert one.let(0.3) == [
+        Claim(HOSTS),
+        Swap(HOSTS, ("10.0.0.2",)),
+    ]
+
+
+def test_alone_it_takes_the_names_when_anything_foreign_is_heard() -> None:
+    one = One()
+    one.do(GatewayAnswered())
+    one.do(Ruled(ALONE, "a"))
+    one.let(60)
+    assert one.do(Foreign(one.now)) == [Ask(HOSTS)]
+    assert Claim(HOSTS) in one.let(0.3)
+
+
+def test_where_no_gateway_ever_answered_the_last_five_seconds_count() -> None:
+    one = One()
+    one.do(Ruled(F, "b"))
+    one.let(60)
+    one.do(Foreign(one.now - 0.6))
+    assert Ask(HOSTS) in one.do(Ruled(ALONE, "a"))
+    assert Claim(HOSTS) in one.let(0.3)
+    assert [e for e in one.let(10) if not isinstance(e, Swap)] == [Release("nothing is heard from this network")]
+    assert one.rules.held == (), "but not for longer: it may be the deaf one"
+    one.do(Foreign(one.now))  # a client asks for the name, say
+    one.let(0.3)
+    assert one.rules.held == HOSTS
+
+
+def test_a_coordinator_that_is_left_alone_keeps_the_names_while_it_hears_something() -> None:
+    one = One().coordinator()
+    one.let(10)
+    assert one.do(Ruled(ALONE, "a")) == [AskGateway()]
+    for _ in range(100):
+        one.do(GatewayAnswered())
+        assert swaps(one.let(2.0)) == []
+    assert one.rules.held == HOSTS
+    one.let(S.heard_s + 0.1)
+    assert one.rules.held == ()
+    assert one.rules.deaf(one.now)
+
+
+def test_who_never_coordinates_holds_nothing_alone() -> None:
+    one = One()
+    one.do(Ruled(ALONE, None))
+    one.do(Foreign(one.now))
+    one.let(30)
+    assert one.rules.held == ()
+
+
+def test_alone_it_leaves_the_names_to_a_node_of_this_mesh_that_answers() -> None:
+    one = One()
+    one.do(Foreign(one.now))
+    one.do(Ruled(ALONE, "a"))
+    one.said(NAME, "10.0.0.2")
+    for _ in range(200):
+        one.do(Foreign(one.now))
+        if Ask(HOSTS) in one.let(0.1):
+            one.said(NAME, "10.0.0.2")
+    assert one.rules.held == ()
+    one.do(Foreign(one.now))
+    one.let(S.again_soon_s + S.question_s)
+    assert one.rules.held == HOSTS
+
+
+# Another mesh
+
+
+def test_a_name_of_another_mesh_is_left_to_it_and_the_fallback_taken() -> None:
+    one = One()
+    one.do(Ruled(L, "a"))
+    one.said(NAME, STRANGER)
+    assert one.let(0.3) == [Claim((FALLBACK, OTHER)), Swap((FALLBACK, OTHER), ())]
+    assert one.rules.ceded
+    asked = 0
+    for _ in range(3000):  # five minutes
+        if any(isinstance(e, Ask) for e in one.let(0.1)):
+            asked += 1
+            one.said(NAME, STRANGER)
+    assert 9 <= asked <= 13
+    assert one.rules.held == (FALLBACK, OTHER)
+
+
+def test_the_plain_name_is_taken_when_the_other_mesh_is_gone_and_the_fallback_kept() -> None:
+    one = One()
+    one.do(Ruled(L, "a"))
+    one.said(NAME, STRANGER)
+    one.let(S.again_s + 3 * S.again_soon_s)
+    assert one.rules.held == (*HOSTS, FALLBACK)
+    assert not one.rules.ceded
+    assert swaps([e for _, e in one.all])[-1] == Swap((*HOSTS, FALLBACK), ())
+
+
+def test_one_unanswered_question_is_not_the_end_of_the_other_mesh() -> None:
+    one = One()
+    one.do(Ruled(L, "a"))
+    one.said(NAME, STRANGER)
+    answers = iter([False, True] * 50)
+    for _ in range(3000):
+        if any(isinstance(e, Ask) for e in one.let(0.1)) and next(answers):
+            one.said(NAME, STRANGER)
+    assert one.rules.ceded
+
+
+def test_an_address_that_turns_out_to_be_ours_gives_the_name_back() -> None:
+    one = One()
+    one.do(Ruled(L, "a"))
+    one.said(NAME, STRANGER)
+    one.let(0.3)
+    effects = one.do(Known(("10.0.0.1",), {**NODES, "d": (STRANGER,)}))
+    assert effects[0] == Claim((*HOSTS, FALLBACK))
+
+
+def test_the_successor_of_a_mesh_without_its_plain_name_goes_on_with_the_fallback() -> None:
+    one = One()
+    one.do(Ruled(F, "b"))
+    one.said(NAME, STRANGER)
+    one.said(FALLBACK, "10.0.0.2")
+    assert one.do(Ruled(L, "a"))[0] == Claim((FALLBACK, OTHER))
+
+
+def test_of_two_meshes_with_one_name_the_lower_address_keeps_it() -> None:
+    low, high = One("10.0.0.1").coordinator(), One("10.0.0.95").coordinator()
+    for one, other in ((low, "10.0.0.95"), (high, "10.0.0.1")):
+        one.do(Known(one.rules._mine, {}))
+        one.let(10)
+        one.said(NAME, other)
+        one.let(0.9)
+    said = [low.let(0.2), high.let(0.2)]
+    assert [len(swaps(effects)) for effects in said] == [1, 1]
+    assert (low.rules.held, high.rules.held) == (HOSTS, (FALLBACK, OTHER))
+    low.said(NAME, "10.0.0.95")  # it does not listen: no quarrel for ever
+    low.let(1.1)
+    assert low.rules.held == (FALLBACK, OTHER)
+
+
+def test_spoofed_owners_are_not_collected() -> None:
+    one = One().coordinator()
+    for i in range(10_000):
+        one.said(NAME, f"10.1.{i // 250}.{i % 250}")
+        one.do(Rival(f"x{i}"))
+    assert len(one.rules._heard[NAME]) <= S.owners_max
+    assert len(one.rules._rivals) <= S.owners_max + 1
+
+
+# Several nodes on one wire
+
+EVENTS = st.one_of(
+    st.builds(Ruled, st.sampled_from(list(Role)), st.sampled_from(["a", "b", None])),
+    st.builds(lambda h, a, alive: Said(((h, a, alive),)),
+              st.sampled_from([*HOSTS, FALLBACK, "x.local."]),
+              st.sampled_from(["10.0.0.1", "10.0.0.2", STRANGER, "10.0.0.0"]), st.booleans()),
+    st.builds(Known, st.sampled_from([(), ("10.0.0.1",), ("10.0.0.7", "10.0.0.8")]), st.sampled_from([{}, NODES])),
+    st.builds(Foreign, st.floats(90, 110)),
+    st.builds(Rival, st.sampled_from(["b", "c", "zz"])),
+    st.sampled_from([Opened(), GatewayAnswered(), Tick()]),
+)  # fmt: skip
+
+
+@given(st.lists(st.tuples(EVENTS, st.sampled_from([0.0, 0.1, 0.3, 1.0, 6.0, 40.0])), max_size=40))
+def test_it_never_spins_and_followers_announce_nothing(story: list[tuple[Event, float]]) -> None:
+    one = One()
+    for event, then_s in story:
+        effects = one.do(event)
+        for _ in range(12):
+            if one.rules.deadline > one.now:
+                break
+            effects += one.do(Tick())
+        assert one.rules.deadline > one.now, "it would spin"
+        if not one.rules._may:
+            assert not [e for e in effects if isinstance(e, Swap | Ask)]
+        before = len(one.all)
+        one.let(then_s)
+        assert len(one.all) - before < 20 * then_s + 20
+        if not one.rules._mine:
+            assert one.rules.held == ()
+
+
+class Wire:
+    """Nodes that hear each other's packets after `delay_s`, each losing some as `lost` says."""
+
+    def __init__(self, ids: str, delay_s: float, lost: Callable[[], bool]) -> None:
+        self.now, self.delay_s, self.lost, self.count = 100.0, delay_s, lost, 0
+        self.address = {n: f"10.0.0.{i + 1}" for i, n in enumerate(ids)}
+        self.nodes = {n: NameRules(n, HOSTS, FALLBACK, S, self.now) for n in ids}
+        self.heap: list[tuple[float, int, str, Event]] = []
+        self.client: dict[str, str] = {}  # what a resolver on the wire believes
+        for n in ids:
+            others = {o: (a,) for o, a in self.address.items() if o != n}
+            self.do(n, Known((self.address[n],), others))
+            self.do(n, Opened())
+            self.do(n, GatewayAnswered())
+
+    def do(self, node: str, event: Event) -> None:
+        for effect in self.nodes[node].step(event, self.now):
+            if isinstance(effect, Swap):
+                gone = [(h, a, False) for h in effect.hosts for a in effect.old]
+                self.send(node, Said((*gone, *((h, self.address[node], True) for h in effect.hosts))))
+                self.client.update(dict.fromkeys(effect.hosts, self.address[node]))
+            elif isinstance(effect, Ask):
+                for other, rules in self.nodes.items():
+                    held = [h for h in effect.hosts if h in rules.held]
+                    if other != node and held and not self.lost():
+                        self.send(other, Said(tuple((h, self.address[other], True) for h in held)))
+                        self.client.update(dict.fromkeys(held, self.address[other]))
+            elif isinstance(effect, AskGateway):
+                self.at(0.002, node, GatewayAnswered())
+
+    def send(self, sender: str, said: Said) -> None:
+        for node in self.nodes:
+            if node != sender and not self.lost():
+                self.at(self.delay_s, node, said)
+
+    def at(self, after_s: float, node: str, event: Event) -> None:
+        self.count += 1
+        heapq.heappush(self.heap, (self.now + after_s, self.count, node, event))
+
+    def let(self, seconds: float) -> None:
+        end = self.now + seconds
+        while True:
+            due, node = min((max(r.deadline, self.now), n) for n, r in self.nodes.items())
+            if self.heap and self.heap[0][0] <= min(due, end):
+                self.now, _, to, event = heapq.heappop(self.heap)
+                self.do(to, event)
+            elif due <= end:
+                self.now = due
+                self.do(node, Tick())
+            else:
+                break
+        self.now = end
+
+    def owners(self) -> list[str]:
+        return [n for n, rules in self.nodes.items() if rules.held]
+
+
+@given(
+    reigns=st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from([0.0, 0.05, 0.4, 5.0])), min_size=1, max_size=8),
+    losses=st.lists(st.booleans(), max_size=20), delay_s=st.sampled_from([0.0005, 0.05]),
+)  # fmt: skip
+def test_when_the_election_has_settled_one_node_holds_the_names_and_clients_know_it(
+    reigns: list[tuple[str, float]], losses: list[bool], delay_s: float
+) -> None:
+    rest = iter(losses)
+    wire = Wire("abc", delay_s, lambda: next(rest, False))
+    for holder, lasts_s in reigns:
+        for node in wire.nodes:
+            wire.do(node, Ruled(L if node == holder else F, holder))
+        wire.let(lasts_s)
+    wire.let(S.lost_s + S.question_s + 0.2)
+    assert wire.owners() == [reigns[-1][0]]
+    wire.let(4.0)
+    assert wire.client == dict.fromkeys(HOSTS, wire.address[reigns[-1][0]])
+
+
+@given(st.permutations("abc"), st.integers(0, 30), st.sampled_from([0.0005, 0.02]))
+def test_lone_nodes_that_hear_each_others_mdns_leave_the_names_to_one(order: list[str], gap: int, delay: float) -> None:
+    wire = Wire("abc", delay, lambda: False)
+    for node in order:
+        wire.do(node, Ruled(ALONE, node))
+        wire.let(gap / 100)
+    wire.let(10)
+    assert len(wire.owners()) == 1
+
+
+def test_a_split_that_heals_leaves_one_owner_and_clients_follow_it() -> None:
+    wire = Wire("ab", 0.001, lambda: cut)
+    cut = True
+    for node in "ab":
+        wire.do(node, Ruled(L, node))
+    wire.let(20)
+    assert wire.owners() == ["a", "b"]
+    cut = False
+    for node, rival in ("ab", "ba"):
+        wire.do(node, Rival(rival))
+    wire.let(0.1)
+    wire.do("b", Ruled(F, "a"))
+    wire.let(1.5)
+    assert wire.owners() == ["a"]
+    assert set(wire.client.values()) == {"10.0.0.1"}
