@@ -11,7 +11,7 @@ from msgspec import Struct
 _TUNNELS = ("utun", "tun", "wg", "tailscale", "ipsec", "ppp", "zt")  # reach other sites; take no multicast
 _PRIVATE_RADIO = ("awdl", "llw", "anpi")  # Apple's device-to-device links: never ours
 _VIRTUAL = ("docker", "virbr", "br-", "vmnet")  # networks inside this machine, equal on every machine
-_TAILNET = ipaddress.ip_network("100.64.0.0/10")
+_TAILNET = tuple(map(ipaddress.ip_network, ("100.64.0.0/10", "fd7a:115c:a1e0::/48")))
 
 Ip = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -117,9 +117,9 @@ def plain(address: str) -> str:
 
 
 def in_tailnet(address: str) -> bool:
-    """Tailscale's range (100.64.0.0/10)."""
+    """In Tailscale's ranges (100.64.0.0/10 and its private IPv6 one)."""
     try:
-        return ipaddress.ip_address(address) in _TAILNET
+        return any(ipaddress.ip_address(address) in network for network in _TAILNET)
     except ValueError:
         return False
 

@@ -169,9 +169,12 @@ class DaemonControl:
         shown = d.membership.view().names()[node]
         if d.overlay is None:
             raise MeshError("mesh_disabled", "the mesh is off on this node", hint="`mlx-stack mesh enable`", status=409)
+        found = d.membership.view().node(node)
+        assert found is not None
+        hosts = (found.report.name.lower(), *found.addresses)
+        others = d.overlay.static.others(node, {(host, found.report.port) for host in hosts})
         d.overlay.remove(node)
-        found = d.overlay.static.found
-        await self._set_peers([address for address in d.config.mesh_peers if found.get(address) != node])
+        await self._set_peers(others)
         return {"removed": shown, "id": node}
 
     async def _set_peers(self, addresses: list[str]) -> None:

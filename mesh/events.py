@@ -127,10 +127,17 @@ Event: TypeAlias = (
 
 
 class Known(Struct, frozen=True):
-    """A new peer: heartbeats go to it from now on."""
+    """A new peer: heartbeats go to it from now on. `last`: it is far and on the added side, so it ranks last."""
 
     node: NodeId
-    far: bool
+    last: bool
+
+
+class Moved(Struct, frozen=True):
+    """`last` of a known peer is another now: it was far and is near, or the other way round, or it was added."""
+
+    node: NodeId
+    last: bool
 
 
 class Forgotten(Struct, frozen=True):
@@ -177,4 +184,4 @@ class Save(Struct, frozen=True):
     """`to_keep()` or `removed` differ: write them to disk."""
 
 
-Effect: TypeAlias = Known | Forgotten | Dial | HangUp | Up | Down | Gone | Changed | Save
+Effect: TypeAlias = Known | Moved | Forgotten | Dial | HangUp | Up | Down | Gone | Changed | Save

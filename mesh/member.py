@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from msgspec.structs import replace
+
 from mesh.liveness import Liveness
 from mesh.settings import MembershipSettings
 from mesh.wire import PROTOCOL, PeerSeen
@@ -13,7 +15,7 @@ from router.view import NodeState, NodeView
 
 @dataclass(slots=True)
 class Member:
-    """Membership writes it; the methods only read. `now` in seconds."""
+    """Membership writes it; the methods only read, but for `place`. `now` in seconds."""
 
     seen: PeerSeen
     since: float  # when it was found, or found again after a restart
@@ -28,12 +30,25 @@ class Member:
     left: bool = False  # it said so: late datagrams of that process mean nothing
     incompatible: str = ""
     tried: str = ""  # the last failed dial, for people
+    sighted: bool = False  # mDNS has seen it since its last link ended: on this network, whatever its addresses say
     nudged_at: float = float("-inf")
     rtt_s: float | None = None
     up: bool = False
     state: NodeState = NodeState.WAITING
     reason: str = ""
     due: float | None = None  # when time alone may change its state
+
+    @property
+    def ranks_last(self) -> bool:
+        """It is far and on the added side."""
+        return self.seen.far and self.seen.added
+
+    def place(self, *, far: bool, added: bool = False) -> bool:
+        """Where it is by the latest evidence. True: its rank has changed."""
+        before = self.ranks_last
+        self.seen = replace(self.seen, far=far, added=self.seen.added or added)
+        self.life.far = far
+        return self.ranks_last != before
 
     def verdict(self, now: float) -> tuple[NodeState, str]:
         """Its state and the reason in words ("" when all is well)."""

@@ -26,6 +26,7 @@ from mesh.events import (
     Known,
     LinkClosed,
     LinkUp,
+    Moved,
     Removed,
     Reported,
     Rtt,
@@ -168,7 +169,7 @@ class Membership:
                 peer.left = True
                 self._end(peer, f"left: {reason}", now, out, certain=True)
             case LinkClosed(why=why):
-                peer.linked, peer.unlinked_at, peer.tried = False, now, why
+                peer.linked, peer.unlinked_at, peer.tried, peer.sighted = False, now, why, False
                 if not peer.left:
                     out.add(Dial(peer.seen, at_once=True))
             case Tried(address=address, kind=kind, why=why, last_good=last_good):
@@ -210,34 +211,41 @@ class Membership:
         peer = Member(seen=seen, since=now, life=Liveness(self._settings, far=seen.far), boot=seen.boot)
         peer.seen = structs.replace(seen, addresses=self._bounded(seen.addresses))
         self._peers[seen.id] = peer
-        out.add(Known(seen.id, seen.far))
+        peer.sighted = seen.via == "mdns"
+        out.add(Known(seen.id, peer.ranks_last))
         if not incompatible(seen.protocol, seen.version):
             out.add(Dial(peer.seen, at_once=True))
         out.changed = True
         return peer
 
     def _merge(self, peer: Member, seen: PeerSeen, now: float, out: _Out) -> None:
-        """Known already: take new addresses; after its death a new boot is a new chance."""
+        """Known already: take new addresses; after its death a new boot is a new chance. mDNS shows that it is near;
+        what others say of where it is counts only until it was reached."""
         before = peer.seen
         newcomer = bool(peer.ended and seen.boot and seen.boot != peer.boot)
         if newcomer:
             peer.boot, peer.ended, peer.left, peer.since, peer.report = seen.boot, "", False, now, None
-            peer.life = Liveness(self._settings, far=before.far and seen.far)
-        peer.life.far = before.far and seen.far
+            peer.life = Liveness(self._settings, far=before.far)
         peer.seen = structs.replace(
             before,
             addresses=self._bounded((*before.addresses[:1], *seen.addresses, *before.addresses)),
             via=seen.via if before.via == "gossip" else before.via,
-            far=before.far and seen.far,
             protocol=seen.protocol,
             version=seen.version or before.version,
         )
+        peer.sighted = peer.sighted or seen.via == "mdns"
+        far = before.far and not peer.sighted and (peer.reached or seen.far)
+        self._place(peer, far, out, added=seen.added)
         if not peer.linked:  # a link's own word is better than what mDNS or others remember
             peer.seen = structs.replace(peer.seen, name=seen.name, port=seen.port, peer_port=seen.peer_port)
         if peer.seen != before or newcomer:
             out.changed = True
             if not peer.incompatible:
                 out.add(Dial(peer.seen, at_once=newcomer or not peer.linked))
+
+    def _place(self, peer: Member, far: bool, out: _Out, *, added: bool = False) -> None:
+        if peer.place(far=far, added=added):
+            out.add(Moved(peer.seen.id, peer.ranks_last))
 
     def _bounded(self, addresses: Sequence[str]) -> tuple[str, ...]:
         return tuple(dict.fromkeys(addresses))[: self._settings.addresses_max]
@@ -275,6 +283,7 @@ class Membership:
             version=hello.version, protocol=hello.protocol,
             addresses=self._bounded((address, *peer.seen.addresses)),
         )  # fmt: skip
+        self._place(peer, event.far and not peer.sighted, out)
         peer.linked, peer.ended, peer.left, peer.incompatible, peer.tried = True, "", False, "", ""
         peer.life.frame(now)
         if not peer.reached:
@@ -376,6 +385,10 @@ class Membership:
     def gossip(self) -> tuple[PeerSeen, ...]:
         """Peers worth telling others about: reached, and alive."""
         return tuple(p.seen for p in self._peers.values() if p.reached and not p.ended and not p.incompatible)
+
+    def ranks_last(self, node: NodeId) -> bool:
+        """This peer is far and on the added side; so is whom it calls near."""
+        return node in self._peers and self._peers[node].ranks_last
 
     def to_keep(self) -> tuple[PeerSeen, ...]:
         """Peers worth keeping on disk: once reached, dead ones too."""

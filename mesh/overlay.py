@@ -35,6 +35,7 @@ from mesh.events import (
     HangUp,
     Known,
     LinkUp,
+    Moved,
     Removed,
     Reported,
     Ruled,
@@ -48,7 +49,7 @@ from mesh.heartbeats import Heartbeats, any_address
 from mesh.http import Server, guards, tcp_sockets
 from mesh.links import Links
 from mesh.log import event as log_event
-from mesh.peers import resolve_node
+from mesh.lookup import Lookup
 from mesh.settings import DiscoverySettings
 from mesh.static import StaticPeers
 from mesh.title import Title
@@ -109,7 +110,13 @@ class Overlay:
         self._discovery = Discovery(daemon.id, on_found=lambda peer: self._tell(Seen(peer)), addresses=self._addresses)
         self._server: Server
         self._title = Title(self._discovery.name, self._addresses, self._membership.view, self._title_changed)
-        self.static = StaticPeers(self._resolve, on_found=lambda peer: self._tell(Seen(peer)))
+        self.lookup = Lookup(daemon.session, me=daemon.id, mesh=daemon.config.mesh_name, addresses=self._addresses)
+        self.static = StaticPeers(
+            self.lookup,
+            on_found=lambda peer, by_hand: self._tell(Added(peer) if by_hand else Seen(peer)),
+            missing=lambda node: node not in self._membership.alive() | self._membership.removed,
+            tell=self._note,
+        )
         self.static.set(daemon.config.mesh_peers)
         self.last_account: Account | None = None
 
@@ -191,8 +198,8 @@ class Overlay:
 
     def _perform(self, effect: events.Effect) -> None:
         match effect:
-            case Known(node, far):
-                self._election.tell(PeerKnown(node, far and self._added(node)))
+            case Known(node, last) | Moved(node, last):
+                self._election.tell(PeerKnown(node, far=last))
             case Forgotten(node):
                 self._heartbeats.forget(node)
                 self._election.tell(PeerForgotten(node))
@@ -222,11 +229,6 @@ class Overlay:
         log_event(_log, logging.INFO, "node", f"{found.report.name} is there, found by {found.via}", node=node)
         self._dispatch.node_up(status_of(found.report, found.rtt_s or 0.0))
         self._dispatch.node_running(node, found.report.running)
-
-    def _added(self, node: NodeId) -> bool:
-        """This side ran `mesh add`: then that side ranks last."""
-        found = self._membership.view().node(node)
-        return found is not None and found.via in ("static", "tailscale")
 
     def _send_datagram(self, effect: Send) -> None:
         self._heartbeats.send(effect.message, NodeId(effect.to) if effect.to is not None else None)
@@ -286,15 +288,22 @@ class Overlay:
                 if node == self._election.ruled.coordinator:
                     self.last_account = account
             case Gossip(peers):
-                for peer in peers:
-                    far = self._addresses.all_far(peer.addresses)
-                    self._tell(Seen(replace(peer, via="gossip", far=far)))
+                self._on_gossip(node, peers)
             case Drain(on, for_s):
                 self._daemon.control.drain_here(on, for_s)
             case Hello() | Bye():
                 pass
             case _ if isinstance(frame, _REQUEST_FRAMES):
                 self._dispatch.received(node, frame)
+
+    def _on_gossip(self, node: NodeId, peers: tuple[PeerSeen, ...]) -> None:
+        """Whom a peer of the added side calls near is on that side too, also where two sites number their networks
+        alike."""
+        beside = self._membership.ranks_last(node)
+        for peer in peers:
+            there = beside and not peer.far
+            far = there or self._addresses.all_far(peer.addresses)
+            self._tell(Seen(replace(peer, via="gossip", far=far, added=peer.added or there)))
 
     def _on_state(self, node: NodeId, report: NodeReport) -> None:
         if report.id != node:
@@ -355,16 +364,7 @@ class Overlay:
 
     async def add(self, address: str) -> PeerSeen:
         """`mesh add`: finds out who is there and makes it a peer. Raises MeshError."""
-        peer = await self._resolve(address)
-        self.static.found[address] = peer.id
-        self._tell(Added(peer))
-        return peer
-
-    async def _resolve(self, address: str) -> PeerSeen:
-        mesh = self._config.mesh_name
-        return await resolve_node(
-            self._daemon.session, address, me=self._daemon.id, mesh=mesh, addresses=self._addresses
-        )
+        return await self.static.add(address)
 
     def remove(self, node: NodeId) -> None:
         """`mesh remove`: it is told, forgotten, and stays away until it is added again."""

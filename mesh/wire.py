@@ -41,7 +41,8 @@ class WireError(MeshError):
 class PeerSeen(Struct, frozen=True, kw_only=True):
     """Where a node may be found, from mDNS, an address the user gave, another node, or the cache on disk.
 
-    `addresses` without port, best first. `boot` "" and `protocol` as ours when the source cannot know them.
+    `addresses` without port, best first. `boot` "" and `protocol` as ours when the source cannot know them. `far`: at
+    another site, as the teller sees it. `added`: by `mesh add`, or beside such a node: its side ranks last while far.
     """
 
     id: NodeId
@@ -56,6 +57,7 @@ class PeerSeen(Struct, frozen=True, kw_only=True):
     protocol: int = PROTOCOL
     via: Via = "mdns"
     far: bool = False
+    added: bool = False
 
 
 class WellKnown(Struct, frozen=True, kw_only=True):
@@ -82,6 +84,7 @@ class Hello(Struct, frozen=True, kw_only=True, tag="hello"):
     protocol: int
     peer_port: Port
     port: Port
+    uptime_s: float = 0.0  # of this process: of two with one id the younger takes a new one
 
 
 class State(Struct, frozen=True, tag="state"):

@@ -16,6 +16,7 @@ from mesh.events import (
     Known,
     LinkClosed,
     LinkUp,
+    Moved,
     Removed,
     Reported,
     SaidBye,
@@ -49,6 +50,7 @@ peers = st.builds(
     boot=st.just("") | boots,
     via=st.sampled_from(["mdns", "static", "gossip"]),
     far=st.booleans(),
+    added=st.booleans(),
 )
 
 
@@ -69,7 +71,7 @@ events: st.SearchStrategy[Event] = st.one_of(
     st.builds(Added, peers),
     st.builds(Removed, nodes),
     st.builds(Beat, nodes, boots),
-    st.builds(LinkUp, hellos, st.just("10.0.0.2")),
+    st.builds(LinkUp, hellos, st.just("10.0.0.2"), st.booleans()),
     st.builds(Framed, nodes),
     st.builds(Reported, st.builds(_report, nodes, boots, st.booleans())),
     st.builds(SaidBye, nodes, st.just("bye")),
@@ -91,7 +93,7 @@ steps = st.lists(st.tuples(events, st.floats(0, 3)), max_size=60)
 def test_the_list_is_whole_after_every_step(steps: list[tuple[Event, float]]) -> None:
     m, now = Membership(_report(IDS[0], "b0", False), enabled=True), 0.0
     up: set[NodeId] = set()
-    known: set[NodeId] = set()
+    known: dict[NodeId, bool] = {}  # and whether the election was told that it ranks last
     for event, later in steps:
         now += later
         before = m.view()
@@ -103,24 +105,28 @@ def test_the_list_is_whole_after_every_step(steps: list[tuple[Event, float]]) ->
                     up.add(node)
                 case Down(node):
                     up.remove(node)  # raises if it never was up
-                case Known(node):
+                case Known(node, last):
                     assert node not in known
-                    known.add(node)
+                    known[node] = last
+                case Moved(node, last):
+                    assert known[node] is not last
+                    known[node] = last
                 case Forgotten(node):
-                    known.remove(node)
+                    del known[node]
                 case Gone(node):
                     assert node not in up or Down in {type(e) for e in effects}
         view = m.view()
         assert [n.report.id for n in view.nodes].count(view.self_id) == 1
         assert len({n.report.id for n in view.nodes}) == len(view.nodes)
-        assert {n.report.id for n in view.nodes} == known | {view.self_id}
+        assert {n.report.id for n in view.nodes} == known.keys() | {view.self_id}
         assert up == m.alive() == {n.report.id for n in view.nodes if n.reachable} - {view.self_id}
-        assert not m.removed & known
+        assert not m.removed & known.keys()
+        assert all(m.ranks_last(node) is last for node, last in known.items())
         for shown in view.nodes:
             assert shown.state is NodeState.OK or shown.reason or shown.state is NodeState.DRAINING
             assert not (shown.reachable and shown.state in (NodeState.DEAD, NodeState.WAITING, NodeState.INCOMPATIBLE))
         if not view.enabled:
-            assert known == set()
+            assert not known
         names = view.names()
         assert len(set(names.values())) == len(names)
         assert all(resolve(view, name) == id_ for id_, name in names.items())
