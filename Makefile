@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 SIM_MINUTES ?= 30
 PACKAGES := mesh node router election demo bench
 
-.PHONY: help setup run test lint sim bench-node clean
+.PHONY: help setup run test lint sim bench-node bench-mesh clean
 
 help:  ## what can be made here
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -39,6 +39,9 @@ sim: $(READY)  ## the long simulations, for $$SIM_MINUTES (default 30); writes b
 
 bench-node: $(READY)  ## memory estimated and measured, a node under chaos, an idle node; writes bench/out/node.json
 	@$(BIN)/python -m bench.node $(ARGS)
+
+bench-mesh: $(READY)  ## a mesh of real daemons under faults, on good and bad networks; writes bench/out/mesh.json
+	@$(BIN)/python -m bench.mesh $(ARGS)
 
 clean:  ## away with what is made here, the demo model's cache included
 	rm -rf $(VENV) .cache bench/out *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

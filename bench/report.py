@@ -38,6 +38,12 @@ def within(name: str, value: float | None, unit: str, least: float | None, most:
     return Figure(name, None if value is None else round(value, 4), unit, goal, holds)
 
 
+def below(name: str, value: float | None, unit: str, most: float) -> Figure:
+    """A figure that has to stay below `most`."""
+    holds = value is not None and value < most
+    return Figure(name, None if value is None else round(value, 4), unit, f"< {most:g}", holds)
+
+
 def publish(name: str, figures: Sequence[Figure]) -> Path:
     """Prints the table and writes bench/out/`name`.json."""
     table = Table("figure", "value", "unit", "goal", "holds", title=f"bench {name}")

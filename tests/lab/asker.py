@@ -59,6 +59,7 @@ def main() -> None:
                 result = {"error": f"{type(error).__name__}: {error}"}
             say(json.dumps({"start": start, "end": time.monotonic(), "stream": wanted["stream"], **result}))
             done += 1
+            over.wait(wanted["pause_s"])
 
     def listen() -> None:
         sys.stdin.readline()

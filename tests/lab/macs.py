@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,6 +19,7 @@ import yaml
 from mesh.answers import MeshStatus, Node, Route
 from mesh.client import MeshClient, MeshClientError
 from tests.lab.netlab import Lab
+from tests.lab.told import Log
 
 ROOT = Path(__file__).parents[2]
 LIMIT_S = 60.0  # for what should take a second or ten: the machine may be slow and busy
@@ -44,6 +44,7 @@ class Mac:
         self.lab, self.name, self.home, self.model = lab, name, folder / name, model
         self.client = MeshClient(self.home / "daemon.sock", timeout_s=3.0)
         self.process: subprocess.Popen[bytes] | None = None
+        self.log = Log(self.home / "output.log")
         self.started_at = 0.0  # monotonic, of the last start
         for part in ("stacks", "node"):
             (self.home / part).mkdir(parents=True)
@@ -98,9 +99,14 @@ class Mac:
         self.process.wait()
         return at
 
+    def terminate(self) -> float:
+        """SIGTERM; returns at once, when (monotonic)."""
+        self._signal(signal.SIGTERM)
+        return time.monotonic()
+
     def stop(self, limit_s: float = LIMIT_S) -> int:
         """SIGTERM and its end, in order; returns the exit code."""
-        self._signal(signal.SIGTERM)
+        self.terminate()
         assert self.process is not None
         return self.process.wait(limit_s)
 
@@ -155,8 +161,14 @@ class Mac:
     @property
     def ruled_at(self) -> float:
         """When (monotonic) it last wrote down a change of coordinator. Sooner than anybody who polls could tell."""
-        told = [json.loads(line) for line in self._output().splitlines() if '"event":"coordinator"' in line]
-        return datetime.fromisoformat(told[-1]["at"]).timestamp() - time.time() + time.monotonic() if told else 0.0
+        rulings = self.log.rulings()
+        return rulings[-1].at if rulings else 0.0
+
+    @property
+    def id(self) -> str:
+        """Its node id; "" before its first start."""
+        file = self.home / "node" / "id"
+        return file.read_text().strip() if file.exists() else ""
 
     def processes(self) -> list[int]:
         """The ids of all that run in its namespace."""
@@ -207,8 +219,8 @@ class Said(msgspec.Struct, frozen=True):
 
 
 class Asker:
-    """The official client as a program of its own on one Mac of the lab: `workers` ask again and again until `end()`,
-    or `count` times each. Entering with `with` makes sure that it ends."""
+    """The official client as a program of its own on one Mac of the lab: `workers` ask again and again, `pause_s` after
+    each answer, until `end()`, or `count` times each. Entering with `with` makes sure that it ends."""
 
     def __init__(
         self,
@@ -222,10 +234,11 @@ class Asker:
         max_tokens: int = 8,
         stream: bool = False,
         retries: int = 0,
+        pause_s: float = 0.0,
     ) -> None:
         wanted = {
             "url": url, "model": model, "workers": workers, "count": count, "max_tokens": max_tokens,
-            "stream": stream, "retries": retries,
+            "stream": stream, "retries": retries, "pause_s": pause_s,
         }  # fmt: skip
         self._process: subprocess.Popen[str] = lab.popen(
             mac,
@@ -237,12 +250,12 @@ class Asker:
         assert self._process.stdout is not None
         self._out: IO[str] = self._process.stdout
         os.set_blocking(self._out.fileno(), False)
-        self._rest = ""
-        self._lines: list[str] = []
+        self._rest, self._ready, self._opened = "", False, 0
+        self._said: list[Said] = []
 
     def __enter__(self) -> Asker:
         try:
-            wait_until(lambda: "ready" in self._read(), "the client has started")
+            wait_until(self._read, "the client has started")
         except BaseException:
             self._process.kill()
             raise
@@ -260,11 +273,13 @@ class Asker:
 
     def said(self) -> list[Said]:
         """Every request that has ended."""
-        return [msgspec.json.decode(line, type=Said) for line in self._read() if line.startswith("{")]
+        self._read()
+        return self._said
 
     def opened(self) -> int:
         """Requests begun so far."""
-        return self._read().count("open")
+        self._read()
+        return self._opened
 
     def answered(self) -> list[Said]:
         return [s for s in self.said() if not s.error]
@@ -289,10 +304,15 @@ class Asker:
             self._process.stdin.write(text)
             self._process.stdin.flush()
 
-    def _read(self) -> list[str]:
+    def _read(self) -> bool:
+        """Takes in what it has printed; whether it has started."""
         with suppress(BlockingIOError, TypeError):
             while more := os.read(self._out.fileno(), 1 << 16):
                 self._rest += more.decode()
         *lines, self._rest = self._rest.split("\n")
-        self._lines += lines
-        return self._lines
+        for line in lines:
+            self._ready |= line == "ready"
+            self._opened += line == "open"
+            if line.startswith("{"):
+                self._said.append(msgspec.json.decode(line, type=Said))
+        return self._ready
