@@ -1,0 +1,269 @@
+"""Model servers that live and do not work: real ones, whose generation thread dies or hangs, that never become ready,
+that are not ours and go away, that wait long for their next start. tests/server/sick makes them so."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from openai import APIStatusError
+
+from tests.server.daemons import ROOT, START_S, Node, alive, free_port, tier, wait_for
+from tests.server.talk import broken
+
+pytestmark = pytest.mark.server
+
+HEARD_S = 120.0  # to notice, end and start a worker again on a busy machine
+PATIENT = {"hang_floor_s": 15.0, "idle_probe_first_s": 600.0, "idle_probe_cap_s": 600.0}
+PROBING = {"idle_probe_first_s": 3.0, "idle_probe_cap_s": 10.0, "idle_probe_limit_s": 20.0}
+
+
+class SickNode(Node):
+    """A daemon whose bounds are the test's, and whose workers take faults."""
+
+    def __init__(self, folder: Path, tiers: list[dict[str, Any]], bounds: dict[str, dict[str, Any]]) -> None:
+        super().__init__(folder, "solo", tiers)
+        self.bounds = bounds
+
+    @property
+    def faults(self) -> Path:
+        return self.home.parent / "faults"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return super().environment | {
+            "PYTHONPATH": os.pathsep.join([str(Path(__file__).with_name("sick")), str(ROOT)]),
+            "MLX_TEST_SETTINGS": json.dumps(self.bounds),
+            "MLX_TEST_FAULTS": str(self.faults),
+        }
+
+    def fall_sick(self, fault: str) -> None:
+        """Returns when the worker has it. `fault`: MODEL.FAULT."""
+        file = self.faults / fault
+        file.touch()
+        wait_for(f"{fault} is taken", lambda: not file.exists())
+
+    def pid_of(self, model: str) -> int:
+        """Of its worker, as registered."""
+        file = self.home / "node" / "workers.json"
+        pids = wait_for(
+            "it is registered", lambda: [e["pid"] for e in json.loads(file.read_text()) if e["model"] == model]
+        )
+        return int(pids[-1])
+
+    def replaced(self, model: str, pid: int, said: str) -> None:
+        """That worker of the model was ended for this reason, and a new one is ready."""
+
+        def well() -> bool:
+            shown = self.model(model)
+            return said in shown.last_error and shown.state in ("ready", "busy")
+
+        wait_for(f"{model} was found: {said}", lambda: said in self.model(model).last_error, HEARD_S)
+        wait_for(f"{model} is back", well, HEARD_S)
+        assert not psutil.pid_exists(pid) or not alive(psutil.Process(pid))
+        assert self.pid_of(model) != pid
+
+
+@pytest.fixture
+def sick(folder: Path) -> Iterator[Callable[..., SickNode]]:
+    """sick(tiers, EngineSettings={...}, NodeSettings={...}): started."""
+    made: list[SickNode] = []
+    (folder / "faults").mkdir()
+
+    def make(tiers: list[dict[str, Any]], **bounds: dict[str, Any]) -> SickNode:
+        made.append(SickNode(folder, tiers, bounds))
+        made[-1].start()
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.stop()
+
+
+def ask(node: Node, model: str, tokens: int = 3, prompt: str = "a b", **headers: str) -> Any:
+    with node.openai(timeout=3 * HEARD_S, max_retries=0) as client:
+        more = {name.replace("_", "-"): value for name, value in headers.items()}
+        return client.completions.create(
+            model=model, prompt=prompt, max_tokens=tokens, temperature=0, extra_headers=more
+        )
+
+
+def two(tiny_model: Path, slow_model: Path) -> list[dict[str, Any]]:
+    return [tier(tiny_model, name="quick"), tier(slow_model, name="slow")]
+
+
+# Never ready
+
+
+def test_a_model_that_never_becomes_ready_is_named_and_keeps_nobody_waiting(
+    sick: Callable[..., SickNode], tiny_model: Path, folder: Path
+) -> None:
+    """Its tokenizer is a pipe that nobody writes to, so its server waits for ever. It is the first to load."""
+    stuck = broken(tiny_model, folder / "stuck", "tokenizer.json", None)
+    os.mkfifo(stuck / "tokenizer.json")
+    tiers = [tier(stuck, pinned=True), tier(tiny_model, name="quick")]
+    limits = {"slow_floor_s": 3.0, "slow_factor": 0.0, "flapping_failures": 1}
+    one = sick(tiers, EngineSettings={"start_limit_s": 40.0}, NodeSettings=limits)
+    wait_for("the other model is ready", lambda: one.model("quick").state == "ready", START_S)
+    assert ask(one, "quick").choices[0].text
+    wait_for("it is given up", lambda: one.model("stuck").state == "failed", HEARD_S)
+    assert "not ready after 40 s" in (one.model("stuck").error or "")
+    assert "not ready after 40 s" in " ".join(one.cli("models").stdout.split())
+    with pytest.raises(APIStatusError) as refused:
+        ask(one, "stuck")
+    assert refused.value.status_code == 503
+    assert "not ready after 40 s" in refused.value.message
+    assert "start_timeout" in json.dumps(one.json("logs", "stuck", "--events"))
+    assert [process for process in one.workers() if str(stuck) in " ".join(process.cmdline())] == []
+    assert ask(one, "quick").choices[0].text
+
+
+# The generation thread
+
+
+def test_a_generation_thread_that_dies_is_told_by_its_launcher(
+    sick: Callable[..., SickNode], tiny_model: Path, slow_model: Path
+) -> None:
+    one = sick(two(tiny_model, slow_model), NodeSettings=PATIENT)
+    one.wait_models()
+    pid, other = one.pid_of("tiny-a"), one.pid_of("tiny-30-layers")
+    one.fall_sick("tiny-a.dies")
+    one.replaced("tiny-a", pid, "generation thread died: RuntimeError: made sick by a test")
+    assert ask(one, "quick").choices[0].text
+    assert one.pid_of("tiny-30-layers") == other
+
+
+def test_a_dead_generation_thread_behind_a_healthy_port_is_found_by_a_probe_when_idle(
+    sick: Callable[..., SickNode], tiny_model: Path, slow_model: Path
+) -> None:
+    """A server without our launcher's additions, which keeps listening and tells nobody."""
+    one = sick(two(tiny_model, slow_model), NodeSettings=PROBING)
+    one.wait_models()
+    one.stack([])
+    wait_for("no model is left", lambda: not one.client.models())
+    (one.faults / "tiny-a.plain").touch()
+    one.stack(two(tiny_model, slow_model))
+    one.wait_models()
+    (one.faults / "tiny-a.plain").unlink()
+    pid = one.pid_of("tiny-a")
+    one.fall_sick("tiny-a.dies")
+    one.replaced("tiny-a", pid, "a probe failed: the model server answered")
+    assert ask(one, "quick").choices[0].text
+
+
+def test_a_hanging_generation_thread_is_found_by_a_probe_when_idle(
+    sick: Callable[..., SickNode], tiny_model: Path, slow_model: Path
+) -> None:
+    one = sick(two(tiny_model, slow_model), NodeSettings=PROBING)
+    one.wait_models()
+    pid = one.pid_of("tiny-a")
+    one.fall_sick("tiny-a.hangs")
+    one.replaced("tiny-a", pid, "no answer to a probe within 20 s")
+    assert ask(one, "quick").choices[0].text
+
+
+def test_a_hang_in_the_middle_of_an_answer_is_found_by_its_silence(
+    sick: Callable[..., SickNode], tiny_model: Path, slow_model: Path
+) -> None:
+    one = sick(two(tiny_model, slow_model), NodeSettings=PATIENT)
+    one.wait_models()
+    pid, other = one.pid_of("tiny-30-layers"), one.pid_of("tiny-a")
+    with ThreadPoolExecutor() as threads:
+        asking = threads.submit(ask, one, "slow", 600)
+        wait_for("it answers", lambda: one.model("slow").in_flight == 1)
+        one.fall_sick("tiny-30-layers.hangs")
+        assert ask(one, "quick").choices[0].text, "the other model is as ever"
+        one.replaced("tiny-30-layers", pid, "it hangs: no token for")
+        assert asking.result(timeout=3 * HEARD_S).usage.completion_tokens == 600, "run again by the next worker"
+    assert one.pid_of("tiny-a") == other
+
+
+def test_a_hang_before_a_long_prompt_is_read_is_given_the_time_that_reading_takes(
+    sick: Callable[..., SickNode], tiny_model: Path, slow_model: Path
+) -> None:
+    """2048 tokens at 300 a second, four times: 27 s, not the 15 s of a worker that has nothing to read."""
+    one = sick(two(tiny_model, slow_model), NodeSettings=PATIENT | {"hang_prefill_tps": 300.0})
+    one.wait_models()
+    pid = one.pid_of("tiny-a")
+    one.fall_sick("tiny-a.hangs")
+    answer = ask(one, "quick", prompt="one two three " * 600)
+    assert answer.usage.completion_tokens == 3
+    one.replaced("tiny-a", pid, "it hangs: no token for")
+    silent = re.search(r"no token for (\d+) s", one.model("quick").last_error)
+    assert silent is not None
+    assert int(silent[1]) >= 27
+
+
+# Long waits for the next start
+
+
+def test_a_node_alone_holds_requests_until_the_next_start_or_says_when_that_is(
+    sick: Callable[..., SickNode], tiny_model: Path
+) -> None:
+    one = sick([tier(tiny_model, name="quick")], NodeSettings={"backoff_first_s": 25.0})
+    one.wait_models()
+    psutil.Process(one.pid_of("tiny-a")).kill()
+    wait_for("its end is known", lambda: one.model("quick").state == "failed")
+    with pytest.raises(APIStatusError) as refused:
+        ask(one, "quick", x_mesh_deadline_ms="2000")
+    assert refused.value.status_code == 503
+    assert "SIGKILL" in refused.value.message
+    assert float(refused.value.response.headers["retry-after"]) >= 5
+    with ThreadPoolExecutor() as threads:
+        asked = [threads.submit(ask, one, "quick") for _ in range(3)]
+        assert all(a.result(timeout=HEARD_S).usage.completion_tokens == 3 for a in asked)
+
+
+# Servers that are not ours
+
+
+def test_a_server_that_is_not_ours_fails_with_the_reason_and_is_ready_when_it_is_back(
+    sick: Callable[..., SickNode], tiny_model: Path, other_tiny_model: Path, folder: Path
+) -> None:
+    port = free_port()
+    argv = [sys.executable, "-m", "mlx_lm", "server", "--model", str(tiny_model), "--port", str(port)]
+
+    def theirs() -> subprocess.Popen[bytes]:
+        with (folder / "theirs.log").open("ab") as log:
+            return subprocess.Popen(argv, stdout=log, stderr=log)
+
+    server = theirs()
+    try:
+        wait_for("the server answers", lambda: _answers(port), START_S)
+        outside = tier(str(tiny_model), name="theirs", engine="external", url=f"http://127.0.0.1:{port}")
+        one = sick([outside, tier(other_tiny_model, name="quick")])
+        one.wait_models()
+        assert ask(one, "theirs").choices[0].text
+        server.kill()
+        server.wait()
+        with pytest.raises(APIStatusError) as refused:
+            ask(one, "theirs", x_mesh_deadline_ms="8000")
+        assert refused.value.status_code in (503, 504)
+        wait_for("it has failed", lambda: "nothing answers" in one.model("theirs").last_error)
+        wait_for("it is shown", lambda: one.model("theirs").state == "failed")
+        assert "nothing answers at" in (one.model("theirs").error or "")
+        assert ask(one, "quick").choices[0].text
+        server = theirs()
+        wait_for("it is ready again", lambda: one.model("theirs").state == "ready", HEARD_S)
+        assert ask(one, "theirs").choices[0].text
+    finally:
+        server.kill()
+        server.wait()
+
+
+def _answers(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
