@@ -70,7 +70,8 @@ class DaemonControl:
         d.publish()
         account = await self._gather.account()
         view, names = self._view_and_names()
-        return mesh_json(view, names, account, d.overlay.notes() if d.overlay else ())
+        notes = [*filter(None, [d.mesh.renamed]), *(d.overlay.notes() if d.overlay else ())]
+        return mesh_json(view, names, account, notes)
 
     async def routes(self, last: int) -> Json:
         return await self._gather.routes(last)

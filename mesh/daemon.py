@@ -47,7 +47,7 @@ from node.io.command import CommandEngine
 from node.io.engine import ModelSpec
 from node.io.external import ExternalEngine
 from node.io.host import Host
-from node.io.identity import node_id
+from node.io.identity import new_id, node_id
 from node.io.measured import Measured
 from node.io.mlx import MlxEngine
 from node.io.probe import Probe
@@ -242,6 +242,18 @@ class Daemon:
 
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, on_signal)
+
+    async def take_new_id(self) -> None:
+        """Call it between two stays in the mesh. What is open here goes on. A new id that cannot be kept on disk holds
+        until the next start, and is taken anew then."""
+        try:
+            self.id = await asyncio.to_thread(new_id, self.home.root)
+        except NodeError as error:
+            self._note(error.message)
+            self.id = NodeId(secrets.token_hex(8))
+        report = self.report()
+        self.membership.step(SelfChanged(report), clock.now())
+        self.dispatch.rename(self.id, status_of(report), report.running)
 
     # What it says of itself
 

@@ -148,11 +148,11 @@ class Discovery:
 
     def _found(self, instance: str) -> None:
         """An instance appeared or changed: from the cache if it holds all, else by asking."""
-        if instance == self._me or instance in self._asking:
+        if instance in self._asking:
             return
         if (known := self._mdns.known(instance)) is not None:
             self._tell(known)
-        elif self._group is not None and len(self._asking) < self._settings.found_max:
+        elif instance != self._me and self._group is not None and len(self._asking) < self._settings.found_max:
             self._asking.add(instance)
             self._group.create_task(self._ask(instance))
 
@@ -165,7 +165,7 @@ class Discovery:
 
     def _tell(self, found: Service) -> None:
         peer = seen_of(found.txt, self._addresses.ranked(found.addresses))
-        if peer is None or peer.id == self._me:
+        if peer is None or (peer.id == self._me and not self._is_copy(found.name, peer)):
             return
         host = found.txt.get("n") or ""
         ours = self._advert is not None and peer.mesh == self._advert.mesh
@@ -174,6 +174,10 @@ class Discovery:
         else:
             self._peer_hosts.pop(peer.id, None)
         self._on_found(peer)
+
+    def _is_copy(self, instance: str, peer: PeerSeen) -> bool:
+        """Our own instance, as another process announces it: a copied disk."""
+        return instance == self._me and self._advert is not None and peer.boot not in ("", self._advert.boot)
 
 
 def multicast_problem(addresses: Sequence[str]) -> str:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mesh.daemon import Daemon
 
 T = TypeVar("T")
+STATUS = "/mesh/v1/status"
 ACCOUNT_S = 0.5  # a coordinator on the LAN answers in milliseconds; after this its last account stands
 ROUTES_S = 2.0
 LAST_MAX = 100_000
@@ -41,7 +42,7 @@ class Gatherer:
     def routes_defs(self) -> list[web.RouteDef]:
         """What this node answers on its peer port."""
         return [
-            web.get("/mesh/v1/status", self._answer_status),
+            web.get(STATUS, self._answer_status),
             web.get("/mesh/v1/routes", self._answer_routes),
             web.get("/mesh/v1/routes/{id}", self._answer_route),
         ]
@@ -51,7 +52,7 @@ class Gatherer:
         view = self._daemon.membership.view()
         if view.coordinator not in (None, self._daemon.id):
             node = view.node(view.coordinator)
-            answer = await self._ask(node, "/mesh/v1/status", _PeerStatus, ACCOUNT_S) if node else None
+            answer = await self._ask(node, STATUS, _PeerStatus, ACCOUNT_S) if node else None
             if answer is not None:
                 return answer.account
             overlay = self._daemon.overlay

@@ -16,11 +16,12 @@ import aiohttp
 from aiohttp import WSMsgType, web
 
 from mesh.addresses import plain
+from mesh.clones import Met, Spoke
 from mesh.dial import Connected, Failed, fails, race
 from mesh.events import Event, LinkClosed, LinkUp, Tried, Unfit
 from mesh.link import Counts, Link, Ways, WebSocket, closing, now
 from mesh.settings import LinkSettings
-from mesh.wire import FRAME_BYTES_MAX, PROTOCOL, Bye, Frame, Hello, WireError, decode, encode
+from mesh.wire import FRAME_BYTES_MAX, PROTOCOL, Bye, Frame, Gossip, Hello, PeerSeen, WireError, decode, encode
 from node.types import NodeId
 
 PATH = "/mesh/v1/link"
@@ -43,7 +44,8 @@ class _Wanted:
 
 class Links:
     """`hello` is asked for each link, so that it is up to date; `tell` gets membership's events; `on_frame` every
-    frame but hello, bye, ping and pong, after its Framed. All callbacks are synchronous."""
+    frame but hello, bye, ping and pong, after its Framed; `on_other` hears of a process that has the id of this node,
+    or of a linked one. All callbacks are synchronous."""
 
     def __init__(
         self,
@@ -54,10 +56,12 @@ class Links:
         on_frame: Callable[[NodeId, Frame], None],
         rng: random.Random,
         is_far: Callable[[str], bool] = lambda _address: False,
+        on_other: Callable[[Spoke | Met], None] = lambda _: None,
         settings: LinkSettings | None = None,
     ) -> None:
         self._hello, self._session, self._tell = hello, session, tell
         self._rng, self._is_far, self._settings = rng, is_far, settings or LinkSettings()
+        self._on_other = on_other
         self._links: dict[NodeId, Link] = {}
         self._carried = 0  # links that still have a socket, dropped ones too
         self._idle = asyncio.Event()
@@ -135,6 +139,11 @@ class Links:
                 wanted.at_once, wanted.failures = True, 0
                 wanted.wake.set()
 
+    def ask_who(self, address: str, peer_port: int) -> None:
+        """Says hello there, once, and hangs up: whoever has this node's id is told to `on_other`, and hears of us."""
+        if self._group is not None and not self._closing:
+            self._group.create_task(self._asked_who(address, peer_port))
+
     def send(self, node: NodeId, frame: Frame) -> bool:
         """Puts it into the outbox. False: no link now (or no longer: a full outbox closes it). Raises WireError."""
         return self._send(node, encode(frame))
@@ -209,16 +218,29 @@ class Links:
                 pass
         return link
 
+    async def _asked_who(self, address: str, peer_port: int) -> None:
+        won = await race(self._session, [address], peer_port, PATH, settings=self._settings, failed=lambda _: None)
+        if won is None:
+            return
+        async with closing(won.ws, self._settings.close_s):
+            with suppress(TimeoutError, WireError, OSError, aiohttp.ClientError):
+                mine = self._hello()
+                await won.ws.send_bytes(encode(mine))
+                theirs = await self._first(won.ws)
+                if isinstance(theirs, Hello):
+                    self._objection(mine, theirs, None, won.address)
+
     async def _introduced(self, won: Connected, wanted: _Wanted) -> Link | None:
         """Hello there and back. None: this pair has another link. Raises what _first raises, and WireError."""
-        await won.ws.send_bytes(encode(self._hello()))
+        mine = self._hello()
+        await won.ws.send_bytes(encode(mine))
         theirs = await self._first(won.ws)
         if theirs == Bye("duplicate"):
             self.counts.duplicates += 1
             return None
         if isinstance(theirs, Bye):
             raise WireError("garbled", f"says {theirs.reason}")
-        why = self._objection(theirs, wanted.node)
+        why = self._objection(mine, theirs, wanted.node, won.address)
         if why:
             raise WireError("garbled", why)
         return self._admit(won, theirs, dialler=self._hello().id)
@@ -234,9 +256,11 @@ class Links:
             raise WireError("garbled", "its first frame is no hello")
         return frame
 
-    def _objection(self, theirs: Hello, expected: NodeId | None) -> str:
-        """Why there is no link with the sender of this hello; "" when there may be."""
-        mine = self._hello()
+    def _objection(self, mine: Hello, theirs: Hello, expected: NodeId | None, address: str) -> str:
+        """Why there is no link with who said `theirs` and heard `mine`; "" when there may be."""
+        if theirs.id == mine.id and theirs.boot != mine.boot:
+            self._on_other(Met(mine, theirs, address))
+            return f"it has this node's id: {theirs.name} ({theirs.id}) is a copied disk"
         if theirs.id == mine.id:
             return "it is this node itself"
         if expected is not None and theirs.id != expected:
@@ -274,9 +298,10 @@ class Links:
 
     async def _answered(self, ws: web.WebSocketResponse, theirs: Hello, address: str) -> Link | None:
         """Our hello, and with it the link; or our hello and a bye that says why not."""
-        why = self._objection(theirs, None)
+        mine = self._hello()
+        why = self._objection(mine, theirs, None, address)
         if why:
-            await ws.send_bytes(encode(self._hello()))
+            await ws.send_bytes(encode(mine))
             await ws.send_bytes(encode(Bye(f"no link: {why}")))
             return None
         link = self._admit(Connected(address, ws), theirs, dialler=theirs.id)
@@ -291,6 +316,9 @@ class Links:
         """Puts it into the list, in place of an older one if need be; None if the older one stays."""
         old = self._links.get(hello.id)
         if old is not None:
+            if old.hello.boot != hello.boot:
+                self._on_other(Spoke(hello.id, hello.boot, f"{hello.name} at {connected.address}"))
+                old.offer(encode(Gossip((_met(hello, connected.address),))))  # should it live, it asks there itself
             if self._stays(old, hello, dialler):
                 old.probe()  # its peer would not dial if it still had it: a new address, a sleep, a cable
                 return None
@@ -312,9 +340,11 @@ class Links:
 
     def _stays(self, old: Link, hello: Hello, dialler: NodeId) -> bool:
         """Of two links with the same process the one dialled by the smaller id stays, unless its dialler has evidently
-        lost it (it dials again) or nothing is heard on it."""
-        same_process = old.hello.boot == hello.boot
-        return same_process and old.lively and dialler != old.dialler and old.dialler < dialler
+        lost it (it dials again) or nothing is heard on it. Of two processes with one id the present one stays while it
+        is heard: a copied disk must not break what runs there. One that was restarted has closed its old link."""
+        if old.hello.boot != hello.boot:
+            return old.lively
+        return old.lively and dialler != old.dialler and old.dialler < dialler
 
     def _drop(self, link: Link, why: str, eof: bool, bye: str | None) -> None:
         """Out of the list, told, and its own task closes it. Idempotent."""
@@ -335,3 +365,10 @@ class Links:
             self._drop(link, "closed here", False, None)
             self._carried -= 1
             self._idle.set()
+
+
+def _met(hello: Hello, address: str) -> PeerSeen:
+    return PeerSeen(
+        id=hello.id, name=hello.name, mesh=hello.mesh, addresses=(address,), port=hello.port,
+        peer_port=hello.peer_port, boot=hello.boot, version=hello.version, via="gossip",
+    )  # fmt: skip

@@ -20,6 +20,7 @@ from election.messages import Follow, Heard, LinkClosed, Message, PeerForgotten,
 from mesh import clock, events
 from mesh.addresses import Addresses, listening
 from mesh.advert import Advert, advert_of
+from mesh.clone_watch import CloneWatch
 from mesh.discovery import Discovery
 from mesh.driver import Driver
 from mesh.electing import Electing
@@ -99,6 +100,12 @@ class Overlay:
             self._membership, events.Tick(), self._perform, failed=self._failed
         )
         self._heartbeats = Heartbeats(on_message=self._on_message)
+        self._clones = CloneWatch(
+            daemon,
+            self._addresses,
+            ask_who=lambda place: self._links.ask_who(place.address, place.peer_port),
+            failed=self._failed,
+        )
         self._links = Links(
             hello=self._hello,
             session=daemon.session,
@@ -106,6 +113,7 @@ class Overlay:
             on_frame=self._on_frame,
             rng=self._rng,
             is_far=self._addresses.is_far,
+            on_other=self._clones.tell,
         )
         self._discovery = Discovery(daemon.id, on_found=lambda peer: self._tell(Seen(peer)), addresses=self._addresses)
         self._server: Server
@@ -147,6 +155,7 @@ class Overlay:
         self._election.tell(Tick())
         async with asyncio.TaskGroup() as group:
             group.create_task(self._links.run())
+            group.create_task(self._clones.run())
             group.create_task(self._discovery.run(self._advert()))
             group.create_task(self._gossip())
             group.create_task(self.static.run())
@@ -166,6 +175,7 @@ class Overlay:
         finally:
             self._election.close()
             self._members.close()
+            self._clones.close()
             await self._links.close(why)
             self._heartbeats.close()
             await self._server.close()
@@ -182,6 +192,7 @@ class Overlay:
     # The machines and their effects
 
     def _tell(self, event: events.Event) -> None:
+        self._clones.hear(event)
         self._members.tell(event)
 
     def _failed(self, fault: Exception) -> None:
@@ -349,6 +360,7 @@ class Overlay:
             protocol=PROTOCOL,
             peer_port=self._config.peer_port,
             port=self._config.port,
+            uptime_s=d.uptime_s(),
         )
 
     async def _gossip(self) -> None:
@@ -385,7 +397,7 @@ class Overlay:
     def notes(self) -> list[str]:
         """What a person should know of the mesh here: why others cannot be found, whom it misses."""
         problems = [f"mesh-peers {address}: {why}" for address, why in self.static.problems.items()]
-        return [*filter(None, [self._discovery.problem]), *problems]
+        return [*filter(None, [self._discovery.problem]), *self._clones.notes(), *problems]
 
     def dropped(self) -> dict[str, int]:
         """Frames and datagrams that could not be used, by reason."""

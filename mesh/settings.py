@@ -54,6 +54,8 @@ class CloneSettings(Struct, frozen=True, kw_only=True):
     fresh_s: float = 12.0  # who was not heard for so long is gone; two diallers that are refused try each 5 s
     ask_first_s: float = 2.0  # from the first question to the second; doubled each time
     asks: int = 6
+    answer_s: float = 2.0
+    answer_bytes: int = 1 << 20
     forget_s: float = 600.0  # a place that was asked so often is left alone for
     places_max: int = 32
     boots_max: int = 4  # of one id
@@ -73,11 +75,16 @@ class DiscoverySettings(Struct, frozen=True, kw_only=True):
 
     update_every_s: float = 10.0  # coarse facts
     update_at_least_s: float = 1.0  # a change of role
-    interfaces_every_s: float = 2.0
+    interfaces_every_s: float = 2.0  # addresses are looked at, where the system does not tell when they change
+    interfaces_told_every_s: float = 30.0  # and where it does, to be safe
+    settle_s: float = 0.1  # after such a notice: one change comes as several
+    loop_s: float = 5.0  # for our own announcement to come back to us; what does not leave this machine does not
+    unheard_s: float = 20.0  # a near node that is known for so long, and never by mDNS, shows that multicast is lost
     away_s: float = 2.0  # this process did not run for so long (sleep, a stall): announces and browses anew
     retry_s: float = 10.0  # while there is no multicast
     resolve_s: float = 3.0
-    found_max: int = 256  # services resolved at the same time or remembered
+    asking_max: int = 16  # services resolved at the same time
+    found_max: int = 256  # remembered
     name_ttl_s: int = 120
     name_question_s: float = 0.25  # how long the present owner of a name may take to answer
     swap_at_s: tuple[float, ...] = (0.0, 0.225, 0.45, 1.0, 3.0)
@@ -104,6 +111,18 @@ class NameSettings(Struct, frozen=True, kw_only=True):
     questions: int = 2  # unanswered in a row: the other mesh is gone
     late_s: float = 0.25  # a timer this late: this process stood still
     owners_max: int = 16  # remembered for one name
+
+
+class FloodSettings(Struct, frozen=True, kw_only=True):
+    """What is read of multicast DNS. A node says some 200 bytes a second when it is busy, 2 kB when it starts."""
+
+    bytes_per_s: int = 64 << 10  # all sources together
+    burst_bytes: int = 512 << 10
+    source_bytes_per_s: int = 8 << 10
+    source_burst_bytes: int = 64 << 10
+    datagram_bytes: int = 128  # a smaller one costs as much
+    sources_max: int = 256
+    note_s: float = 60.0  # a flood is told of for so long after its last datagram
 
 
 class PeersSettings(Struct, frozen=True, kw_only=True):

@@ -36,6 +36,7 @@ class MeshSwitch:
         self._tasks: asyncio.TaskGroup
         self.overlay: Overlay | None = None
         self.leaving = ""
+        self.renamed = ""  # why this node has another id than at its start, for people
 
     def begin(self, tasks: asyncio.TaskGroup) -> None:
         """Its tasks run in `tasks` from now on."""
@@ -68,6 +69,30 @@ class MeshSwitch:
         async with self._switching:
             if self.overlay is not None:
                 await self._leave(grace_s)
+
+    def take_new_id(self, other: str, address: str) -> None:
+        """`other`, which runs longer, has this node's id: its disk was copied. Goes on under a new one, at once."""
+        self._tasks.create_task(self._renew(other, address))
+
+    async def _renew(self, other: str, address: str) -> None:
+        d = self._daemon
+        async with self._switching:
+            before = d.id
+            try:
+                if self.overlay is not None:
+                    await self._leave(LEAVE_GRACE_S)
+                await d.take_new_id()
+                self.renamed = (
+                    f"this node has the new id {d.id}: {other} at {address}, which runs longer, has the one it had, "
+                    f"{before} (a copied disk); nothing is left to do"
+                )
+                event(_log, logging.WARNING, "clone", self.renamed)
+                if self._wanted():
+                    await self._join()
+            except Exception as e:  # noqa: BLE001 - as in _keep
+                event(_log, logging.ERROR, "mesh", f"the mesh cannot be begun under a new id: {e}; trying again")
+                self._tasks.create_task(self._begin_anew(None))
+        d.publish()
 
     async def _join(self) -> None:
         d = self._daemon

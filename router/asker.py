@@ -162,6 +162,13 @@ class Asker:
 
     # What happens
 
+    def rename(self, me: NodeId) -> None:
+        """This node has another id from now on. The next Follow asks its desk anew for all that is open."""
+        for mine in self._mine.values():
+            if mine.granted is not None and mine.granted.node == self.me:
+                mine.granted = structs.replace(mine.granted, node=me)
+        self.me = me
+
     def step(self, event: AskerEvent, now: float) -> list[AskerEffect]:
         self._out = []
         match event:

@@ -34,6 +34,16 @@ def node_id(home: Path, note: Callable[[str], None]) -> NodeId:
         raise NodeError(NodeErrorCode.INTERNAL, f"cannot keep this node's id in {file}: {error.strerror}") from error
 
 
+def new_id(home: Path) -> NodeId:
+    """Replaces the id in `home`/node/id by a new one: another machine has it too. Raises NodeError(INTERNAL)."""
+    file = home / "node" / "id"
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        return _make(file)
+    except OSError as error:
+        raise NodeError(NodeErrorCode.INTERNAL, f"cannot keep this node's id in {file}: {error.strerror}") from error
+
+
 def _read(file: Path) -> NodeId | None:
     """The id in `file`; None when there is no file, or something else in it."""
     try:

@@ -29,6 +29,7 @@ class Dispatch:
 
     def __init__(self, *, self_id: NodeId, settings: RouterSettings, rng: random.Random, send: Send) -> None:
         self._me, self._send = self_id, send
+        self._settings, self._rng = settings, rng
         self._loop = asyncio.get_running_loop()
         self._asker = Asker(self_id, settings, self._loop.time())
         self._desk = Desk(self_id, settings, rng)
@@ -134,6 +135,18 @@ class Dispatch:
             if known.edge == self._me and request not in own:
                 continue  # It is over; the desk hears of it in a moment.
             yield Standing(request, known.attempt, known.node if known.holds else None, known.place is Place.RUNNING)
+
+    def rename(self, me: NodeId, status: NodeStatus, running: Sequence[RunningReport]) -> None:
+        """This node has another id, and is alone with it. A new desk begins; it hears of all that is open here as one
+        that takes over does, so nothing is lost but what it had learned."""
+        assert self._followed.ruling, "only a node that decides alone can change its id"
+        self._inbox.clear()
+        self._me, self._desk = me, Desk(me, self._settings, self._rng)
+        self._asker.rename(me)
+        term, self._followed = self._followed.term, Follow(None, 0, ruling=False)
+        self.node_up(status)
+        self.follow(me, term, ruling=True)
+        self.node_running(me, running)
 
     # Stepping
 

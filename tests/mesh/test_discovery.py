@@ -205,6 +205,17 @@ async def test_strangers_on_the_service_type_are_ignored() -> None:
         assert {p.id for p in a.found if p.mesh == MESH} == {B}
 
 
+async def test_this_nodes_own_instance_under_another_boot_nonce_is_passed_on() -> None:
+    a = Node(A, [LOOPBACK])
+    async with listener() as (zc, _), running(a):
+        copy = dict(structs.replace(advert(A), boot="other", peer_port=4999).txt())
+        info = AsyncServiceInfo(SERVICE, f"{A}.{SERVICE}", port=4000, properties=copy, server=f"mlx-stack-{A}.local.",
+                                parsed_addresses=["127.0.0.1"])  # fmt: skip
+        await zc.async_register_service(info, cooperating_responders=True)
+        await until(lambda: a.knows(A))
+        assert {(p.boot, p.peer_port) for p in a.found if p.id == A} == {("other", 4999)}
+
+
 # The name
 
 

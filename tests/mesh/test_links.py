@@ -18,6 +18,7 @@ import uvloop
 from aiohttp import WSMsgType, web
 from msgspec import structs
 
+from mesh.clones import Met, Spoke
 from mesh.events import Event, Framed, LinkClosed, LinkUp, Rtt, SaidBye, Tried, Unfit
 from mesh.links import PATH, Links
 from mesh.settings import LinkSettings
@@ -57,9 +58,11 @@ class Node:
         )  # fmt: skip
         self.events: list[Event] = []
         self.frames: list[tuple[NodeId, Frame]] = []
+        self.others: list[Spoke | Met] = []
         self.links = Links(
             hello=lambda: self.hello, session=session, tell=self.events.append,
             on_frame=lambda node, frame: self.frames.append((node, frame)), rng=random.Random(1), settings=settings,
+            on_other=self.others.append,
         )  # fmt: skip
         self.server: web.AppRunner | None = None
 
@@ -387,16 +390,48 @@ async def test_a_frame_too_large_closes_the_link_that_sent_it() -> None:
         assert "WebSocket protocol" in a.of(LinkClosed)[0].why
 
 
-async def test_a_restarted_process_replaces_its_old_link() -> None:
+async def test_a_restarted_process_replaces_its_old_link_once_that_is_silent() -> None:
     async with world(A) as (a,), raw(a) as old, raw(a) as new:
         await old.send_bytes(encode(stranger()))
         await until(lambda: a.links.linked() == {B})
+        await until(lambda: not a.links._links[B].lively)
         await new.send_bytes(encode(stranger(boot="b2")))
         await until(lambda: len(a.of(LinkUp)) == 2)
         assert a.of(LinkUp)[1].hello.boot == "b2"
         while (message := await old.receive()).type is WSMsgType.BINARY:
             last = decode(message.data)
         assert last == Bye("duplicate")
+        assert a.others == [Spoke(B, "b2", f"{stranger().name} at 127.0.0.1")]
+
+
+async def test_a_copied_disk_does_not_take_over_the_link_of_the_living() -> None:
+    async with world(A) as (a,), raw(a) as one, raw(a) as two:
+        await one.send_bytes(encode(stranger()))
+        await until(lambda: a.links.linked() == {B})
+        await two.send_bytes(encode(stranger(boot="b2")))
+        assert decode(await two.receive_bytes()) == Bye("duplicate")
+        while not isinstance(told := decode(await one.receive_bytes()), Gossip):
+            pass
+        assert [(p.id, p.boot, p.addresses) for p in told.peers] == [(B, "b2", ("127.0.0.1",))], "it can ask there"
+        assert [up.hello.boot for up in a.of(LinkUp)] == ["b1"]
+        assert a.others == [Spoke(B, "b2", f"{stranger().name} at 127.0.0.1")]
+
+
+async def test_of_two_with_one_id_each_hears_of_the_other_and_both_of_the_same_hellos() -> None:
+    async with world(A, A) as (a, b):
+        a.hello = structs.replace(a.hello, boot="b1", uptime_s=9.0)
+        b.hello = structs.replace(b.hello, boot="b2", uptime_s=1.0)
+        a.links.ask_who("127.0.0.1", b.port)
+        await until(lambda: a.others and b.others)
+        assert a.others == [Met(a.hello, b.hello, "127.0.0.1")]
+        assert b.others == [Met(b.hello, a.hello, "127.0.0.1")]
+        a.links.ask_who("127.0.0.1", a.port)  # itself
+        a.links.ask_who("127.0.0.1", free_port())  # nobody
+        b.hello = structs.replace(b.hello, id=B)
+        a.links.ask_who("127.0.0.1", b.port)  # another node
+        await until(lambda: a.links.linked() == frozenset() and not a.links._carried)
+        assert a.of(LinkUp) == b.of(LinkUp) == []
+        assert len(a.others) == len(b.others) == 1
 
 
 async def test_forget_says_bye_and_dials_no_more() -> None:

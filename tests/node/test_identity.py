@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from node.errors import NodeError
-from node.io.identity import node_id
+from node.io.identity import new_id, node_id
 
 
 def test_made_once_and_kept(tmp_path: Path) -> None:
@@ -57,3 +57,15 @@ def test_a_home_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "node").write_text("a file where the folder should be")
     with pytest.raises(NodeError, match=re.escape(str(tmp_path))):
         node_id(tmp_path, lambda _: None)
+
+
+def test_a_new_id_replaces_the_one_that_another_machine_has_too(tmp_path: Path) -> None:
+    before = node_id(tmp_path, pytest.fail)
+    after = new_id(tmp_path)
+    assert re.fullmatch(r"[0-9a-f]{16}", after)
+    assert after != before
+    assert node_id(tmp_path, pytest.fail) == after
+    assert [f.name for f in (tmp_path / "node").iterdir()] == ["id"]
+    (tmp_path / "other").write_text("a file where the folder should be")
+    with pytest.raises(NodeError, match="other"):
+        new_id(tmp_path / "other")

@@ -254,3 +254,31 @@ def test_a_timer_that_comes_early_is_set_again() -> None:
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(main())
+
+
+async def test_a_node_alone_takes_another_id_and_loses_nothing_that_is_open() -> None:
+    w = World(A)
+    w.all_up(status(A, slots=1))
+    d = w.at[A]
+    d.follow(A, 7, ruling=True)
+    runs = w.ask(A, request("runs"))
+    await until(lambda: granted(runs))
+    d.taken(RequestId("runs"), 1)
+    waits = w.ask(A, request("waits"))
+    await until(lambda: isinstance(waits[-1] if waits else None, Queued))
+    late = w.ask(A, request("late"))  # its question is still on the way
+    d.rename(B, status(B, slots=1), [RunningReport(RequestId("runs"), 1, "qwen", started=True, age_s=0.1, edge=A)])
+    account = d.account()
+    assert set(account.nodes) == {B}
+    assert (account.total, account.nodes[B].in_flight) == (3, 1)
+    assert len(runs) == 1, "it is not granted twice"
+    await until(lambda: isinstance(late[-1] if late else None, Queued))
+    d.done(RequestId("runs"), 1, "ok", Usage(100, 0, 50))
+    for name, heard in (("waits", waits), ("late", late)):
+        await until(lambda: granted(heard))  # noqa: B023
+        assert isinstance(heard[-1], Granted)
+        assert heard[-1].node == B
+        d.taken(RequestId(name), 1)
+        d.node_running(B, [])
+        d.done(RequestId(name), 1, "ok", Usage(100, 0, 50))
+    await until(lambda: d.account().total == 0)
