@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import ifaddr
 from msgspec import Struct
 
-_TUNNELS = ("utun", "tun", "wg", "tailscale", "ipsec", "ppp", "zt")  # reach other sites; take no multicast
+from mesh import interfaces
+from mesh.interfaces import TUNNELS, Kind
+
 _PRIVATE_RADIO = ("awdl", "llw", "anpi")  # Apple's device-to-device links: never ours
 _VIRTUAL = ("docker", "virbr", "br-", "vmnet")  # networks inside this machine, equal on every machine
+_SCOPES_MAX = 3  # interfaces on which a link-local address is tried
 _TAILNET = tuple(map(ipaddress.ip_network, ("100.64.0.0/10", "fd7a:115c:a1e0::/48")))
 
 Ip = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -27,6 +30,10 @@ class Address(Struct, frozen=True, order=True):
     @property
     def parsed(self) -> Ip:
         return ipaddress.ip_address(self.ip)
+
+    @property
+    def network(self) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+        return ipaddress.ip_network(f"{self.ip}/{self.prefix}", strict=False)
 
     @property
     def scoped(self) -> str:
@@ -55,46 +62,77 @@ def listening(bind: Sequence[str], read: Callable[[], tuple[Address, ...]] = rea
 class Addresses:
     """The addresses this node uses: all (`bind` empty), or those of the addresses and interfaces that `bind` names."""
 
-    def __init__(self, bind: Sequence[str] = (), read: Callable[[], tuple[Address, ...]] = read_interfaces) -> None:
-        self._bind, self._read = frozenset(b.partition("%")[0] for b in bind), read
+    def __init__(
+        self,
+        bind: Sequence[str] = (),
+        read: Callable[[], tuple[Address, ...]] = read_interfaces,
+        kinds: Callable[[Collection[str]], Mapping[str, Kind]] = interfaces.kinds,
+    ) -> None:
+        self._bind, self._read, self._look_up = frozenset(b.partition("%")[0] for b in bind), read, kinds
         self._all = read()
+        self._used = self._those_used()
+        self._kinds: dict[str, Kind] = {}
 
     def refresh(self) -> bool:
-        """Reads them anew; True when something changed."""
-        before, self._all = self._all, self._read()
-        return before != self._all
+        """Reads them anew; True when those in use have changed."""
+        self._all, before = self._read(), self._used
+        self._used = self._those_used()
+        return before != self._used
 
-    def _used(self) -> list[Address]:
+    @property
+    def strange(self) -> bool:
+        """There are interfaces that `learn` was not asked about."""
+        return not {a.interface for a in self._used} <= self._kinds.keys()
+
+    def learn(self) -> None:
+        """Finds out what kind of interface each is. Waits for the system: call it in a thread."""
+        names = {a.interface for a in self._used}
+        self._kinds = {**dict.fromkeys(names, Kind.ETHERNET), **self._look_up(names)}
+
+    def _those_used(self) -> tuple[Address, ...]:
         fits = [a for a in self._all if not a.interface.startswith((*_PRIVATE_RADIO, *_VIRTUAL))]
         wildcard = not self._bind or self._bind & {"0.0.0.0", "::"}  # noqa: S104 - compared, not bound
         if not wildcard:
             fits = [a for a in fits if self._bind & {a.ip, a.interface}]
         others = [a for a in fits if not a.parsed.is_loopback]
-        return others or fits  # loopback is for others on this machine only, when there is nothing else
+        return tuple(others or fits)  # loopback is for others on this machine only, when there is nothing else
+
+    def uses(self, index: int) -> bool:
+        """The interface of this number has an address in use."""
+        return any(a.index == index for a in self._used)
+
+    @property
+    def mine(self) -> frozenset[str]:
+        """Every address of this machine, without scope."""
+        return frozenset(a.ip for a in self._all)
 
     @property
     def loopback_only(self) -> bool:
         """Nobody outside this machine can reach this node."""
-        return all(a.parsed.is_loopback for a in self._used())
+        return all(a.parsed.is_loopback for a in self._used)
+
+    def owns(self, address: str) -> bool:
+        """It is an address of this machine."""
+        ip = plain(address.partition("%")[0])
+        return any(a.ip == ip for a in self._all)
 
     def advertised(self) -> tuple[str, ...]:
-        """What peers may dial, best first: LAN, then link-local, then tunnels; IPv4 before IPv6."""
-        return tuple(a.scoped for a in sorted(self._used(), key=lambda a: (_worse(a), a)))
+        """What peers may dial, best first: Thunderbolt, Ethernet, Wi-Fi, tunnels; link-local later, IPv4 before IPv6.
+        Without scope: this machine's names of its interfaces mean nothing elsewhere."""
+        return tuple(a.ip for a in sorted(self._used, key=self._worse))
 
     def multicast(self) -> tuple[str, ...]:
-        """IPv4 addresses of the interfaces that mDNS uses: never tunnels; loopback only when there is nothing else."""
-        return tuple(a.ip for a in self._used() if a.parsed.version == 4 and not a.interface.startswith(_TUNNELS))
+        """Where mDNS speaks, an address for each interface: never tunnels; loopback only when there is nothing else.
+        IPv4; where an interface has none, its link-local IPv6 address with scope."""
+        open_ = [a for a in self._used if self._kind(a.interface) is not Kind.VPN]
+        v4 = [a for a in open_ if a.parsed.version == 4]
+        have = {a.interface for a in v4}
+        v6 = {a.interface: a for a in open_ if a.interface not in have and a.parsed.is_link_local}
+        return tuple(a.scoped for a in (*v4, *v6.values()))
 
     def is_far(self, address: str) -> bool:
         """In none of our networks, so beyond a router or a tunnel. False for what is no address."""
-        try:
-            ip = ipaddress.ip_address(address.partition("%")[0])
-        except ValueError:
-            return False
-        if ip.is_loopback or ip.is_link_local:
-            return False
-        near = (a for a in self._all if not a.interface.startswith(_TUNNELS))
-        return not any(ip in ipaddress.ip_network(f"{a.ip}/{a.prefix}", strict=False) for a in near)
+        return self._rank(address) is Kind.VPN
 
     def all_far(self, addresses: Iterable[str]) -> bool:
         """A peer with these addresses is at another site. False when it has none."""
@@ -102,8 +140,46 @@ class Addresses:
         return bool(known) and all(self.is_far(a) for a in known)
 
     def ranked(self, addresses: Iterable[str]) -> tuple[str, ...]:
-        """In the order to dial them: near before far, IPv4 before IPv6; otherwise as given. Repeated ones once."""
-        return tuple(sorted(dict.fromkeys(addresses), key=lambda a: (self.is_far(a), ":" in a)))
+        """In the order to dial them: by the kind of this machine's interface that leads there, IPv4 before IPv6;
+        otherwise as given. Repeated ones once; a link-local one without scope on each interface that has such."""
+        here = [dialled for a in addresses for dialled in self._scoped(a)]
+        return tuple(sorted(dict.fromkeys(here), key=lambda a: (self._rank(a), ":" in a)))
+
+    def _scoped(self, address: str) -> list[str]:
+        if "%" in address or not address.lower().startswith("fe80:"):
+            return [address]
+        own = {a.interface: a for a in self._used if a.parsed.is_link_local and a.parsed.version == 6}
+        names = sorted(own, key=lambda name: (self._kind(name), name))
+        return [f"{address}%{name}" for name in names if self._kind(name) is not Kind.VPN][:_SCOPES_MAX]
+
+    def _rank(self, address: str) -> Kind:
+        bare, _, scope = address.partition("%")
+        try:
+            ip = ipaddress.ip_address(bare)
+        except ValueError:
+            return Kind.ETHERNET
+        if ip.is_loopback:
+            return Kind.THUNDERBOLT  # nothing is nearer
+        if ip.version == 6 and ip.is_link_local:
+            name = next((a.interface for a in self._all if scope in (a.interface, str(a.index))), scope)
+            return min(self._kind(name), Kind.SLOW)
+        near = [self._kind(a.interface) for a in self._all if ip in a.network]
+        unknown = Kind.SLOW if ip.is_link_local else Kind.VPN
+        return min((kind for kind in near if kind is not Kind.VPN), default=unknown)
+
+    def _kind(self, interface: str) -> Kind:
+        known = self._kinds.get(interface)
+        return known if known is not None else Kind.VPN if is_tunnel(interface) else Kind.ETHERNET
+
+    def _worse(self, address: Address) -> tuple[Kind, bool, bool, Address]:
+        ip = address.parsed
+        kind = Kind.VPN if in_tailnet(address.ip) else self._kind(address.interface)
+        return kind, ip.is_link_local, ip.version == 6, address
+
+
+def is_tunnel(interface: str) -> bool:
+    """It leads to other sites, and takes no multicast."""
+    return interface.startswith(TUNNELS)
 
 
 def plain(address: str) -> str:
@@ -122,9 +198,3 @@ def in_tailnet(address: str) -> bool:
         return any(ipaddress.ip_address(address) in network for network in _TAILNET)
     except ValueError:
         return False
-
-
-def _worse(address: Address) -> tuple[bool, bool, bool]:
-    ip = address.parsed
-    tunnel = address.interface.startswith(_TUNNELS) or in_tailnet(address.ip)
-    return tunnel, ip.is_link_local, ip.version == 6

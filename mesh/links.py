@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Collection, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 
 import aiohttp
 from aiohttp import WSMsgType, web
 
-from mesh.addresses import plain
 from mesh.clones import Met, Spoke
-from mesh.dial import Connected, Failed, fails, race
+from mesh.dial import Connected, Failed, caller, fails, race
 from mesh.events import Event, LinkClosed, LinkUp, Tried, Unfit
 from mesh.link import Counts, Link, Ways, WebSocket, closing, now
 from mesh.settings import LinkSettings
@@ -45,7 +44,7 @@ class _Wanted:
 class Links:
     """`hello` is asked for each link, so that it is up to date; `tell` gets membership's events; `on_frame` every
     frame but hello, bye, ping and pong, after its Framed; `on_other` hears of a process that has the id of this node,
-    or of a linked one. All callbacks are synchronous."""
+    or of a linked one. All callbacks are synchronous. `ranked` puts addresses into the order to dial them."""
 
     def __init__(
         self,
@@ -56,18 +55,22 @@ class Links:
         on_frame: Callable[[NodeId, Frame], None],
         rng: random.Random,
         is_far: Callable[[str], bool] = lambda _address: False,
+        ranked: Callable[[Iterable[str]], Sequence[str]] = tuple,
         on_other: Callable[[Spoke | Met], None] = lambda _: None,
         settings: LinkSettings | None = None,
     ) -> None:
         self._hello, self._session, self._tell = hello, session, tell
         self._rng, self._is_far, self._settings = rng, is_far, settings or LinkSettings()
         self._on_other = on_other
+        self._ranked = ranked
         self._links: dict[NodeId, Link] = {}
         self._carried = 0  # links that still have a socket, dropped ones too
         self._idle = asyncio.Event()
         self._wanted: dict[NodeId, _Wanted] = {}
         self._group: asyncio.TaskGroup | None = None
         self._closing = False
+        self._strangers = asyncio.Semaphore(self._settings.strangers_max)
+        self.forbidden: dict[NodeId, str] = {}  # what a person must allow before this peer can be reached
         self.counts = Counts()
         self._ways = Ways(tell=tell, on_frame=on_frame, over=self._drop)
 
@@ -119,6 +122,7 @@ class Links:
     def forget(self, node: NodeId, reason: str) -> None:
         """Dial no more, and close the link, if any, with this bye."""
         wanted = self._wanted.pop(node, None)
+        self.forbidden.pop(node, None)
         if wanted is not None:
             wanted.forgotten = True
             wanted.wake.set()
@@ -200,13 +204,14 @@ class Links:
 
         def failed(failure: Failed) -> None:
             last_good = failure.address == wanted.good
+            if failure.forbidden:
+                self.forbidden[wanted.node] = failure.forbidden
             self._tell(Tried(wanted.node, failure.address, failure.kind, failure.why, last_good))
 
-        good = (wanted.good,) if wanted.good in wanted.addresses else ()
-        order = [a for a in dict.fromkeys((*good, *wanted.addresses)) if a]
-        won = await race(self._session, order, wanted.port, PATH, settings=self._settings, failed=failed)
+        won = await self._raced(wanted, failed)
         if won is None:
             return None
+        self.forbidden.pop(wanted.node, None)
         link = None
         try:
             if not wanted.forgotten and wanted.node not in self._links:
@@ -229,6 +234,17 @@ class Links:
                 theirs = await self._first(won.ws)
                 if isinstance(theirs, Hello):
                     self._objection(mine, theirs, None, won.address)
+
+    async def _raced(self, wanted: _Wanted, failed: Callable[[Failed], None]) -> Connected | None:
+        """The first of its addresses that opens. Peers that were never reached wait for each other: anybody on the
+        network may say that there are hundreds."""
+        good = (wanted.good,) if wanted.good in wanted.addresses else ()
+        order = [a for a in self._ranked(dict.fromkeys((*good, *wanted.addresses))) if a]
+        async with self._strangers if wanted.good is None else nullcontext():
+            return await race(
+                self._session, order, wanted.port, PATH, settings=self._settings, failed=failed,
+                near=lambda address: not self._is_far(address),
+            )  # fmt: skip
 
     async def _introduced(self, won: Connected, wanted: _Wanted) -> Link | None:
         """Hello there and back. None: this pair has another link. Raises what _first raises, and WireError."""
@@ -286,7 +302,7 @@ class Links:
             await ws.prepare(request)
             theirs = await self._first(ws)
             if isinstance(theirs, Hello):
-                link = await self._answered(ws, theirs, plain(request.remote or ""))
+                link = await self._answered(ws, theirs, caller(request))
         except (TimeoutError, WireError, OSError) as error:
             self.counts.drop(error.code if isinstance(error, WireError) else "no_hello")
         if link:

@@ -3,6 +3,7 @@ zeroconf import; it decides nothing."""
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import socket
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -31,10 +32,11 @@ class Service(Struct, frozen=True, kw_only=True):
 
 
 class Mdns:
-    """One responder and browser on some interfaces, from `open()` to `close()`. `open` again moves it to others."""
+    """One responder and browser on some interfaces, from `open()` to `close()`. `open` again moves it to others.
+    `admits(source, bytes)` says whether to read a datagram from that address."""
 
-    def __init__(self, instance: str) -> None:
-        self._instance = instance
+    def __init__(self, instance: str, admits: Callable[[str, int], bool] = lambda _source, _size: True) -> None:
+        self._instance, self._admits = instance, admits
         self._zc: AsyncZeroconf | None = None
         self._browser: AsyncServiceBrowser | None = None
 
@@ -43,15 +45,34 @@ class Mdns:
         return self._zc is not None
 
     async def open(self, interfaces: Sequence[str], service: Service) -> None:
-        """Listens on these IPv4 addresses and announces `service`; when open already, moves there and announces anew:
-        a flap with the same address announces nothing by itself. Raises OSError, MdnsError."""
+        """Listens on these addresses (IPv6 link-local ones with scope) and announces `service`; when open already,
+        moves there and announces anew: a flap with the same address announces nothing by itself.
+        Raises OSError, MdnsError."""
+        where = [_interface(address) for address in interfaces]
+        version = IPVersion.All if any(isinstance(i, int) for i in where) else IPVersion.V4Only
         if self._zc is None:
-            self._zc = AsyncZeroconf(interfaces=list(interfaces), ip_version=IPVersion.V4Only)
+            self._zc = AsyncZeroconf(interfaces=where, ip_version=version)
             await self._zc.zeroconf.async_wait_for_start()
+            self._guard()
             await self._zc.async_register_service(_info(service), cooperating_responders=True)
         else:
-            await self._zc.async_update_interfaces(interfaces=list(interfaces))
+            await self._zc.async_update_interfaces(interfaces=where, ip_version=version)
+            self._guard()
             await self.announce(service)
+
+    def _guard(self) -> None:
+        """Puts the gate before every socket that zeroconf reads: it would parse and keep whatever anybody sends."""
+        assert self._zc is not None
+        for reader in self._zc.zeroconf.engine.readers:
+            protocol = reader.transport.get_protocol()
+            if isinstance(protocol, asyncio.DatagramProtocol) and not isinstance(protocol, _Gate):
+                reader.transport.set_protocol(_Gate(protocol, self._admits))
+
+    @property
+    def came_back(self) -> bool:
+        """Our own announcement was heard here."""
+        own = f"{self._instance}.{SERVICE}"
+        return self._zc is not None and bool(self._zc.zeroconf.cache.async_entries_with_name(own))
 
     async def announce(self, service: Service) -> None:
         """Says what is new of our service: three times within half a second."""
@@ -167,6 +188,23 @@ class Mdns:
         self._zc.zeroconf.async_send(out)
 
 
+class _Gate(asyncio.DatagramProtocol):
+    """Between a socket and zeroconf."""
+
+    def __init__(self, behind: asyncio.DatagramProtocol, admits: Callable[[str, int], bool]) -> None:
+        self._behind, self._admits = behind, admits
+
+    def datagram_received(self, data: bytes, addr: tuple[str | int, ...]) -> None:
+        if self._admits(str(addr[0]), len(data)):
+            self._behind.datagram_received(data, addr)
+
+    def error_received(self, exc: Exception) -> None:
+        self._behind.error_received(exc)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._behind.connection_lost(exc)
+
+
 class _Listener(ServiceListener):
     """A goodbye or an expiry says nothing about who lives, so it is not passed on."""
 
@@ -207,10 +245,22 @@ def _service(info: AsyncServiceInfo) -> Service | None:
         return None
 
 
+def _interface(address: str) -> str | int:
+    """As zeroconf wants it: an IPv4 address, or the number of an IPv6 interface. Raises OSError."""
+    _, _, scope = address.partition("%")
+    return socket.if_nametoindex(scope) if scope else address
+
+
 def send_question(address: str) -> None:
-    """Asks for our service by multicast from this IPv4 address. Raises OSError as the system says it."""
+    """Asks for our service by multicast from this address (IPv6 with scope). Raises OSError as the system says it."""
     out = DNSOutgoing(_QUERY)
     out.add_question(DNSQuestion(SERVICE, _PTR, _IN))
+    where = _interface(address)
+    if isinstance(where, int):
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, where)
+            sock.sendto(out.packets()[0], ("ff02::fb", 5353, 0, where))
+        return
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton(address))
         sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, 1)

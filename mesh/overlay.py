@@ -17,7 +17,7 @@ from aiohttp import web
 from msgspec.structs import replace
 
 from election.messages import Follow, Heard, LinkClosed, Message, PeerForgotten, PeerKnown, Retune, Role, Send, Tick
-from mesh import clock, events
+from mesh import clock, events, notes
 from mesh.addresses import Addresses, listening
 from mesh.advert import Advert, advert_of
 from mesh.clone_watch import CloneWatch
@@ -113,9 +113,16 @@ class Overlay:
             on_frame=self._on_frame,
             rng=self._rng,
             is_far=self._addresses.is_far,
+            ranked=self._addresses.ranked,
             on_other=self._clones.tell,
         )
-        self._discovery = Discovery(daemon.id, on_found=lambda peer: self._tell(Seen(peer)), addresses=self._addresses)
+        self._discovery = Discovery(
+            daemon.id,
+            on_found=lambda peer: self._tell(Seen(peer)),
+            on_moved=self._moved,
+            addresses=self._addresses,
+        )
+        self._began = clock.now()
         self._server: Server
         self._title = Title(self._discovery.name, self._addresses, self._membership.view, self._title_changed)
         self.lookup = Lookup(daemon.session, me=daemon.id, mesh=daemon.config.mesh_name, addresses=self._addresses)
@@ -207,6 +214,15 @@ class Overlay:
             self._discovery.refresh()
             self._links.renew()
 
+    def _moved(self) -> None:
+        """This machine's network has changed: links and heartbeats follow at once, and others hear of it."""
+        self._links.renew(self._addresses.mine)
+        for node in self._membership.view().nodes:
+            if node.report.id != self._daemon.id:
+                there = self._addresses.ranked(node.addresses)
+                self._heartbeats.set_peer(node.report.id, there, node.report.peer_port)
+        self._daemon.changed()
+
     def _perform(self, effect: events.Effect) -> None:
         match effect:
             case Known(node, last) | Moved(node, last):
@@ -215,7 +231,7 @@ class Overlay:
                 self._heartbeats.forget(node)
                 self._election.tell(PeerForgotten(node))
             case Dial(peer, at_once):
-                self._heartbeats.set_peer(peer.id, peer.addresses, peer.peer_port)
+                self._heartbeats.set_peer(peer.id, self._addresses.ranked(peer.addresses), peer.peer_port)
                 self._links.dial(peer.id, peer.addresses, peer.peer_port, at_once=at_once)
             case HangUp(node, reason):
                 self._links.forget(node, reason)
@@ -397,7 +413,14 @@ class Overlay:
     def notes(self) -> list[str]:
         """What a person should know of the mesh here: why others cannot be found, whom it misses."""
         problems = [f"mesh-peers {address}: {why}" for address, why in self.static.problems.items()]
-        return [*filter(None, [self._discovery.problem]), *self._clones.notes(), *problems]
+        return [*self._discovery.notes(), *self._missed(), *self._clones.notes(), *problems]
+
+    def _missed(self) -> list[str]:
+        view, after_s = self._membership.view(), DiscoverySettings().unheard_s
+        found = notes.forbidden(view, self._links.forbidden)
+        if clock.now() - self._began >= after_s:
+            found += notes.unheard(view, self._membership.alive(), self._discovery.heard, after_s)
+        return found
 
     def dropped(self) -> dict[str, int]:
         """Frames and datagrams that could not be used, by reason."""

@@ -42,6 +42,7 @@ class LinkSettings(Struct, frozen=True, kw_only=True):
     silence_s: float = 5.0  # nothing at all came: closed, as a time-out
     probe_s: float = 1.0  # for an answer of a link in doubt: after sleep, a new address, or when its peer dials again
     close_s: float = 0.5  # for the bye to leave and the close to be answered
+    strangers_max: int = 32  # peers dialled at the same time that were never reached
     outbox_frames: int = 1024
     outbox_bytes: int = 8 << 20
     garbled_max: int = 3  # in a row

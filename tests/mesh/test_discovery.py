@@ -32,7 +32,8 @@ RUN = secrets.token_hex(4)
 MESH = f"test-{RUN}"
 HOSTS = (f"mesh-{RUN}.local.", f"coordinator-{RUN}.local.")
 FALLBACK = f"mesh-{RUN}-bbbb.local."
-QUICK = DiscoverySettings(interfaces_every_s=0.05, update_at_least_s=0.3, update_every_s=0.6, retry_s=0.1)
+QUICK = DiscoverySettings(
+    interfaces_every_s=0.05, interfaces_told_every_s=0.05, update_at_least_s=0.3, update_every_s=0.6, retry_s=0.1)
 LOOPBACK = Address("lo", 1, "127.0.0.1", 8)
 
 
