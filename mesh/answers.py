@@ -112,6 +112,18 @@ class MeshStatus(Struct, frozen=True, kw_only=True, rename={"self_name": "self"}
     notes: tuple[str, ...] = ()
 
 
+class Running(Struct, frozen=True, kw_only=True):
+    """A machine of the tailnet that runs a node. `name` is what `mesh add` takes; `added`: it is known here already."""
+
+    name: str
+    node: str = ""
+    id: str = ""
+    mesh: str = ""
+    version: str = ""
+    address: str = ""
+    added: bool = False
+
+
 class Status(Struct, frozen=True, kw_only=True):
     """GET /v1/status: this daemon. `started_at` RFC 3339 UTC."""
 

@@ -99,14 +99,16 @@ def _until_interrupted() -> Iterator[None]:
 
 
 @mesh.command()
+@click.option("--tailnet", is_flag=True, help="Look for further nodes among the machines of your tailnet.")
 @as_json
-def nodes(as_json: bool) -> None:
+def nodes(tailnet: bool, as_json: bool) -> None:
     """The nodes alone, one row each."""
-    found = client().mesh_status()
+    daemon = client()
+    found, running = daemon.mesh_status(), daemon.tailnet() if tailnet else None
     if as_json:
-        render.show_json(found.nodes)
+        render.show_json(found.nodes if running is None else {"nodes": found.nodes, "tailnet": running})
     else:
-        render.show(render.nodes(found))
+        render.show([*render.nodes(found), *(render.tailnet(found, running) if running is not None else ())])
 
 
 @mesh.command()
@@ -121,7 +123,7 @@ def add(peer: str, as_json: bool) -> None:
     if as_json:
         render.show_json(found)
     else:
-        click.echo(f"{found.get('name') or peer}: {found.get('state', 'known')}")
+        render.show(render.added(peer, found))
 
 
 @mesh.command()

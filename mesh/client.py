@@ -110,8 +110,13 @@ class MeshClient:
         return self._call("POST", "/v1/mesh/disable", answers.MeshStatus, {}, timeout_s=None)
 
     def add(self, address: str) -> dict[str, Any]:
-        """Makes `host:port` a peer: {"name", "id", "state"}."""
+        """Makes `host:port` a peer: {"name", "id", "state", "reason", "far", "via"}."""
         return self._call("POST", "/v1/mesh/peers", dict[str, Any], {"address": address})
+
+    def tailnet(self) -> tuple[answers.Running, ...]:
+        """The machines of this machine's tailnet that run a node, asked now."""
+        found = self._call("GET", "/v1/mesh/tailnet", dict[str, tuple[answers.Running, ...]])
+        return found.get("running", ())
 
     def remove(self, name: str) -> str:
         return str(self._call("DELETE", f"/v1/mesh/nodes/{_part(name)}", dict[str, Any]).get("removed", name))

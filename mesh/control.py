@@ -19,10 +19,11 @@ from mesh.names import resolve
 from mesh.status import Json, mesh_json, model_details, node_json
 from mesh.store import route_json
 from node.types import NodeId
-from router.view import NodeState
+from router.view import NodeState, NodeView
 
 if TYPE_CHECKING:
     from mesh.daemon import Daemon
+    from mesh.overlay import Overlay
 
 JOINED_S = 2.0  # for an answer to say who coordinates; a node alone decides in half a second
 ADDED_S = 2.0  # for a peer that was added to be linked and heard before its state is told
@@ -148,19 +149,38 @@ class DaemonControl:
         configuration.set_values(self._daemon.home, changes)
 
     async def add_peer(self, address: str) -> Json:
-        overlay = self._daemon.overlay
-        if overlay is None:
-            raise MeshError("mesh_disabled", "the mesh is off on this node", hint="`mlx-stack mesh enable`", status=409)
-        peer = await overlay.add(address)
+        peer = await self._overlay().add(address)
         await self._set_peers([*self._daemon.config.mesh_peers, address])
 
-        def state() -> NodeState:
-            found = self._daemon.membership.view().node(peer.id)
-            return found.state if found else NodeState.WAITING
+        def found() -> NodeView | None:
+            return self._daemon.membership.view().node(peer.id)
 
-        await self._until(lambda: state() not in (NodeState.WAITING, NodeState.SUSPECT), ADDED_S)
+        unsettled = (NodeState.WAITING, NodeState.SUSPECT)
+        await self._until(lambda: (node := found()) is not None and node.state not in unsettled, ADDED_S)
         _, names = self._view_and_names()
-        return {"name": names.get(peer.id, peer.name), "id": peer.id, "state": state().value}
+        node = found()
+        there = {"state": NodeState.WAITING.value, "reason": "", "far": peer.far, "via": peer.via}
+        if node is not None:
+            there = {"state": node.state.value, "reason": node.reason, "far": node.far, "via": node.via}
+        return {"name": names.get(peer.id, peer.name), "id": peer.id, **there}
+
+    async def tailnet(self) -> Json:
+        """Asked now, on request only: every machine there would see it."""
+        running = await self._overlay().lookup.running()
+        known = {n.report.id for n in self._daemon.membership.view().nodes}
+        return {
+            "running": [
+                {"name": r.name, "node": r.node.name, "id": r.node.id, "mesh": r.node.mesh, "version": r.node.version,
+                 "address": r.address, "added": r.node.id in known}
+                for r in running
+            ]
+        }  # fmt: skip
+
+    def _overlay(self) -> Overlay:
+        """Raises MeshError(mesh_disabled)."""
+        if self._daemon.overlay is None:
+            raise MeshError("mesh_disabled", "the mesh is off on this node", hint="`mlx-stack mesh enable`", status=409)
+        return self._daemon.overlay
 
     async def remove_node(self, name: str) -> Json:
         d = self._daemon
@@ -168,13 +188,12 @@ class DaemonControl:
         if node == d.id:
             raise MeshError("self", "this is the node itself", hint="`mlx-stack mesh disable` leaves the mesh")
         shown = d.membership.view().names()[node]
-        if d.overlay is None:
-            raise MeshError("mesh_disabled", "the mesh is off on this node", hint="`mlx-stack mesh enable`", status=409)
+        overlay = self._overlay()
         found = d.membership.view().node(node)
         assert found is not None
         hosts = (found.report.name.lower(), *found.addresses)
-        others = d.overlay.static.others(node, {(host, found.report.port) for host in hosts})
-        d.overlay.remove(node)
+        others = overlay.static.others(node, {(host, found.report.port) for host in hosts})
+        overlay.remove(node)
         await self._set_peers(others)
         return {"removed": shown, "id": node}
 

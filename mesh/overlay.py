@@ -129,7 +129,8 @@ class Overlay:
         self.static = StaticPeers(
             self.lookup,
             on_found=lambda peer, by_hand: self._tell(Added(peer) if by_hand else Seen(peer)),
-            missing=lambda node: node not in self._membership.alive() | self._membership.removed,
+            missing=lambda node: node not in self._membership.alive(),
+            removed=lambda node: node in self._membership.removed,
             tell=self._note,
         )
         self.static.set(daemon.config.mesh_peers)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import click
@@ -216,7 +216,7 @@ def nodes(found: answers.MeshStatus) -> list[Block]:
     rows = []
     for node in found.nodes:
         mark = "*" if node.coordinator else " "
-        name = f"{mark}{node.name}" + (" (this)" if node.name == found.self_name else "")
+        name = f"{mark}{node.name}" + (" (this)" if node.name == found.self_name else _far(node))
         rows.append(
             (
                 name,
@@ -226,7 +226,7 @@ def nodes(found: answers.MeshStatus) -> list[Block]:
                 str(node.in_flight),
                 str(node.queue_depth),
                 duration(node.uptime_s),
-                node.version + (" far" if node.far else ""),
+                node.version,
             )
         )
     reasons = [f"{node.name} is {node.state}: {node.reason}" for node in found.nodes if node.reason]
@@ -234,6 +234,31 @@ def nodes(found: answers.MeshStatus) -> list[Block]:
         f"{model.name} on {node.name}: {model.error}" for node in found.nodes for model in node.models if model.error
     ]
     return [Table(columns, tuple(rows)), *reasons, *errors]
+
+
+def _far(node: answers.Node) -> str:
+    if not node.far:
+        return ""
+    return " (far)" if node.rtt_ms is None else f" (far, {milliseconds(node.rtt_ms)})"
+
+
+def added(address: str, found: Mapping[str, object]) -> list[Block]:
+    """`mesh add`: who it is, and how it stands."""
+    far = f", far, found by {found.get('via')}" if found.get("far") else ""
+    reason = f": {found['reason']}" if found.get("reason") else ""
+    return [f"{found.get('name') or address}: {found.get('state', 'known')}{far}{reason}"]
+
+
+def tailnet(status: answers.MeshStatus, running: Sequence[answers.Running]) -> list[Block]:
+    """`mesh nodes --tailnet`, below the nodes: who else is there, and what to type."""
+    lines: list[Block] = []
+    for machine in running:
+        what = f"{machine.name} (mlx-stack {machine.version})"
+        if not machine.added and machine.mesh == status.mesh.name:
+            lines.append(f"on your tailnet, not added: {what} -> mlx-stack mesh add {machine.name}")
+        elif not machine.added:
+            lines.append(f"on your tailnet, in mesh '{machine.mesh}': {what}")
+    return lines or ["on your tailnet no further machine runs mlx-stack"]
 
 
 def models(found: Sequence[answers.ModelDetails]) -> list[Block]:

@@ -14,6 +14,8 @@ from mesh.settings import PeersSettings
 from mesh.wire import PeerSeen
 from node.types import NodeId
 
+_TAKE_OUT = "`mlx-stack mesh add` takes it back; else take the address out of `mesh-peers`"
+
 
 class Finds(Protocol):
     """Lookup, as far as it is needed here."""
@@ -23,8 +25,8 @@ class Finds(Protocol):
 
 class StaticPeers:
     """`on_found(peer, by_hand)` is told who answers at an address; `by_hand`: a person has just written it, so a
-    removal is taken back. `missing(node)`: it should be there and is not. `tell` gets each problem once, for the log;
-    `problems` has those of now, by address."""
+    removal is taken back. `missing(node)`: it is not there; `removed(node)`: nor should it be. `tell` gets each problem
+    once, for the log; `problems` has those of now, by address."""
 
     def __init__(
         self,
@@ -32,10 +34,12 @@ class StaticPeers:
         *,
         on_found: Callable[[PeerSeen, bool], None],
         missing: Callable[[NodeId], bool],
+        removed: Callable[[NodeId], bool],
         tell: Callable[[str], None],
         settings: PeersSettings | None = None,
     ) -> None:
-        self._lookup, self._on_found, self._missing, self._tell = lookup, on_found, missing, tell
+        self._lookup, self._on_found, self._tell = lookup, on_found, tell
+        self._missing, self._removed = missing, removed
         self._settings = settings or PeersSettings()
         self._addresses: Sequence[str] | None = None
         self._edited = asyncio.Event()
@@ -64,12 +68,14 @@ class StaticPeers:
         return peer
 
     def others(self, node: NodeId, places: Collection[tuple[str, int]]) -> list[str]:
-        """`mesh-peers` without the addresses of this node; `places` are its hosts and port, for an address that has not
-        been looked up yet."""
+        """`mesh-peers` without the addresses of this node; `places` are its name, its addresses and its port, for what
+        has not been looked up yet."""
 
         def its_own(address: str) -> bool:
+            if address in self.found:
+                return self.found[address] == node
             host, port = split_address(address, self._settings.port)
-            return self.found[address] == node if address in self.found else (host.lower(), port) in places
+            return bool({(host.lower(), port), (host.lower().partition(".")[0], port)} & set(places))
 
         return [address for address in self._addresses or () if not its_own(address)]
 
@@ -93,26 +99,32 @@ class StaticPeers:
         pause_s = s.retry_first_s
         while True:
             node = self.found.get(address)
-            if node is not None and not self._missing(node):
+            if node is not None and self._removed(node):
+                self._problem(address, MeshError("removed", "that node was removed from this mesh", hint=_TAKE_OUT))
+            elif node is not None and not self._missing(node):
                 self.problems.pop(address, None)
                 self._told.pop(address, None)
-                pause_s = s.retry_first_s
-                await asyncio.sleep(s.look_s)
+            else:
+                await self._look(address)
+                await asyncio.sleep(pause_s)
+                pause_s = min(pause_s * 2, s.retry_max_s)
                 continue
-            await self._look(address)
-            await asyncio.sleep(pause_s)
-            pause_s = min(pause_s * 2, s.retry_max_s)
+            pause_s = s.retry_first_s
+            await asyncio.sleep(s.look_s)
 
     async def _look(self, address: str) -> None:
         try:
             peer = await self._lookup.node(address)
         except MeshError as error:
-            self.problems[address] = str(error)
-            if self._told.get(address) != error.code:
-                self._told[address] = error.code
-                self._tell(f"mesh-peers {address}: {error}")
+            self._problem(address, error)
             return
         self.problems.pop(address, None)
         self.found[address] = peer.id
         self._on_found(peer, address in self._by_hand)
         self._by_hand.discard(address)
+
+    def _problem(self, address: str, error: MeshError) -> None:
+        self.problems[address] = str(error)
+        if self._told.get(address) != error.code:
+            self._told[address] = error.code
+            self._tell(f"mesh-peers {address}: {error}")

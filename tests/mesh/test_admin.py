@@ -70,6 +70,7 @@ async def admin() -> AsyncIterator[Admin]:
         ("POST", "/v1/mesh/disable", {}, ("disable",)),
         ("POST", "/v1/mesh/disable", None, ("disable",)),
         ("POST", "/v1/mesh/peers", {"address": "h:1"}, ("add_peer", "h:1")),
+        ("GET", "/v1/mesh/tailnet", None, ("tailnet",)),
         ("DELETE", "/v1/mesh/nodes/bob~1234", None, ("remove_node", "bob~1234")),
         ("POST", "/v1/mesh/drain", {"node": "bob"}, ("drain", "bob", None)),
         ("POST", "/v1/mesh/drain", {"node": "bob", "for_s": 2}, ("drain", "bob", 2.0)),

@@ -293,6 +293,24 @@ def test_what_a_running_daemon_says_is_printed(admin: Any) -> None:
         assert json.loads(run(*words, "--json").stdout)
 
 
+def test_who_else_is_on_the_tailnet_is_looked_for_on_request(admin: Any) -> None:
+    admin.answer("GET /v1/mesh/status", MESH)
+    running = [
+        {"name": "mini", "node": "mini", "id": "2", "mesh": "default", "version": "0.2", "address": "100.64.0.2"},
+        {"name": "a", "node": "a", "id": "1", "mesh": "default", "version": "0.1", "added": True},
+    ]
+    admin.answer("GET /v1/mesh/tailnet", {"running": running})
+    found = run("mesh", "nodes", "--tailnet")
+    assert (
+        found.stdout.splitlines()[-1] == "on your tailnet, not added: mini (mlx-stack 0.2) -> mlx-stack mesh add mini"
+    )
+    found = json.loads(run("mesh", "nodes", "--tailnet", "--json").stdout)
+    assert ([n["name"] for n in found["nodes"]], [r["name"] for r in found["tailnet"]]) == (["a"], ["mini", "a"])
+    admin.answer("GET /v1/mesh/tailnet", {"error": {"code": "tailscale_stopped", "message": "it is stopped"}}, 502)
+    found = run("mesh", "nodes", "--tailnet", "--json")
+    assert (found.exit_code, found.stdout, found.stderr) == (1, "", "Error: it is stopped\n")
+
+
 def test_json_is_the_contracts(admin: Any) -> None:
     admin.answer("GET /v1/mesh/status", MESH)
     status = json.loads(run("mesh", "status", "--json").stdout)

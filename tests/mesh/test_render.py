@@ -17,6 +17,7 @@ from mesh.answers import (
     Node,
     Route,
     Routes,
+    Running,
     Term,
 )
 
@@ -217,3 +218,26 @@ def test_on_a_terminal_rich_draws_the_same_words(
         "mac-c is incompatible: protocol 2, ours is 1",
     ):
         assert words in drawn
+
+
+def test_far_nodes_say_so_and_how_far() -> None:
+    node = Node(name="mac-d", id="4", far=True, rtt_ms=81.7, version="0.1.0")
+    other = Node(name="mac-e", id="5", far=True)
+    text = render.plain(render.nodes(MeshStatus(self_name="mac-a", nodes=(node, other))))
+    assert " mac-d (far, 82 ms)  ok" in text
+    assert " mac-e (far)" in text
+    added = {"name": "mac-d", "id": "4", "state": "ok", "reason": "", "far": True, "via": "tailscale"}
+    assert render.added("mini", added) == ["mac-d: ok, far, found by tailscale"]
+    assert render.added("mini", {"name": "mac-d", "state": "waiting", "reason": "dialling"}) == [
+        "mac-d: waiting: dialling"
+    ]
+
+
+def test_who_else_is_on_the_tailnet() -> None:
+    ours = Running(name="mini", version="0.1", mesh="home")
+    known, other = Running(name="b", mesh="home", added=True), Running(name="c", version="0.2", mesh="work")
+    assert render.tailnet(STATUS, (ours, known, other)) == [
+        "on your tailnet, not added: mini (mlx-stack 0.1) -> mlx-stack mesh add mini",
+        "on your tailnet, in mesh 'work': c (mlx-stack 0.2)",
+    ]
+    assert render.tailnet(STATUS, (known,)) == ["on your tailnet no further machine runs mlx-stack"]

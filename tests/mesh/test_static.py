@@ -25,6 +25,7 @@ class World:
     def __init__(self, *addresses: str) -> None:
         self.answers: dict[str, PeerSeen | MeshError] = {}
         self.alive: set[NodeId] = set()
+        self.removed: set[NodeId] = set()
         self.found: list[tuple[NodeId, bool]] = []
         self.log: list[str] = []
         self.looked: dict[str, int] = {}
@@ -32,6 +33,7 @@ class World:
             self,
             on_found=lambda peer, by_hand: self.found.append((peer.id, by_hand)),
             missing=lambda node: node not in self.alive,
+            removed=lambda node: node in self.removed,
             tell=self.log.append,
             settings=QUICK,
         )
@@ -124,8 +126,18 @@ async def test_add_looks_once_and_refuses_another_protocol() -> None:
     assert w.found == [(A, True)]
 
 
+async def test_an_address_of_a_removed_node_is_named_until_it_is_added_again() -> None:
+    w = World("mini")
+    w.answers["mini"], w.removed = MINI, {A}
+    async with w.running():
+        await until(lambda: "was removed" in w.static.problems.get("mini", ""))
+        assert w.log == [f"mesh-peers mini: {w.static.problems['mini']}"]
+        w.removed, w.alive = set(), {A}
+        await until(lambda: not w.static.problems)
+
+
 def test_a_removed_nodes_addresses_are_known_also_before_they_were_looked_up() -> None:
-    w = World("mini:4000", "100.64.0.2", "100.64.0.2:4100", "studio")
+    w = World("mini:4000", "mini.tailnet", "100.64.0.2", "100.64.0.2:4100", "studio")
     w.static.found["studio"] = B
     places = {("mini", 4000), ("100.64.0.2", 4000)}
     assert w.static.others(A, places) == ["100.64.0.2:4100", "studio"]

@@ -1,0 +1,95 @@
+"""Macs at two places: joined by one `mesh add`, torn apart when the line is cut, one mesh again when it is back."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mesh.client import MeshClient
+from tests.lab import conftest
+from tests.lab.macs import agreed, wait_until
+from tests.lab.site_trials import Sites, two_sites
+
+Figure = Callable[[str, float], None]
+
+
+@contextmanager
+def two(first: int, second: int, **more: object) -> Iterator[Sites]:
+    """two_sites, whose logs are shown when the test fails."""
+    with two_sites(first, second, **more) as sites:  # type: ignore[arg-type]
+        conftest._macs.extend(sites.macs)
+        try:
+            yield sites
+        finally:
+            conftest._macs.clear()
+
+
+@pytest.mark.parametrize(("first", "second"), [(1, 1), (2, 2)])
+def test_each_site_serves_while_the_line_is_cut_and_they_are_one_mesh_when_it_is_back(
+    first: int, second: int, figure: Figure
+) -> None:
+    with two(first, second) as sites:
+        sites.start()
+        figure(f"{first}+{second}: from one `mesh add` until all agree", sites.join())
+        trial = sites.trial()
+        figure(f"{first}+{second}: from the cut until each site rules itself", trial.split_s)
+        figure(f"{first}+{second}: from the line's return until one mesh", trial.joined_s)
+        figure(f"{first}+{second}: the slowest answer meanwhile", max(trial.slowest_s))
+        assert trial.failed == ((), ())
+        assert trial.alone == (first == 1, second == 1)
+
+
+def test_a_name_of_the_tailnet_a_restart_a_higher_priority_and_a_removal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, figure: Figure
+) -> None:
+    with two(1, 1, priorities=(100, 200)) as sites:
+        mac1, mac2 = sites.macs
+        a_tailscale_program(tmp_path, monkeypatch, mac2=mac2.ip)
+        sites.start()
+        patient = MeshClient(mac1.home / "daemon.sock")  # no resolver answers here: DNS is given up after 5 s
+        added = patient.add("mac2.tailnet:4000")
+        assert (added["name"], added["far"], added["via"]) == ("mac2", True, "tailscale")
+        wait_until(lambda: agreed(sites.macs), "one mesh")
+        wait_until(lambda: mac1.coordinator == "mac1", "the side that added decides, whatever the priority", 120.0)
+        [running] = patient.tailnet()
+        assert (running.name, running.added) == ("mac2", True)
+
+        mac1.stop()
+        wait_until(lambda: mac2.coordinator == "mac2", "the other one goes on")
+        mac1.start()
+        figure(
+            "from a restart of the adding Mac until both agree", wait_until(lambda: agreed(sites.macs), "both agree")
+        )
+        handed_s = wait_until(lambda: agreed(sites.macs) and mac2.coordinator == "mac1", "it decides again", 120.0)
+        figure("and until it coordinates again", handed_s)
+        node = mac1.sees("mac2")
+        assert node is not None
+        assert (node.far, node.via) == (True, "tailscale")
+
+        assert mac1.client.remove("mac2") == "mac2"
+        wait_until(lambda: mac2.coordinator == "mac2" and mac1.coordinator == "mac1", "two meshes")
+        assert not yaml.safe_load((mac1.home / "config.yaml").read_text()).get("mesh-peers")
+        mac1.stop()
+        mac1.start()
+        wait_until(lambda: mac1.coordinator == "mac1", "it is up again")
+        refused = mac2.metric("mlx_mesh_links")
+        assert (mac1.sees("mac2"), refused) == (None, 0.0)
+        sites.join()
+
+
+def a_tailscale_program(folder: Path, monkeypatch: pytest.MonkeyPatch, **machines: str) -> None:
+    """Tailscale as these Macs have it: the program only, and a tailnet of these machines."""
+    peers = {name: {"DNSName": f"{name}.tail1.ts.net.", "HostName": name, "TailscaleIPs": [ip], "Online": True}
+             for name, ip in machines.items()}  # fmt: skip
+    status = {"BackendState": "Running", "Peer": peers, "CurrentTailnet": {"MagicDNSSuffix": "tail1.ts.net"}}
+    (folder / "status.json").write_text(json.dumps(status))
+    program = folder / "tailscale"
+    program.write_text(f"#!/bin/sh\nexec cat {folder}/status.json\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
