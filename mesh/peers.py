@@ -21,7 +21,7 @@ class _Kept(Struct, frozen=True):
     reached_at: float  # Unix seconds, so that a week is a week over restarts too
 
 
-class _File(Struct, frozen=True):
+class PeerFile(Struct, frozen=True):
     """mesh/peers.json."""
 
     version: int = 1
@@ -43,7 +43,7 @@ class PeerStore:
     ) -> None:
         self._path, self._write = folder / "peers.json", write
         self._kept_s = MembershipSettings().dead_kept_s if kept_s is None else kept_s
-        file = read_or_set_aside(self._path, msgspec.json.Decoder(_File).decode, tell) or _File()
+        file = read_or_set_aside(self._path, msgspec.json.Decoder(PeerFile).decode, tell) or PeerFile()
         oldest = time.time() - self._kept_s
         self._kept = {k.peer.id: k for k in file.peers if k.reached_at >= oldest}
         self.removed: frozenset[NodeId] = frozenset(file.removed)
@@ -61,5 +61,5 @@ class PeerStore:
             p.id: _Kept(p, before[p.id].reached_at if p.id in before and p.id not in alive else now) for p in peers
         }
         self.removed = frozenset(removed)
-        file = _File(peers=tuple(self._kept.values()), removed=tuple(sorted(removed)))
+        file = PeerFile(peers=tuple(self._kept.values()), removed=tuple(sorted(removed)))
         self._write(self._path, msgspec.json.format(msgspec.json.encode(file)))

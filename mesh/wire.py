@@ -12,6 +12,7 @@ from typing import Annotated, Literal, TypeAlias, get_args
 import msgspec
 from msgspec import Meta, Raw, Struct
 
+from election.messages import Kind as MessageKind
 from election.messages import Message
 from mesh.errors import MeshError
 from node.types import NodeId, NodeReport, Port
@@ -28,6 +29,8 @@ Via: TypeAlias = Literal["mdns", "static", "tailscale", "gossip"]
 
 # Bounds of what others say, checked when decoding: a port no socket takes, a time no timer takes.
 DrainSeconds: TypeAlias = Annotated[float, Meta(gt=0, le=366 * 86400)]
+Text: TypeAlias = Annotated[str, Meta(max_length=256)]  # names, versions, nonces: what is passed on must stay small
+Id: TypeAlias = Annotated[NodeId, Meta(max_length=64)]
 Addresses: TypeAlias = Annotated[tuple[Annotated[str, Meta(max_length=64)], ...], Meta(max_length=64)]
 
 
@@ -45,15 +48,15 @@ class PeerSeen(Struct, frozen=True, kw_only=True):
     another site, as the teller sees it. `added`: by `mesh add`, or beside such a node: its side ranks last while far.
     """
 
-    id: NodeId
-    name: str
-    mesh: str = "default"
+    id: Id
+    name: Text
+    mesh: Text = "default"
     addresses: Addresses = ()
     port: Port = 4000
     peer_port: Port = 4001
-    boot: str = ""
+    boot: Text = ""
     priority: int = 100
-    version: str = ""
+    version: Text = ""
     protocol: int = PROTOCOL
     via: Via = "mdns"
     far: bool = False
@@ -63,24 +66,24 @@ class PeerSeen(Struct, frozen=True, kw_only=True):
 class WellKnown(Struct, frozen=True, kw_only=True):
     """`GET /.well-known/mlx-stack` on the edge port: who this is; nothing private."""
 
-    id: NodeId
-    name: str
-    mesh_id: str
-    version: str
+    id: Id
+    name: Text
+    mesh_id: Text
+    version: Text
     protocol: int
     peer_port: Port
-    mesh: str = "default"
+    mesh: Text = "default"
 
 
 class Hello(Struct, frozen=True, kw_only=True, tag="hello"):
     """The first frame on a link, from both sides, the dialler first."""
 
-    id: NodeId
-    boot: str
-    name: str
-    mesh: str
-    mesh_id: str
-    version: str
+    id: Id
+    boot: Text
+    name: Text
+    mesh: Text
+    mesh_id: Text
+    version: Text
     protocol: int
     peer_port: Port
     port: Port
@@ -115,7 +118,7 @@ class Drain(Struct, frozen=True, tag="drain"):
 class Bye(Struct, frozen=True, tag="bye"):
     """The last frame on a link. `duplicate`: this pair has another link. Else a sentence for people."""
 
-    reason: str
+    reason: Annotated[str, Meta(max_length=1000)]
 
 
 class Ping(Struct, frozen=True, tag="ping"):
@@ -130,6 +133,7 @@ LinkFrame: TypeAlias = Hello | State | AccountFrame | Gossip | Drain | Bye | Pin
 Frame: TypeAlias = LinkFrame | EdgeFrame | CoordinatorFrame
 
 KINDS = frozenset(str(kind.__struct_config__.tag) for kind in get_args(Frame))
+MESSAGE_KINDS = frozenset(get_args(MessageKind))
 
 
 class Envelope(Struct, frozen=True):
@@ -146,11 +150,16 @@ class _Kind(Struct, frozen=True):
     type: str
 
 
+class _MessageKind(Struct, frozen=True):
+    kind: str
+
+
 _encode = msgspec.msgpack.Encoder().encode
 _decode_envelope = msgspec.msgpack.Decoder(Envelope).decode
 _decode_unopened = msgspec.msgpack.Decoder(_Unopened).decode
 _decode_kind = msgspec.msgpack.Decoder(_Kind).decode
 _decode_message = msgspec.msgpack.Decoder(Message).decode
+_decode_message_kind = msgspec.msgpack.Decoder(_MessageKind).decode
 _MALFORMED = (ValueError, RecursionError)  # msgspec's errors and bad UTF-8 are ValueErrors; deep nesting is not
 
 
@@ -219,4 +228,15 @@ def decode_message(data: bytes) -> Message:
     try:
         return _decode_message(data[head + 1 :])
     except _MALFORMED as error:
-        raise WireError("garbled", f"not a heartbeat: {error}") from error
+        raise _diagnosed_message(data[head + 1 :], error) from error
+
+
+def _diagnosed_message(data: bytes, error: Exception) -> WireError:
+    """Why this is no message of ours: a kind of a later version, or garbage."""
+    try:
+        kind = _decode_message_kind(data).kind
+    except _MALFORMED:
+        return WireError("garbled", f"not a heartbeat: {error}")
+    if kind not in MESSAGE_KINDS:
+        return WireError("unknown_kind", f"a datagram of unknown kind {kind[:40]!r}")
+    return WireError("garbled", f"not a {kind} datagram: {error}")

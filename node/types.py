@@ -120,8 +120,8 @@ class NodeReport(Struct, frozen=True, kw_only=True):
 
     id: NodeId
     boot: str  # random per daemon start
-    name: str
-    version: str
+    name: Annotated[str, Meta(max_length=256)]
+    version: Annotated[str, Meta(max_length=256)]
     protocol: int
     priority: int
     uptime_s: float

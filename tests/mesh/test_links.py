@@ -369,7 +369,7 @@ async def test_a_full_outbox_closes_the_link() -> None:
     async with world(A, outbox_bytes=100_000, outbox_frames=8) as (a,), raw(a) as ws:
         await ws.send_bytes(encode(stranger()))
         await until(lambda: a.links.linked() == {B})
-        big = Gossip((PeerSeen(id=C, name="x" * 50_000),))
+        big = Gossip((PeerSeen(id=C, name="x" * 250),) * 150)
         assert a.links.send(B, big)
         assert not a.links.send(B, big)
         assert "outbox is full" in a.of(LinkClosed)[0].why

@@ -117,7 +117,7 @@ def test_a_damaged_datagram_is_a_message_or_a_wire_error(message: Message, at: i
     data = bytearray(wire.encode_message(message))
     data[at % len(data)] = byte
     found = decoded(wire.decode_message, bytes(data))
-    assert isinstance(found, Message) or found in {"garbled", "other_version"}
+    assert isinstance(found, Message) or found in {"garbled", "unknown_kind", "other_version"}
 
 
 @pytest.mark.parametrize("nest", [b"\x91", b"\x81\xa1x"])
@@ -131,6 +131,22 @@ def test_an_unknown_kind_is_named() -> None:
     assert code_of(data) == "unknown_kind"
     with pytest.raises(WireError, match="rumour"):
         wire.decode(data)
+
+
+def test_an_unknown_kind_of_datagram_is_named_and_a_known_one_with_wrong_fields_is_garbled() -> None:
+    for body, code in ({"kind": "vote", "x": 1}, "unknown_kind"), ({"kind": "hb"}, "garbled"), ({"kind": 1}, "garbled"):
+        with pytest.raises(WireError) as caught:
+            wire.decode_message(b"MXM\x01" + msgspec.msgpack.encode(body))
+        assert caught.value.code == code
+
+
+@pytest.mark.parametrize("field", ["id", "boot", "name", "mesh", "version"])
+def test_what_a_stranger_calls_itself_is_bounded(field: str) -> None:
+    """It is passed on to every other node."""
+    long = {**msgspec.to_builtins(HELLO), field: "x" * 300}
+    assert code_of(msgspec.msgpack.encode({"v": PROTOCOL, "frame": long})) == "garbled"
+    told = {"id": "a" * 16, "name": "mini", field: "x" * 300}
+    assert code_of(msgspec.msgpack.encode({"v": PROTOCOL, "frame": {"type": "gossip", "peers": [told]}})) == "garbled"
 
 
 def test_a_known_kind_with_wrong_fields_is_garbled() -> None:
