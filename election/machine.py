@@ -43,17 +43,9 @@ class Election:
     """
 
     def __init__(
-        self,
-        *,
-        me: Id,
-        boot: str,
-        mesh: str,
-        priority: int,
-        settings: ElectionSettings,
-        term: int,
-        now: float,
+        self, *, me: Id, boot: str, mesh: str, priority: int, settings: ElectionSettings, term: int, now: float,
         rng: Random,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.me, self.role, self.left = me, Role.FOLLOWER, False
         self.coordinator: Id | None = None
         self.reign = Reign(term)
@@ -98,7 +90,8 @@ class Election:
             return []
         role, coordinator, term = self.role, self.coordinator, self.reign.term
         self._voice.out = []
-        self._notice_lag(now)
+        if now - self.deadline > self._settings.lag_s:
+            self._notice_lag(now)
         match event:
             case Heard(message):
                 self._hear(message, now)
@@ -137,11 +130,14 @@ class Election:
             return inf
         due = self._next_beat
         if self._claim is not None:
-            due = min(due, self._claim)
-        elif self.role is Role.FOLLOWER and not self._leaving:
-            silent = max(self._heard + self._silence_s(), self._patient)
-            due = min(due, silent if self._suspect is None else self._next_ask)
-        return due
+            return min(due, self._claim)
+        if self.role is not Role.FOLLOWER or self._leaving:
+            return due
+        if self._suspect is not None:
+            return min(due, self._next_ask)
+        if self._heard + self._settings.floor_s > due:  # no patience is shorter: this is the usual case, made cheap
+            return due
+        return min(due, max(self._heard + self._silence_s(), self._patient))
 
     def _silence_s(self) -> float:
         return self._peers.patience(self.coordinator).silence_s
@@ -149,8 +145,6 @@ class Election:
     def _notice_lag(self, now: float) -> None:
         """A timer this late means I was stalled or asleep: believe no timer, hear what came meanwhile first."""
         late_s = now - self.deadline
-        if late_s <= self._settings.lag_s:
-            return
         asleep, stalled = late_s > self._settings.wake_s, late_s > self._silence_s()
         if asleep:
             self._born = now
@@ -216,6 +210,9 @@ class Election:
 
     def _hear_other(self, message: Message, now: float) -> None:
         """A follower or a lone node speaks: of a coordinator it hears, or of having none."""
+        one_mind = message.coordinator == self.coordinator and message.reign == self.reign
+        if one_mind and message.role is Role.FOLLOWER and self.role is not Role.ALONE and self._suspect is None:
+            return
         lost = message.coordinator is None or message.role is Role.ALONE
         reign, mine = message.reign, message.coordinator == self.me and message.reign == self.reign
         if self.role is Role.ALONE and mine and self._priority > 0:
@@ -393,15 +390,8 @@ class Election:
     # What is said
 
     def _say(self, kind: Kind, now: float, *, to: Id | None = None, paced: bool = False) -> None:
+        age_s = 0.0 if self.coordinator == self.me else max(0.0, now - self._heard)
         self._voice.say(
-            kind,
-            now,
-            to=to,
-            paced=paced,
-            role=self.role,
-            coordinator=self.coordinator,
-            reign=self.reign,
-            rank=self.rank(now),
-            uptime_s=now - self._born,
-            age_s=0.0 if self.coordinator == self.me else max(0.0, now - self._heard),
-        )
+            kind, now, to=to, paced=paced, role=self.role, coordinator=self.coordinator, reign=self.reign,
+            rank=self.rank(now), uptime_s=now - self._born, age_s=age_s,
+        )  # fmt: skip

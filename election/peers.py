@@ -42,13 +42,11 @@ class Peer:
         return now - self.born
 
     def accepts(self, message: Message, silent_before: float) -> bool:
-        """False for a datagram that was repeated or overtaken by a later one, and for another boot while this one
-        speaks: of a restart the former is silent, of a clone it must not be disturbed. Who has been silent for
-        that long may say anything: a forged number or boot would else silence it for ever."""
+        """Of a datagram that is not simply the next one: it was repeated or overtaken, or comes from another boot. Of
+        a restart the former one is silent; of a clone it must not be disturbed. So who has been silent that long may
+        say anything, also because a forged number or boot would else silence it for ever; but not who is gone."""
         silent = self.heard < silent_before
-        if message.boot == self.boot:
-            return message.seq > self.seq or (silent and self.heard > -inf)
-        return silent
+        return silent and (message.boot != self.boot or self.heard > -inf)
 
     def take_in(self, message: Message, now: float) -> None:
         self.message, self.heard, self.born = message, now, now - message.uptime_s
@@ -135,7 +133,10 @@ class Peers:
         if not plausible(message):
             return None
         peer = self._all.get(message.sender) or self._admit(message.sender, now)
-        if peer is None or not peer.accepts(message, now - self._live_s(distant=peer.distant)):
+        if peer is None:
+            return None
+        next_one = message.boot == peer.boot and message.seq > peer.seq
+        if not next_one and not peer.accepts(message, now - self._live_s(distant=peer.distant)):
             return None
         peer.take_in(message, now)
         return peer

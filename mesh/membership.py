@@ -79,6 +79,8 @@ class Membership:
 
     def step(self, event: Event, now: float) -> list[Effect]:
         """`now` never goes back. Raises nothing."""
+        if type(event) is Beat and self._as_ever(event, now):
+            return []
         out = _Out()
         if self._woken_for is not None and now > self._woken_for + self._settings.stalled_s:
             for peer in self._peers.values():
@@ -92,6 +94,17 @@ class Membership:
             self._view = None
             out.add(Changed())
         return out.effects
+
+    def _as_ever(self, beat: Beat, now: float) -> bool:
+        """Nearly all that happens is a heartbeat of a peer in order: it puts off what time would do, and nothing else.
+        When the time comes, that is looked at anew; so `deadline` may be too early, never too late."""
+        peer, due = self._peers.get(beat.node), self._woken_for
+        if peer is None or peer.boot != beat.boot or not (peer.linked and peer.up) or due is None or now > due:
+            return False
+        if peer.state is not NodeState.OK or peer.reason or peer.due is None:
+            return False
+        peer.life.beat(now)
+        return True
 
     def _own(self, event: Ruled | SelfChanged | Switch | Tick, now: float, out: _Out) -> None:
         match event:
@@ -108,7 +121,7 @@ class Membership:
                 self._ruled = Ruled(None, self._ruled.term, alone=True)
                 out.changed = True
             case Tick():
-                for id_, peer in list(self._peers.items()):
+                for id_, peer in [(i, p) for i, p in self._peers.items() if p.due is not None and p.due <= now]:
                     self._judge(peer, now, out)
                     if peer.ended and now >= peer.ended_at + self._settings.dead_kept_s:
                         self._forget(id_, "dead for 7 days", out)

@@ -2,83 +2,151 @@
 
 from __future__ import annotations
 
-from election.messages import Event, Retune, Role
-from tests.sim.world import Node, World
+from itertools import combinations
 
-Holder = tuple[str, str]  # node, boot
+from election.messages import Event, Retune, Role
+from mesh.events import Down, Gone, Up
+from tests.sim.node import Node
+from tests.sim.world import Checker, World
+
+NAME_S, FAR_NAME_S = 4.0, 12.0  # to agree, and for the loser to hear the winner's claim
+Holder = tuple[str, str]  # machine, boot
 
 
 class ViolationError(AssertionError):
     """An invariant is broken."""
 
 
-class OneHolderPerTerm:
+class Watcher:
+    """Sees everything, minds nothing: what a checker leaves out."""
+
+    def started(self, world: World, node: Node) -> None:
+        pass
+
+    def stepped(self, world: World, node: Node, event: Event) -> None:
+        pass
+
+    def judged(self, world: World, node: Node, verdict: Up | Down | Gone) -> None:
+        pass
+
+    def looked(self, world: World) -> None:
+        pass
+
+
+class OneHolderPerTerm(Watcher):
     """A reign (a term with its holder's rank, which orders two holders of one number) has one holder, for ever;
-    and a follower's coordinator did hold the reign it is followed in."""
+    a follower's coordinator did hold the reign it is followed in; and priority 0 holds none."""
 
     def __init__(self) -> None:
         self._holders: dict[object, Holder] = {}
         self._retuned: dict[str, float] = {}
 
     def started(self, world: World, node: Node) -> None:
-        self._retuned.pop(node.id, None)
+        self._retuned.pop(node.name, None)
 
     def stepped(self, world: World, node: Node, event: Event) -> None:
-        machine = node.machine
+        machine = node.election
         reign = machine.reign
         if isinstance(event, Retune):
-            self._retuned[node.id] = world.now  # from here it may hand over, and stay until its heir is heard
+            self._retuned[node.name] = world.now  # from here it may hand over, and stay until its heir is heard
         if machine.role is Role.COORDINATOR:
-            me = (node.id, f"boot {node.boots}")
+            me = (node.id, node.boot)
             holder = self._holders.setdefault(reign.key(), me)
             if holder != me:
                 raise ViolationError(f"{world.now:.3f}: {me} and {holder} both hold term {reign.term}")
-            retuned = self._retuned.get(node.id, 0.0)
-            if machine.rank(world.now).priority == 0 and world.now > retuned + world.settings.handover_s + 0.2:
-                raise ViolationError(f"{world.now:.3f}: {node.id} coordinates with priority 0")
+            retuned = self._retuned.get(node.name, 0.0)
+            if node.priority == 0 and world.now > retuned + world.settings.handover_s + 0.2:
+                raise ViolationError(f"{world.now:.3f}: {node.name} coordinates with priority 0")
         elif machine.role is Role.FOLLOWER and machine.coordinator is not None:
             known = self._holders.get(reign.key())
             if known is None or known[0] != machine.coordinator:
                 raise ViolationError(
-                    f"{world.now:.3f}: {node.id} follows {machine.coordinator} in {reign}, held by {known}"
+                    f"{world.now:.3f}: {node.name} follows {machine.coordinator} in {reign}, held by {known}"
                 )
 
 
-class NoTermGoesBack:
-    """Not within a boot, and not over a restart: it starts from what was Remembered."""
+class NoTermGoesBack(Watcher):
+    """Not within a boot, and not over a restart: it starts from what was Remembered (or lost with the disk)."""
 
     def __init__(self) -> None:
         self._terms: dict[str, int] = {}
 
     def started(self, world: World, node: Node) -> None:
-        self.stepped(world, node, None)
+        self._terms[node.name] = node.disk_term
+        self._look(world, node)
 
-    def stepped(self, world: World, node: Node, event: Event | None) -> None:
-        term = node.machine.term
-        if term < self._terms.get(node.id, 0):
-            raise ViolationError(f"{world.now:.3f}: {node.id} goes back from term {self._terms[node.id]} to {term}")
-        if term != node.disk_term:
-            raise ViolationError(f"{world.now:.3f}: {node.id} is in term {term}, its disk holds {node.disk_term}")
-        self._terms[node.id] = term
+    def stepped(self, world: World, node: Node, event: Event) -> None:
+        self._look(world, node)
+
+    def _look(self, world: World, node: Node) -> None:
+        term = node.election.term
+        if term < self._terms.get(node.name, 0):
+            raise ViolationError(f"{world.now:.3f}: {node.name} goes back from term {self._terms[node.name]} to {term}")
+        if term > self._terms.get(node.name, 0) and term != node.disk_term:
+            raise ViolationError(f"{world.now:.3f}: {node.name} is in term {term}, its disk holds {node.disk_term}")
+        self._terms[node.name] = term
 
 
-class TheDeafDeposeNobody:
+class TheDeafDeposeNobody(Watcher):
     """Who takes a term hears somebody at that moment."""
 
     def __init__(self) -> None:
         self._last: dict[str, tuple[Role, int]] = {}
 
     def started(self, world: World, node: Node) -> None:
-        self._last.pop(node.id, None)
+        self._last.pop(node.name, None)
 
     def stepped(self, world: World, node: Node, event: Event) -> None:
-        machine = node.machine
+        machine = node.election
         now = (machine.role, machine.term)
-        if self._last.get(node.id) != now:
-            self._last[node.id] = now
-            if machine.role is Role.COORDINATOR and not machine.live(world.now):
-                raise ViolationError(f"{world.now:.3f}: {node.id} took term {machine.term} and hears nobody")
+        if self._last.get(node.name) != now:
+            self._last[node.name] = now
+            if machine.role is Role.COORDINATOR and not machine.live(node.now):
+                raise ViolationError(f"{world.now:.3f}: {node.name} took term {machine.term} and hears nobody")
 
 
-def all_checkers() -> list[OneHolderPerTerm | NoTermGoesBack | TheDeafDeposeNobody]:
-    return [OneHolderPerTerm(), NoTermGoesBack(), TheDeafDeposeNobody()]
+class TheLivingAreNotBuried(Watcher):
+    """Membership calls a process gone for certain only when it has ended or left; and it says up and down in turn,
+    as those who give out work rely on."""
+
+    def judged(self, world: World, node: Node, verdict: Up | Down | Gone) -> None:
+        peer = verdict.node
+        if isinstance(verdict, Gone):
+            process = node.membership.view().node(peer)
+            boot = process.report.boot if process is not None else ""
+            alive = [n for n in world.up() if n.id == peer and n.boot == boot and not n.election.left]
+            if alive:
+                raise ViolationError(f"{world.now:.3f}: {node.name} calls {peer} gone ({verdict.why}), but it runs")
+        elif isinstance(verdict, Up) == (peer in node.members):
+            raise ViolationError(f"{world.now:.3f}: {node.name} says {verdict} of {peer} twice")
+
+
+class TheNameHasOneAnnouncer(Watcher):
+    """No two nodes of a site that hear each other answer for one name for longer than it takes to agree and to give
+    way: `bound_s`, counted anew when they lose each other or stand still."""
+
+    def __init__(self) -> None:
+        self._since: dict[tuple[str, str], float] = {}
+
+    def looked(self, world: World) -> None:
+        holders = [n for n in world.nodes.values() if n.runs and n.title.answers]
+        pairs = {
+            (a.name, b.name)
+            for a, b in combinations(holders, 2)
+            if a.site == b.site and set(a.title.answers) & set(b.title.answers) and world.path(a, b)
+        }
+        self._since = {pair: self._since.get(pair, world.now) for pair in pairs}
+        bound_s = NAME_S if len({n.site for n in world.nodes.values()}) == 1 else FAR_NAME_S
+        for (a, b), since in self._since.items():
+            if world.now - since > bound_s:
+                raise ViolationError(f"{world.now:.3f}: {a} and {b} both answer for the name, for {bound_s:.0f} s")
+
+
+def all_checkers() -> list[Checker]:
+    return [
+        OneHolderPerTerm(),
+        NoTermGoesBack(),
+        TheDeafDeposeNobody(),
+        TheLivingAreNotBuried(),
+        TheNameHasOneAnnouncer(),
+    ]

@@ -1,54 +1,32 @@
 """The world the production machines run in: one virtual clock, one heap of events, one seeded RNG, lossy links.
 
-Nothing here decides anything about the election; it delivers, delays, loses and wakes. Times are virtual seconds.
+Nothing here decides anything about the mesh; it delivers, delays, loses and wakes. Times are virtual seconds.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import pairwise
+from math import inf
 from random import Random
-from typing import Protocol
+from typing import Any, Protocol
 from zlib import crc32
 
+from msgspec.structs import replace
+
+from election import messages as said
 from election.machine import Election
-from election.messages import Event, Follow, Heard, LinkClosed, Message, PeerKnown, Remember, Role, Send, Tick
+from election.messages import Follow, Role
 from election.settings import ElectionSettings
+from mesh import events
+from tests.sim.net import FAR_LINE, WIRED, Net
+from tests.sim.node import QUEUE_MAX, Node, Packet
+from tests.sim.wires import Wires
 
-
-@dataclass(frozen=True)
-class Net:
-    """One direction of one link. `reorder` of the datagrams take `reorder_s` longer than the rest."""
-
-    delay_s: float = 0.0003
-    jitter_s: float = 0.0005
-    loss: float = 0.0
-    dup: float = 0.0
-    reorder: float = 0.0
-    reorder_s: float = 0.2
-
-
-WIRED = Net()
-WIFI = Net(delay_s=0.001, jitter_s=0.015, loss=0.01)
-BAD_WIFI = Net(delay_s=0.002, jitter_s=0.1, loss=0.05)
-
-
-@dataclass
-class Node:
-    """One daemon: its machine while it runs, and what outlives it (`disk_term`, `boots`)."""
-
-    id: str
-    priority: int
-    machine: Election
-    up: bool = True
-    leaving: bool = False
-    disk_term: int = 0
-    boots: int = 1
-    stalled_until: float = 0.0
-    deaf_until: float = 0.0
-    queued: list[Event] = field(default_factory=list)  # what came while it was stalled
-    wake_at: float = field(default=float("inf"))  # earliest wake-up in the heap
+LOOK_S = 0.5
+GATEWAY = "gw"  # the router of their network, as one end of a link
 
 
 @dataclass(frozen=True)
@@ -60,15 +38,20 @@ class Takeover:
 
 
 class Checker(Protocol):
-    """Looks after every step; raises ViolationError."""
+    """Looks after every step that did anything, and at all of it each LOOK_S; raises ViolationError."""
 
     def started(self, world: World, node: Node) -> None: ...
 
-    def stepped(self, world: World, node: Node, event: Event) -> None: ...
+    def stepped(self, world: World, node: Node, event: said.Event) -> None: ...
+
+    def judged(self, world: World, node: Node, verdict: events.Up | events.Down | events.Gone) -> None: ...
+
+    def looked(self, world: World) -> None: ...
 
 
 class World:
-    """`priorities` one per node, named n0, n1, ...; `far` pairs (a, b): a has added b, at another site."""
+    """`priorities` one per node, named n0, n1, ...; `sites` where each is (default: all together), in which case the
+    first node of each site has added the first one of the next site by hand."""
 
     def __init__(
         self,
@@ -77,40 +60,49 @@ class World:
         *,
         net: Net = WIRED,
         settings: ElectionSettings | None = None,
+        election: type[Election] = Election,
         checkers: Sequence[Checker] = (),
-        far: frozenset[tuple[str, str]] = frozenset(),
+        sites: Sequence[int] = (),
         narrate: bool = False,
     ) -> None:
         self.rng, self.now, self.steps = Random(seed), 0.0, 0
-        self.net, self.far = net, far
-        self.settings = settings or ElectionSettings()
+        self.net = net
+        self.settings, self.election = settings or ElectionSettings(), election
         self.checkers = checkers
         self.links: dict[tuple[str, str], Net] = {}  # where it differs from `net`
-        self.blocked: set[tuple[str, str]] = set()
+        self.blocked: set[tuple[str, str]] = set()  # (a, b): b does not hear a
+        self.stale: set[tuple[str, str]] = set()  # (a, b): a knows an address that b has no more
         self.takeovers: list[Takeover] = []
         self.transcript: list[str] | None = [] if narrate else None
-        self.digest = 0  # of every step taken: the same seed gives the same
-        self.nodes: dict[str, Node] = {}
-        self._heap: list[tuple[float, int, Callable[..., None], tuple[object, ...]]] = []
-        self._reigns: set[tuple[str, int, int]] = set()
+        self.digest = 0  # of every change: the same seed gives the same
+        self.wires = Wires(self)
+        self._of_boot: dict[str, str] = {}  # whose machine it ran on
+        self._heap: list[tuple[float, int, Callable[[Any, Any], None], Any, Any]] = []
         self._count = 0
+        self.nodes: dict[str, Node] = {}
         for i, priority in enumerate(priorities):
-            self.nodes[f"n{i}"] = Node(f"n{i}", priority, self._machine(f"n{i}", 1, priority, 0))
+            self.nodes[f"n{i}"] = Node(self, f"n{i}", f"n{i}", priority, sites[i] if sites else 0)
+        firsts = [next(n for n in self.nodes.values() if n.site == site) for site in sorted(set(sites))]
+        for one, other in pairwise(firsts):
+            one.added.append(other)
+        self._lay_lines()
         for node in self.nodes.values():
             self._begin(node)
+            self._deafen_now_and_then(node, None)
+        self._look(None, None)
 
     # Time
 
-    def at(self, when: float, act: Callable[..., None], *args: object) -> None:
+    def at(self, when: float, act: Callable[[Any, Any], None], who: object, what: object) -> None:
         self._count += 1
-        heapq.heappush(self._heap, (when, self._count, act, args))
+        heapq.heappush(self._heap, (when, self._count, act, who, what))
 
     def run(self, until: float) -> None:
         """Everything up to, not including, `until`."""
-        heap = self._heap
+        heap, pop = self._heap, heapq.heappop
         while heap and heap[0][0] < until:
-            self.now, _, act, args = heapq.heappop(heap)
-            act(*args)
+            self.now, _, act, who, what = pop(heap)
+            act(who, what)
         self.now = until
 
     def run_until(self, holds: Callable[[], bool], limit_s: float, every_s: float = 0.01) -> float | None:
@@ -122,52 +114,243 @@ class World:
             self.run(self.now + every_s)
         return self.now - begin
 
+    def wake(self, node: Node, when: float) -> None:
+        """Its timer, replacing a later one."""
+        node.wake_at = when
+        self.at(when, self._wake, node, node.boot)
+
+    def _wake(self, node: Node, boot: str) -> None:
+        if node.boot != boot or not node.up or node.wake_at > self.now or node.paused_until > self.now:
+            return  # restarted, or woken earlier; resume() wakes who is paused
+        node.wake_at = inf
+        node.tick()
+        self._rewake(node)
+
+    def _rewake(self, node: Node) -> None:
+        if node.up and (due := max(node.due(), self.now + 1e-6)) < node.wake_at:
+            self.wake(node, due)
+
     # What can happen to a node (faults.py chooses)
 
     def start(self, node: Node) -> None:
         """Again, after a crash or a goodbye: a new boot, the term from disk."""
-        node.boots += 1
-        node.up, node.leaving, node.stalled_until, node.deaf_until, node.wake_at = True, False, 0.0, 0.0, float("inf")
-        node.queued.clear()
-        node.machine = self._machine(node.id, node.boots, node.priority, node.disk_term)
-        self.say(node.id, f"starts, term {node.disk_term} on disk")
+        node.boot_up()
+        self._reroute()
+        self.say(node, f"starts, term {node.disk_term} on disk")
         self._begin(node)
 
-    def kill(self, node: Node, fin: bool = True) -> None:
+    def kill(self, node: Node, *, fin: bool = True) -> None:
         """The process ends; with `fin` its links close, without (power, panic) nobody is told."""
-        node.up = False
-        self.say(node.id, "is killed" if fin else "loses power")
-        for peer in self.nodes.values() if fin else ():
-            if peer is not node and not {(node.id, peer.id), (peer.id, node.id)} & self.blocked:
-                self.at(self.now + self._delay(self._net(node.id, peer.id)), self._receive, peer, LinkClosed(node.id))
+        node.up, node.powered = False, fin
+        self.say(node, "is killed" if fin else "loses power")
+        if fin:
+            self.wires.process_ended(node)
 
-    def stall(self, node: Node, seconds: float) -> None:
-        """The process stands still; what comes for it waits."""
-        node.stalled_until = self.now + seconds
-        self.say(node.id, f"stalls for {seconds:.1f} s")
-        self.at(node.stalled_until, self._resume, node, node.machine)
+    def depart(self, node: Node) -> None:
+        """It has said goodbye, and ends."""
+        node.up = False
+        self.say(node, "ends")
+        self.wires.process_ended(node, "shutting down")
+
+    def pause(self, node: Node, seconds: float, *, asleep: bool = False) -> None:
+        """The process stands still; what comes for it waits. Asleep: the whole machine, and nothing comes."""
+        node.paused_until, node.asleep = self.now + seconds, asleep
+        self.say(node, f"{'sleeps' if asleep else 'stalls'} for {seconds:.1f} s")
+        self.at(node.paused_until, self._resume, node, node.boot)
 
     def resume(self, node: Node) -> None:
         """It runs again. A late timer goes first, then what was queued: the harder order, and the real one."""
-        node.stalled_until = 0.0
+        slept, node.paused_until, node.asleep = node.asleep, 0.0, False
         if node.up:
-            self._step(node, Tick())
-        while node.up and node.queued:
-            self._step(node, node.queued.pop(0))
+            node.wake_at = inf
+            node.tick()
+            queue, node.queue = node.queue, []
+            for what in queue:
+                if node.up:
+                    self._take(node, what)
+            self._rewake(node)
+            if slept:
+                self.announce(node)
 
-    def _resume(self, node: Node, machine: Election) -> None:
-        if node.machine is machine and 0.0 < node.stalled_until <= self.now:
+    def _resume(self, node: Node, boot: str) -> None:
+        if node.boot == boot and 0.0 < node.paused_until <= self.now:
             self.resume(node)
 
-    def cut(self, *ids: str) -> None:
+    def cut(self, *names: str) -> None:
         """Off the network, silently, together."""
-        inside = set(ids)
-        self.blocked |= {(a, b) for a in self.nodes for b in self.nodes if (a in inside) != (b in inside)}
-        self.say(",".join(ids), "cut off")
+        inside, everything = set(names), (*self.nodes, GATEWAY)
+        self.blocked |= {(a, b) for a in everything for b in everything if (a in inside) != (b in inside)}
+        self.say(",".join(names), "cut off")
 
-    def inject(self, node: Node, event: Event) -> None:
-        """An event from this node's own shell, now."""
-        self._receive(node, event)
+    def move(self, node: Node, found_after_s: float, site: int | None = None) -> None:
+        """It has a new address (DHCP), perhaps at another `site`. Until it is heard from there, or found anew, others
+        send to the old one; its connections are dead."""
+        node.home += 1
+        node.site = node.site if site is None else site
+        self._lay_lines()
+        self.stale |= {(name, node.name) for name in self.nodes if name != node.name}
+        self.say(node, "has a new address" if site is None else f"is at site {site} now")
+        self.at(self.now + found_after_s, self._moved, node, node.boot)
+
+    def _moved(self, node: Node, boot: str) -> None:
+        if node.runs and node.boot == boot:
+            node.changed_address()
+            for other in node.wires.values():
+                side = 1 - other.side(node)
+                if other.carries and self.path(*other.ends):
+                    self.deliver(other.ends[side], events.Reported(node.report))
+            self._announce(node, boot)
+
+    def _lay_lines(self) -> None:
+        """Between sites the line is longer."""
+        nodes = self.nodes.values()
+        self.links = {(a.name, b.name): FAR_LINE for a in nodes for b in nodes if a.site != b.site}
+
+    def clone(self, original: Node) -> Node:
+        """Another machine with a copy of its disk starts."""
+        name = f"{original.name}'" + "'" * sum(n.startswith(f"{original.name}'") for n in self.nodes)
+        node = Node(self, name, original.id, original.priority, original.site)
+        node.disk_term, node.disk_peers = original.disk_term, dict(original.disk_peers)
+        node.boot_up()
+        self.blocked |= {(name, b) for a, b in self.blocked if a == original.name}
+        self.blocked |= {(a, name) for a, b in self.blocked if b == original.name}
+        self.nodes[name] = node
+        self._lay_lines()
+        self._reroute()
+        self.say(node, f"starts, a clone with the id {node.id}")
+        self._begin(node)
+        self._deafen_now_and_then(node, None)
+        return node
+
+    def rename(self, node: Node) -> None:
+        """A clone that has been told: it starts again, with an id of its own."""
+        self.wires.process_ended(node, "another node has this id")
+        self.say(node, f"shares the id {node.id} with another node that runs longer: takes a new one")
+        node.id = f"{node.name}.{node.boots}"
+        self.start(node)
+
+    # The network
+
+    def send(self, sender: Node, packet: Packet, to: str | None) -> None:
+        """A datagram to the process behind an id, or to all it knows."""
+        if sender.deaf_until > self.now:
+            return
+        routes = self._routes(sender)
+        if to is not None:
+            other = self.route(sender, to)
+            routes = [] if other is None else [other]
+        now, rng, heap, links, name = self.now, self.rng, self._heap, self.links, sender.name
+        for other in routes:
+            if (self.blocked and (name, other.name) in self.blocked) or (
+                self.stale and (name, other.name) in self.stale
+            ):
+                continue
+            net = links.get((name, other.name), self.net) if links else self.net
+            for _ in range(2 if net.dup and rng.random() < net.dup else 1):
+                if not net.loss or rng.random() >= net.loss:
+                    when = now + net.delay_s + net.jitter_s * rng.random()
+                    if net.reorder and rng.random() < net.reorder:
+                        when += net.reorder_s
+                    self._count += 1
+                    heapq.heappush(heap, (when, self._count, self._arrive, other, packet))
+
+    def _arrive(self, node: Node, packet: Packet) -> None:
+        if not node.up or node.deaf_until > self.now:
+            return
+        if self.stale:  # an answer goes to where the question came from
+            self.stale.discard((node.name, self._of_boot.get(packet[1].boot, "")))
+        if node.paused_until <= self.now:
+            node.hear(packet)
+        elif not node.asleep and len(node.queue) < QUEUE_MAX:
+            node.queue.append(packet)
+
+    def deliver(self, node: Node, event: events.Event) -> None:
+        """From its own shell: waits while the process stands still."""
+        if node.up and node.paused_until <= self.now:
+            node.tell(event)
+        elif node.up and len(node.queue) < QUEUE_MAX:
+            node.queue.append(event)
+
+    def _take(self, node: Node, what: Packet | events.Event) -> None:
+        if isinstance(what, tuple):
+            node.hear(what)
+        else:
+            node.tell(what)
+
+    def route(self, node: Node, peer: str) -> Node | None:
+        """The process that `node` reaches under this id: of clones, any."""
+        found = [n for n in self.nodes.values() if n.id == peer and n is not node]
+        return found[0] if len(found) < 2 and found else self.rng.choice(found) if found else None
+
+    def _routes(self, node: Node) -> list[Node]:
+        if node.routes is None:
+            node.routes = [n for n in self.nodes.values() if n.id in node.targets and n is not node]
+        return node.routes
+
+    def _reroute(self) -> None:
+        for node in self.nodes.values():
+            node.routes = None
+
+    def path(self, a: Node, b: Node) -> bool:
+        """Both machines run, and hear each other at this moment."""
+        now, blocked = self.now, self.blocked
+        return (
+            (not blocked or ((a.name, b.name) not in blocked and (b.name, a.name) not in blocked))
+            and a.powered and b.powered and not a.asleep and not b.asleep
+            and a.deaf_until <= now and b.deaf_until <= now
+        )  # fmt: skip
+
+    def round_trip_s(self, a: Node, b: Node) -> float:
+        one, other = (self.links.get(pair, self.net) for pair in ((a.name, b.name), (b.name, a.name)))
+        random = self.rng.random
+        return one.delay_s + one.jitter_s * random() + other.delay_s + other.jitter_s * random()
+
+    def announce(self, node: Node) -> None:
+        """Its mDNS answers and questions, within its site: it is found, and finds."""
+        self.at(self.now + self.rng.uniform(0.001, 0.04), self._announce, node, node.boot)
+
+    def _announce(self, node: Node, boot: str) -> None:
+        if not node.runs or node.boot != boot:
+            return
+        for other in list(self.nodes.values()):
+            if other.site == node.site and other.id != node.id and other.up and self.path(node, other):
+                self.stale.discard((other.name, node.name))
+                self.deliver(other, events.Seen(node.found()))
+                self.deliver(node, events.Seen(other.found()))
+
+    def multicast(self, node: Node, after_s: float, act: Callable[[Node], None]) -> None:
+        """An mDNS packet to every node of its site; `act(receiver)` is what it does there."""
+        for other in self.nodes.values():
+            away = node.site != other.site or (node.name, other.name) in self.blocked
+            if other is node or away or node.deaf_until > self.now or self.rng.random() < self.net.loss:
+                continue
+            delay_s = after_s + self.net.delay_s + self.net.jitter_s * self.rng.random()
+            self.at(self.now + delay_s, self._multicast, other, act)
+
+    def _multicast(self, node: Node, act: Callable[[Node], None]) -> None:
+        if node.runs and node.deaf_until <= self.now:
+            act(node)
+
+    def hears_gateway(self, node: Node) -> bool:
+        """The router of its network answers."""
+        ways = {(node.name, GATEWAY), (GATEWAY, node.name)}
+        return not ways & self.blocked and node.deaf_until <= self.now
+
+    def is_far(self, node: Node, addresses: Sequence[str]) -> bool:
+        """None of these addresses is one of its own site."""
+        return not any(other.site == node.site and other.address in addresses for other in self.nodes.values())
+
+    def _look(self, _: None, __: None) -> None:
+        for checker in self.checkers:
+            checker.looked(self)
+        self.at(self.now + LOOK_S, self._look, None, None)
+
+    def _deafen_now_and_then(self, node: Node, _: object) -> None:
+        net = self.net
+        if net.deaf_every_s:
+            if self.now > 0.0:
+                node.deaf_until = self.now + self.rng.uniform(*net.deaf_s)
+            self.at(self.now + net.deaf_every_s * self.rng.uniform(0.5, 1.5), self._deafen_now_and_then, node, None)
 
     # What can be seen
 
@@ -177,107 +360,45 @@ class World:
     def agreed(self, among: Sequence[Node] | None = None) -> str | None:
         """The one coordinator that all of `among` (default: all that are up) follow, and that itself coordinates.
         Where all have priority 0 nobody can: that is no agreement."""
-        nodes = among if among is not None else self.up()
-        follow = {n.machine.coordinator for n in nodes}
+        nodes = self.up() if among is None else among
+        follow = {n.election.coordinator for n in nodes}
         one = follow.pop() if len(follow) == 1 else None
-        holder = self.nodes[one].machine.role if one is not None and any(n.id == one for n in nodes) else None
-        return one if holder in (Role.COORDINATOR, Role.ALONE) else None
+        holds = any(n.id == one and n.election.role is not Role.FOLLOWER for n in nodes)
+        return one if one is not None and holds else None
 
-    def say(self, who: str, text: str) -> None:
+    def whole(self) -> bool:
+        """Every node that is up can give work to every other one, and to nobody else."""
+        up = self.up()
+        return all(n.members == {m.id for m in up} - {n.id} for n in up)
+
+    def say(self, who: Node | str, text: str) -> None:
         if self.transcript is not None:
-            self.transcript.append(f"{self.now:9.3f}  {who:<4} {text}")
+            name = who if isinstance(who, str) else who.name
+            self.transcript.append(f"{self.now:9.3f}  {name:<4} {text}")
+
+    def note(self, node: Node, follow: Follow) -> None:
+        """What a node says that it follows."""
+        role, coordinator, term, why = follow.role, follow.coordinator, follow.term, follow.why
+        if role is Role.COORDINATOR and term > node.takes:
+            node.takes = term
+            self.takeovers.append(Takeover(self.now, node.name, term, why))
+        self.digest = crc32(f"{self.now!r} {node.name} {role} {coordinator} {term} {why}".encode(), self.digest)
+        words = {Role.COORDINATOR: "coordinates", Role.ALONE: "is alone", Role.FOLLOWER: f"follows {coordinator}"}
+        what = words[role] if coordinator or role is Role.ALONE else "follows nobody"
+        self.say(node, f"{what}, term {term}: {why}")
 
     # Inside
 
-    def _machine(self, node: str, boots: int, priority: int, term: int) -> Election:
-        return Election(
-            me=node,
-            boot=f"{node}b{boots:03}",
-            mesh="sim",
-            priority=priority,
-            settings=self.settings,
-            term=term,
-            now=self.now,
-            rng=Random(self.rng.getrandbits(32)),
-        )
-
     def _begin(self, node: Node) -> None:
+        self._of_boot[node.boot] = node.name
         for checker in self.checkers:
             checker.started(self, node)
-        for peer in self.nodes:
-            if peer != node.id:
-                self._step(node, PeerKnown(peer, (node.id, peer) in self.far))
-        self._step(node, Tick())
-
-    def _step(self, node: Node, event: Event) -> None:
-        self.steps += 1
-        assert self.steps < 50_000_000, "the world does not come to rest"
-        machine = node.machine
-        for effect in machine.step(event, self.now):
-            match effect:
-                case Send(message, None):
-                    for peer in self.nodes.values():
-                        if peer is not node:
-                            self._send(node, peer, message)
-                case Send(message, str(to)):
-                    self._send(node, self.nodes[to], message)
-                case Remember(term):
-                    node.disk_term = term
-                case Follow(role, coordinator, term, why):
-                    self._note(node, role, coordinator, term, why)
-        for checker in self.checkers:
-            checker.stepped(self, node, event)
-        if machine.left:
-            self.kill(node)
-        elif machine.deadline < node.wake_at:
-            node.wake_at = machine.deadline
-            self.at(machine.deadline, self._wake, node, machine)
-
-    def _note(self, node: Node, role: Role, coordinator: str | None, term: int, why: str) -> None:
-        if role is Role.COORDINATOR and (node.id, node.boots, term) not in self._reigns:
-            self._reigns.add((node.id, node.boots, term))
-            self.takeovers.append(Takeover(self.now, node.id, term, why))
-        self.digest = crc32(f"{self.now!r} {node.id} {role} {coordinator} {term} {why}".encode(), self.digest)
-        words = {Role.COORDINATOR: "coordinates", Role.ALONE: "is alone", Role.FOLLOWER: f"follows {coordinator}"}
-        self.say(
-            node.id, f"{words[role] if coordinator or role is Role.ALONE else 'follows nobody'}, term {term}: {why}"
-        )
-
-    def _wake(self, node: Node, machine: Election) -> None:
-        if node.machine is not machine or not node.up:
-            return
-        node.wake_at = float("inf")
-        if node.stalled_until > self.now:
-            return  # resume() wakes it
-        if machine.deadline <= self.now:
-            self._step(node, Tick())
-        else:
-            node.wake_at = machine.deadline
-            self.at(machine.deadline, self._wake, node, machine)
-
-    def _receive(self, node: Node, event: Event) -> None:
-        if not node.up:
-            return
-        if node.stalled_until <= self.now:
-            self._step(node, event)
-        elif len(node.queued) < 400:  # about what a socket's buffer holds; the rest is lost
-            node.queued.append(event)
-
-    def _arrive(self, node: Node, message: Message) -> None:
-        if node.deaf_until <= self.now:
-            self._receive(node, Heard(message))
-
-    def _send(self, sender: Node, to: Node, message: Message) -> None:
-        if (sender.id, to.id) in self.blocked or sender.deaf_until > self.now:
-            return
-        net, rng = self._net(sender.id, to.id), self.rng
-        for _ in range(2 if net.dup and rng.random() < net.dup else 1):
-            if not net.loss or rng.random() >= net.loss:
-                late = net.reorder_s if net.reorder and rng.random() < net.reorder else 0.0
-                self.at(self.now + self._delay(net) + late, self._arrive, to, message)
-
-    def _net(self, a: str, b: str) -> Net:
-        return self.links.get((a, b), self.net) if self.links else self.net
-
-    def _delay(self, net: Net) -> float:
-        return net.delay_s + net.jitter_s * self.rng.random()
+        for peer in list(node.disk_peers.values()):
+            node.tell(events.Seen(peer))
+        for other in node.added:
+            far = other.site != node.site
+            node.tell(events.Seen(replace(other.found(), boot="", via="static", far=far, added=True)))
+        node.title.opened()
+        node.elect(said.Tick())
+        self._rewake(node)
+        self.announce(node)
