@@ -43,11 +43,16 @@ class _Target:
 
 class Heartbeats:
     """Opened on the peer port's number. `on_message(message, address)` is called for each that decodes, address
-    without port; the receiver drops what is not for its mesh."""
+    without port; the receiver drops what is not for its mesh. `on_noise(address, code)`: for each that does not."""
 
     def __init__(
-        self, *, on_message: Callable[[Message, str], None], settings: HeartbeatSettings | None = None
+        self,
+        *,
+        on_message: Callable[[Message, str], None],
+        on_noise: Callable[[str, str], None] = lambda _address, _code: None,
+        settings: HeartbeatSettings | None = None,
     ) -> None:
+        self._on_noise = on_noise
         self._on_message, self._settings = on_message, settings or HeartbeatSettings()
         self._targets: dict[NodeId, _Target] = {}
         self._sockets: list[tuple[_Udp, ipaddress.IPv4Address | ipaddress.IPv6Address]] = []
@@ -128,6 +133,7 @@ class Heartbeats:
             message = decode_message(data)
         except WireError as error:
             self.counts.dropped_in[error.code] = self.counts.dropped_in.get(error.code, 0) + 1
+            self._on_noise(address[0], error.code)
             return
         self.counts.received += 1
         target = self._targets.get(NodeId(message.sender))

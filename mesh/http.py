@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import ipaddress
 import os
@@ -12,8 +13,10 @@ from pathlib import Path
 
 from aiohttp import web
 from aiohttp.typedefs import Middleware
+from aiohttp.web_protocol import RequestHandler
 
 from mesh.errors import MeshError
+from mesh.settings import ServerSettings
 from node.io.probe import Holder
 
 _SHARED = ipaddress.ip_network("100.64.0.0/10")  # RFC 6598; Tailscale's addresses
@@ -89,19 +92,32 @@ def _why_not(e: OSError, address: str, port: int, holder_of: Callable[[int], Hol
 
 class Server:
     """One application on its sockets. With `cancels` a handler is cancelled when its client leaves: that is how a
-    cancellation reaches the worker; without, what was asked for is carried out to its end."""
+    cancellation reaches the worker; without, what was asked for is carried out to its end. A connection on which nobody
+    asks anything is closed after a while, and sooner when there are many (`silent_closed` so far)."""
 
-    def __init__(self, app: web.Application, *, cancels: bool = True) -> None:
-        self._runner = web.AppRunner(app, handler_cancellation=cancels, access_log=None, shutdown_timeout=STOP_S)
+    def __init__(self, app: web.Application, *, cancels: bool = True, settings: ServerSettings | None = None) -> None:
+        self._settings = settings or ServerSettings()
+        self._runner = web.AppRunner(
+            app,
+            handler_cancellation=cancels,
+            access_log=None,
+            shutdown_timeout=STOP_S,
+            keepalive_timeout=self._settings.keepalive_s,
+        )
+        app.middlewares.insert(0, self._noted)
+        self._spoke: set[RequestHandler] = set()  # connections that have made a request
+        self._silent: dict[RequestHandler, float] = {}  # those that have not, and since when
+        self._timer: asyncio.TimerHandle | None = None
+        self.silent_closed = 0
 
     async def listen(self, sockets: Sequence[socket.socket]) -> None:
-        await self._runner.setup()
+        await self._set_up()
         for s in sockets:
             await web.SockSite(self._runner, s, backlog=BACKLOG).start()
 
     async def listen_unix(self, path: Path) -> None:
         """The path must be free (home.prepare_socket); only this user may connect."""
-        await self._runner.setup()
+        await self._set_up()
         s = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         mask = os.umask(0o177)
         try:
@@ -117,4 +133,34 @@ class Server:
 
     async def close(self) -> None:
         """Takes no more connections, ends those that are there. Idempotent."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         await self._runner.cleanup()
+
+    async def _set_up(self) -> None:
+        await self._runner.setup()
+        if self._timer is None:
+            self._look()
+
+    @web.middleware
+    async def _noted(
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        self._spoke.add(request.protocol)
+        return await handler(request)
+
+    def _look(self) -> None:
+        """aiohttp has no limit for the time to the first request: whoever opens a thousand connections and says nothing
+        would keep a thousand of our file descriptors."""
+        s, loop = self._settings, asyncio.get_running_loop()
+        now = loop.time()
+        open_now = self._runner.server.connections if self._runner.server is not None else []
+        self._spoke.intersection_update(open_now)
+        self._silent = {c: self._silent.get(c, now) for c in open_now if c not in self._spoke}
+        oldest_first = sorted(self._silent.items(), key=lambda item: item[1])
+        for i, (connection, since) in enumerate(oldest_first):
+            if now - since >= s.silent_s or i < len(oldest_first) - s.silent_max:
+                connection.force_close()
+                self.silent_closed += 1
+        self._timer = loop.call_later(s.look_every_s, self._look)

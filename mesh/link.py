@@ -40,11 +40,13 @@ class Counts:
 
 
 class Ways(Struct, frozen=True, kw_only=True):
-    """Where a link's news go. `over(link, why, eof, bye)`: it is to end; called at most once per link that ends."""
+    """Where a link's news go. `over(link, why, eof, bye)`: it is to end; called at most once per link that ends.
+    `noise(address, code)`: a frame that could not be read."""
 
     tell: Callable[[Event], None]
     on_frame: Callable[[NodeId, Frame], None]
     over: Callable[[Link, str, bool, str | None], None]
+    noise: Callable[[str, str], None]
 
 
 class Link:
@@ -176,6 +178,7 @@ class Link:
     def _unreadable(self, error: WireError) -> None:
         """Counts it, and ends the link at the third in a row. An unknown kind is no fault: the other side is newer."""
         self._counts.drop(error.code)
+        self._ways.noise(self.address, error.code)
         self._garbled = 0 if error.code == "unknown_kind" else self._garbled + 1
         if self._garbled >= self._settings.garbled_max:
             bye = f"unreadable frames: {error.message}"[:200]

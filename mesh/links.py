@@ -57,6 +57,7 @@ class Links:
         is_far: Callable[[str], bool] = lambda _address: False,
         ranked: Callable[[Iterable[str]], Sequence[str]] = tuple,
         on_other: Callable[[Spoke | Met], None] = lambda _: None,
+        on_noise: Callable[[str, str], None] = lambda _address, _code: None,
         settings: LinkSettings | None = None,
     ) -> None:
         self._hello, self._session, self._tell = hello, session, tell
@@ -72,7 +73,8 @@ class Links:
         self._strangers = asyncio.Semaphore(self._settings.strangers_max)
         self.forbidden: dict[NodeId, str] = {}  # what a person must allow before this peer can be reached
         self.counts = Counts()
-        self._ways = Ways(tell=tell, on_frame=on_frame, over=self._drop)
+        self._ways = Ways(tell=tell, on_frame=on_frame, over=self._drop, noise=on_noise)
+        self._on_noise = on_noise
 
     # The face
 
@@ -304,7 +306,9 @@ class Links:
             if isinstance(theirs, Hello):
                 link = await self._answered(ws, theirs, caller(request))
         except (TimeoutError, WireError, OSError) as error:
-            self.counts.drop(error.code if isinstance(error, WireError) else "no_hello")
+            code = error.code if isinstance(error, WireError) else "no_hello"
+            self.counts.drop(code)
+            self._on_noise(caller(request), code)
         if link:
             await self._carry(link)
         else:

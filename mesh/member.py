@@ -71,12 +71,18 @@ class Member:
             return NodeState.OK, f"its heartbeats do not arrive (is UDP port {self.seen.peer_port} open?)"
         return NodeState.OK, ""
 
+    def kept_s(self, settings: MembershipSettings) -> float:
+        """How long it is shown as dead: a person may look for one that was here, or that was added by hand; what was
+        only announced may be a ghost."""
+        known = self.reached or self.seen.via in ("static", "tailscale")
+        return settings.dead_kept_s if known else settings.stranger_kept_s
+
     def next_change(self, now: float, settings: MembershipSettings) -> float | None:
         s, heard = settings, self.life.heard
         if self.incompatible:
             return None
         if self.ended:
-            return self.ended_at + s.dead_kept_s
+            return self.ended_at + self.kept_s(s)
         if heard is None:
             return None if self.linked else self.since + s.waiting_s
         suspect = heard + self.life.patience_s()

@@ -123,8 +123,8 @@ class Membership:
             case Tick():
                 for id_, peer in [(i, p) for i, p in self._peers.items() if p.due is not None and p.due <= now]:
                     self._judge(peer, now, out)
-                    if peer.ended and now >= peer.ended_at + self._settings.dead_kept_s:
-                        self._forget(id_, "dead for 7 days", out)
+                    if peer.ended and now >= peer.ended_at + peer.kept_s(self._settings):
+                        self._forget(id_, "dead for 7 days" if peer.reached else "never reached", out)
             case _:
                 assert_never(event)
 
@@ -215,12 +215,15 @@ class Membership:
                 out.add(Dial(peer.seen, at_once=True))
         self._judge(peer, now, out)
 
-    def _new(self, seen: PeerSeen, now: float, out: _Out) -> Member | None:
-        if len(self._peers) >= self._settings.peers_max:
-            dead = min((p for p in self._peers.values() if p.ended), key=lambda p: p.ended_at, default=None)
-            if dead is None:
+    def _new(self, seen: PeerSeen, now: float, out: _Out, *, linked: bool = False) -> Member | None:
+        """None: there are too many. One that is linked displaces those that were only announced."""
+        s, strangers = self._settings, [p for p in self._peers.values() if not p.reached]
+        full = len(self._peers) >= s.peers_max
+        if full or (not linked and len(strangers) >= s.strangers_max):
+            old = [p for p in strangers if p.ended or linked] or [p for p in self._peers.values() if full and p.ended]
+            if not old:
                 return None
-            self._forget(dead.seen.id, "too many nodes", out)
+            self._forget(min(old, key=lambda p: p.ended_at if p.ended else p.since).seen.id, "too many nodes", out)
         peer = Member(seen=seen, since=now, life=Liveness(self._settings, far=seen.far), boot=seen.boot)
         peer.seen = structs.replace(seen, addresses=self._bounded(seen.addresses))
         self._peers[seen.id] = peer
@@ -286,7 +289,7 @@ class Membership:
                 id=hello.id, name=hello.name, mesh=self._mesh_name, addresses=(address,), port=hello.port,
                 peer_port=hello.peer_port, boot=hello.boot, version=hello.version, via="gossip", far=event.far,
             )  # fmt: skip
-            if (peer := self._new(seen, now, out)) is None:
+            if (peer := self._new(seen, now, out, linked=True)) is None:
                 out.add(HangUp(hello.id, "too many nodes"))
                 return None
         if hello.boot != peer.boot:

@@ -51,7 +51,8 @@ from mesh.http import Server, guards, tcp_sockets
 from mesh.links import Links
 from mesh.log import event as log_event
 from mesh.lookup import Lookup
-from mesh.settings import DiscoverySettings
+from mesh.noise import Noise
+from mesh.settings import DiscoverySettings, MembershipSettings
 from mesh.static import StaticPeers
 from mesh.title import Title
 from mesh.wire import PROTOCOL, AccountFrame, Bye, Drain, Frame, Gossip, Hello, PeerSeen, State
@@ -99,7 +100,8 @@ class Overlay:
         self._members: Driver[events.Event, events.Effect] = Driver(
             self._membership, events.Tick(), self._perform, failed=self._failed
         )
-        self._heartbeats = Heartbeats(on_message=self._on_message)
+        self._heartbeats = Heartbeats(on_message=self._on_message, on_noise=self._on_noise)
+        self._noise = Noise()
         self._clones = CloneWatch(
             daemon,
             self._addresses,
@@ -115,6 +117,7 @@ class Overlay:
             is_far=self._addresses.is_far,
             ranked=self._addresses.ranked,
             on_other=self._clones.tell,
+            on_noise=self._on_noise,
         )
         self._discovery = Discovery(
             daemon.id,
@@ -328,7 +331,7 @@ class Overlay:
         """Whom a peer of the added side calls near is on that side too, also where two sites number their networks
         alike."""
         beside = self._membership.ranks_last(node)
-        for peer in peers:
+        for peer in peers[: MembershipSettings().gossip_max]:
             there = beside and not peer.far
             far = there or self._addresses.all_far(peer.addresses)
             self._tell(Seen(replace(peer, via="gossip", far=far, added=peer.added or there)))
@@ -343,6 +346,10 @@ class Overlay:
             self._dispatch.node_running(node, report.running)
         if node == self._election.ruled.coordinator:
             self._tell_ruled()
+
+    def _on_noise(self, address: str, code: str) -> None:
+        if said := self._noise.heard(address, code, clock.now()):
+            log_event(_log, logging.WARNING, "noise", said)
 
     # What goes out
 
@@ -414,7 +421,8 @@ class Overlay:
     def notes(self) -> list[str]:
         """What a person should know of the mesh here: why others cannot be found, whom it misses."""
         problems = [f"mesh-peers {address}: {why}" for address, why in self.static.problems.items()]
-        return [*self._discovery.notes(), *self._missed(), *self._clones.notes(), *problems]
+        others = [*self._clones.notes(), *self._noise.notes(clock.now())]
+        return [*self._discovery.notes(), *self._missed(), *others, *problems]
 
     def _missed(self) -> list[str]:
         view, after_s = self._membership.view(), DiscoverySettings().unheard_s

@@ -26,6 +26,9 @@ class MembershipSettings(Struct, frozen=True, kw_only=True):
     nudge_s: float = 1.0  # at most one "dial now" so often because a peer without a link was heard
     dead_kept_s: float = 7 * 86400.0
     peers_max: int = 256  # further ones are refused: the oldest dead go first
+    strangers_max: int = 64  # of these never reached: anybody may announce or gossip any number
+    stranger_kept_s: float = 600.0  # one that was announced, but never reached
+    gossip_max: int = 256  # peers taken from one frame
     addresses_max: int = 16  # of one peer
 
 
@@ -61,6 +64,25 @@ class CloneSettings(Struct, frozen=True, kw_only=True):
     places_max: int = 32
     boots_max: int = 4  # of one id
     nodes_max: int = 256
+
+
+class NoiseSettings(Struct, frozen=True, kw_only=True):
+    """What cannot be read, and who sends it. Seconds."""
+
+    count_min: int = 10  # fewer are chance
+    quiet_s: float = 60.0  # after so long without any it is over
+    say_every_s: float = 3600.0  # in the log, for one sender
+    senders_max: int = 64
+    shown_max: int = 3
+
+
+class ServerSettings(Struct, frozen=True, kw_only=True):
+    """TCP connections to one of our ports. Seconds."""
+
+    look_every_s: float = 1.0
+    silent_s: float = 10.0  # a connection that has not made a request by then is closed
+    silent_max: int = 256  # more of them: the oldest go at once
+    keepalive_s: float = 75.0  # between two requests
 
 
 class HeartbeatSettings(Struct, frozen=True, kw_only=True):

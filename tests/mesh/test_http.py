@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from aiohttp import web
 
 from mesh.errors import MeshError
 from mesh.http import Server, guards, is_local, local_only, tcp_sockets
+from mesh.settings import ServerSettings
 from node.io.probe import Holder
 
 
@@ -122,3 +124,42 @@ def test_ipv6_loopback_where_there_is_one() -> None:
     for one in tcp_sockets(0, ["::1"], nobody):
         assert one.getsockname()[0] == "::1"
         one.close()
+
+
+async def test_connections_that_say_nothing_are_closed() -> None:
+    app = web.Application()
+    app.add_routes([web.get("/", hello)])
+    made = Server(app, settings=ServerSettings(look_every_s=0.02, silent_s=0.5, silent_max=8))
+    sockets = tcp_sockets(0, ["127.0.0.1"], nobody)
+    port = sockets[0].getsockname()[1]
+    await made.listen(sockets)
+    async with aiohttp.ClientSession() as session, asyncio.timeout(20):
+        async with session.get(f"http://127.0.0.1:{port}/") as answer:
+            assert answer.status == 200
+        silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(20)]
+        slow_reader, slow_writer = await asyncio.open_connection("127.0.0.1", port)
+        slow_writer.write(b"GET / HTTP/1.1\r\nHost: x\r\nX-Half-A-Head: ")
+        for reader, _ in silent:
+            assert await reader.read() == b""
+        assert await slow_reader.read() == b""
+        assert made.silent_closed == 21
+        assert made.connections == 1, "one that has asked is kept"
+        async with session.get(f"http://127.0.0.1:{port}/") as answer:
+            assert answer.status == 200
+        for _, writer in (*silent, (slow_reader, slow_writer)):
+            writer.close()
+    await made.close()
+
+
+async def test_of_many_silent_connections_the_newest_may_stay() -> None:
+    made = Server(web.Application(), settings=ServerSettings(look_every_s=0.02, silent_s=60.0, silent_max=3))
+    sockets = tcp_sockets(0, ["127.0.0.1"], nobody)
+    port = sockets[0].getsockname()[1]
+    await made.listen(sockets)
+    async with asyncio.timeout(20):
+        silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(10)]
+        await asyncio.gather(*(reader.read() for reader, _ in silent[:7]))
+        assert made.silent_closed == 7
+        for _, writer in silent:
+            writer.close()
+    await made.close()

@@ -468,3 +468,46 @@ def test_what_gossip_says_of_a_peer_reached_over_the_tunnel_does_not_bring_it_ne
     w.tell(Added(far(via="static", added=True)), LinkUp(hello(), "100.64.0.2", far=True))
     w.tell(Seen(seen(via="gossip", addresses=("192.168.1.7",))))  # both sites number their networks alike
     assert w.node().far
+
+
+def strangers(count: int) -> list[Event]:
+    return [Seen(seen(NodeId(f"{n:016x}"), via="gossip")) for n in range(0x100, 0x100 + count)]
+
+
+def test_ten_thousand_announced_nodes_take_a_bounded_place_and_keep_nobody_out() -> None:
+    w = World()
+    w.join(A)
+    for _ in range(3):
+        w.tell(*strangers(10_000))
+        w.wait(6.0, beats=(A,))
+    bound = MembershipSettings().strangers_max
+    assert len(w.m.view().nodes) == 2 + bound
+    dialled, hung_up = {e.peer.id for _, e in w.times(Dial)}, {e.node for _, e in w.times(HangUp)}
+    assert len(dialled - hung_up) <= bound + 1, "who is let go is dialled no more"
+    assert w.node(A).state is NodeState.OK
+    w.tell(*strangers(10_000))
+    w.join(B)
+    assert w.node(B).state is NodeState.OK
+    assert {A, B} == {p.id for p in w.m.gossip()} == {p.id for p in w.m.to_keep()}
+
+
+def test_one_that_is_linked_displaces_one_that_was_only_announced() -> None:
+    w = World(peers_max=4, strangers_max=4)
+    w.tell(*strangers(4))
+    w.join(B)
+    assert w.node(B).state is NodeState.OK
+    assert len(w.m.view().nodes) == 5
+    for n in range(3):
+        w.join(NodeId(f"{n + 1:016x}"))
+    effects = w.tell(LinkUp(hello(A), "10.0.0.2"))
+    assert HangUp(A, "too many nodes") in effects, "all that are there are real"
+
+
+def test_a_ghost_leaves_the_list_and_one_added_by_hand_stays() -> None:
+    w = World()
+    w.tell(Seen(seen(A)), Added(seen(B, via="static")))
+    w.wait(6.0)
+    assert w.node(A).reason.startswith("never reached")
+    w.wait(MembershipSettings().stranger_kept_s)
+    assert w.m.view().node(A) is None
+    assert w.node(B).state is NodeState.DEAD
