@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Awaitable, Callable
 from functools import partial
 
-from bench import mesh_faults, mesh_soak
+from bench import idle_mesh, mesh_faults, mesh_soak
 from bench.report import ROOT, Figure, publish, within
 from tests.lab.netlab import unavailable
 from tests.lab.trials import SHAPES
@@ -29,10 +29,12 @@ def parts(options: argparse.Namespace) -> dict[str, Part]:
     found: dict[str, Part] = {
         "faults": partial(mesh_faults.figures, options.trials, options.minor_trials, options.networks),
         "soak": partial(mesh_soak.figures, options.soak_s, options.soak_network),
+        "idle": partial(idle_mesh.figures, options.idle_s),
     }
     for path in sorted((ROOT / "tests" / "lab").glob("*_trials.py")):
         module = importlib.import_module(f"tests.lab.{path.stem}")
-        found[path.stem.removesuffix("_trials")] = partial(module.figures, options.minor_trials)
+        if hasattr(module, "figures"):
+            found[path.stem.removesuffix("_trials")] = partial(module.figures, options.minor_trials)
     return found
 
 
@@ -60,6 +62,7 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", choices=list(SHAPES), default=list(SHAPES))
     parser.add_argument("--soak-s", type=float, default=60.0, help="how long a busy mesh is watched for elections")
     parser.add_argument("--soak-network", choices=list(SHAPES), default=WIFI)
+    parser.add_argument("--idle-s", type=float, default=30.0, help="how long idle meshes of 5 and of 16 are watched")
     parser.add_argument("--only", nargs="+", default=[], metavar="PART", help="these parts only")
     options = parser.parse_args()
     if why := unavailable():

@@ -14,7 +14,7 @@ from demo.model import build_chat, default_cache
 from tests.lab.trials import LATE_S, Five, TrialError, five
 
 WORKERS = 4  # two for each of the two nodes that serve
-MAX_TOKENS = 200
+MAX_TOKENS = 60
 LOOK_S = 10.0
 LATE_BEFORE_S = 3.0  # an election this soon after a late relay is the lab's: suspicion and asking take 1.65 s at most
 

@@ -69,8 +69,8 @@ class Pair:
         return found[0] if found else ""
 
     async def mend(self) -> None:
+        await asyncio.to_thread(self.lab.rejoin)
         for mac in self.macs:
-            await asyncio.to_thread(self.lab.restore, mac.name)
             if mac.runs:
                 mac.thaw()
             else:

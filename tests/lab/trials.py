@@ -23,6 +23,7 @@ from tests.lab.told import agreement
 
 LIMIT_S = 30.0  # for what should take a second or two: the machine may be slow and busy
 WHOLE_S = 90.0  # until a restarted node serves again
+FIRST_S = 300.0  # until the chat model on a busy machine has given its first answer
 WATCH_S = 4.0  # of a fault that should change nothing: twice the longest suspicion and asking
 LATE_S = 0.05  # half a heartbeat: a relay this late has made a fault of its own
 
@@ -126,15 +127,15 @@ class Five:
             if found is not None and agreement(logs, ids) == found:
                 return found.at
 
-    async def answered(self, requests: int = 5) -> None:
+    async def answered(self, requests: int = 5, limit_s: float = LIMIT_S) -> None:
         """Until the client has got so many answers to questions it asks from now on."""
         since = time.monotonic()
-        await until(lambda: _answers(self.asker.said(), since) >= requests, "the client is answered")
+        await until(lambda: _answers(self.asker.said(), since) >= requests, "the client is answered", limit_s)
 
     async def mend(self) -> None:
         """Takes every fault back, but not the shape of the network."""
+        await asyncio.to_thread(self.lab.rejoin)
         for mac in self.macs:
-            await asyncio.to_thread(self.lab.restore, mac.name)
             if mac.runs:
                 mac.thaw()
             else:
@@ -309,8 +310,7 @@ async def partition(mesh: Five) -> Outcome:
     at = time.monotonic()
     split = max([await mesh.agreed(side) for side in (two, three)])
     wrong = _terms(mesh, mesh.macs, term, 1)
-    for mac in two:
-        await asyncio.to_thread(mesh.lab.restore, mac.name)
+    mesh.lab.rejoin()
     at_healing = time.monotonic()
     healed = await mesh.agreed(mesh.macs)
     return Outcome({"": max(split - at, 0.0), "healed": max(healed - at_healing, 0.0)}, wrong)
@@ -365,5 +365,5 @@ async def five(folder: Path, model: Path, shape: str = "wired", **asking: Any) -
         mesh = Five(lab, macs, stack.enter_context(asker))
         await mesh.whole()
         asker.go()
-        await mesh.answered()
+        await mesh.answered(1, FIRST_S)
         yield mesh
