@@ -1,16 +1,16 @@
-"""Holding the coordinator's host names over mDNS. Last announcer wins there, so whoever lost a name never announces it
-again."""
+"""The coordinator's host names on the wire: asked for, answered for, moved. mesh/name_rules.py decides."""
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import ipaddress
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from mesh.mdns import Mdns
-from mesh.settings import DiscoverySettings
+from mesh.name_events import Opened, Said
+
+_GOODBYE_S = 1  # zeroconf gives a goodbye one more second
 
 
 def hosts_of(mesh: str) -> tuple[str, ...]:
@@ -21,83 +21,60 @@ def hosts_of(mesh: str) -> tuple[str, ...]:
     return (f"{label or 'mlx-mesh-' + hashlib.blake2b(mesh.encode(), digest_size=2).hexdigest()}.local.",)
 
 
-class NameOwner:
-    """The names this node holds: claimed, announced, answered for, let go. `chosen` is the one for people."""
+def published(addresses: Iterable[str]) -> tuple[str, ...]:
+    """What stands behind a name: resolvers hand out one address, so only those every client can use. IPv4 if any."""
+    ips = [ipaddress.ip_address(a.partition("%")[0]) for a in addresses]
+    good = [ip for ip in ips if not (ip.version == 6 and ip.is_link_local)]
+    return tuple(str(ip) for ip in good if ip.version == 4) or tuple(str(ip) for ip in good)
 
-    def __init__(self, mdns: Mdns, settings: DiscoverySettings) -> None:
-        self._mdns, self._settings = mdns, settings
+
+class NameOwner:
+    """The names this node answers for. `chosen` is the one for people, "" for none."""
+
+    def __init__(self, mdns: Mdns, ttl_s: int) -> None:
+        self._mdns, self._ttl_s = mdns, ttl_s
         self._hosts: tuple[str, ...] = ()
         self._addresses: tuple[str, ...] = ()
-        self._timers: list[asyncio.TimerHandle] = []
+        self._tell: Callable[[Opened | Said], None] = lambda _: None
+        self._watched: tuple[str, ...] = ()
         self.chosen = ""
 
-    async def claim(
-        self,
-        hosts: Sequence[str],
-        addresses: Sequence[str],
-        *,
-        old_addresses: Sequence[str] = (),
-        ours: Collection[str] = (),
-        fallback: str = "",
-    ) -> str:
-        """Takes the names (with their final dot) for these addresses, and returns the one for people.
+    def listen(self, hosts: Sequence[str], tell: Callable[[Opened | Said], None]) -> None:
+        """From now on `tell` hears what anybody says of these names, and when mDNS opens (anew)."""
+        self._watched, self._tell = tuple(hosts), tell
+        if self._mdns.is_open:
+            self.opened()
 
-        `old_addresses` are the previous owner's, `ours` those of all nodes of this mesh. A name that somebody else
-        answers for is left to them, the first one in favour of `fallback`. Returns "" when no name could be had.
-        """
-        friends = {*addresses, *old_addresses, *ours}
-        taken = await self._strangers(hosts, friends, quick=bool(old_addresses))
-        held = [host for host in hosts if host not in taken]
-        if hosts[0] in taken and fallback:
-            held.insert(0, fallback)
-        self._drop(goodbye=False)
-        if not held or not addresses:
-            return ""
-        self._hosts, self._addresses = tuple(held), _published(addresses)
-        self.chosen = held[0] if held[0] in (hosts[0], fallback) else ""
-        self._mdns.hold(self._hosts, self._addresses, self._settings.name_ttl_s)
-        gone = [a for a in _published(old_addresses) if a not in self._addresses]
-        self._swap(gone)
-        later = asyncio.get_running_loop().call_later
-        self._timers = [later(at, self._swap, gone) for at in self._settings.swap_at_s if at > 0]
-        return self.chosen
+    def deafen(self) -> None:
+        """Nobody is told any more."""
+        self._tell = lambda _: None
+
+    def opened(self) -> None:
+        """mDNS speaks from now on."""
+        self._mdns.watch(self._watched, self._heard)
+        self._tell(Opened())
+
+    def claim(self, hosts: Sequence[str], addresses: Sequence[str]) -> None:
+        """Answers for these names (with their final dot) with these addresses, and for no others."""
+        self._mdns.let_go(self._hosts)
+        self._hosts, self._addresses = tuple(hosts), tuple(addresses)
+        self.chosen = self._hosts[0]
+        self._mdns.hold(self._hosts, self._addresses, self._ttl_s)
+
+    def swap(self, old: Sequence[str]) -> None:
+        """Goodbye of the old addresses and cache-flush of the new in ONE packet: macOS then switches at once."""
+        self._mdns.say(self._hosts, [(address, 0) for address in old] + [(a, self._ttl_s) for a in self._addresses])
 
     def release(self, *, goodbye: bool) -> None:
-        """Answers for the names no more. With a successor say nothing: its own packet does it without a hole."""
-        self._drop(goodbye=goodbye)
-
-    def restore(self) -> None:
-        """After sockets were opened anew: holds and announces again what it held."""
-        if self._hosts:
-            self._mdns.hold(self._hosts, self._addresses, self._settings.name_ttl_s)
-            self._swap([])
-
-    async def _strangers(self, hosts: Sequence[str], friends: set[str], *, quick: bool) -> set[str]:
-        """Names that an address outside `friends` answers for now. `quick`: only if the cache gives cause to ask."""
-        mdns = self._mdns
-        if not mdns.is_open or (quick and not any(mdns.addresses_of(host) - friends for host in hosts)):
-            return set()
-        asked_at = mdns.ask_for(hosts)
-        await asyncio.sleep(self._settings.name_question_s)
-        return {host for host in hosts if mdns.addresses_of(host, asked_at) - friends}
-
-    def _swap(self, old: Sequence[str]) -> None:
-        """Goodbye of the old address and cache-flush of the new in ONE packet: macOS then switches at once."""
-        ttl_s = self._settings.name_ttl_s
-        self._mdns.say(self._hosts, [(address, 0) for address in old] + [(a, ttl_s) for a in self._addresses])
-
-    def _drop(self, *, goodbye: bool) -> None:
-        for timer in self._timers:
-            timer.cancel()
-        self._timers.clear()
+        """Answers for no name any more. With a successor say nothing: its own packet does it without a hole."""
         if goodbye:
             self._mdns.say(self._hosts, [(a, 0) for a in self._addresses])
         self._mdns.let_go(self._hosts)
         self._hosts, self._addresses, self.chosen = (), (), ""
 
+    def ask(self, hosts: Sequence[str]) -> None:
+        """Who has these names? The answers are told."""
+        self._mdns.ask_for(hosts)
 
-def _published(addresses: Sequence[str]) -> tuple[str, ...]:
-    """What stands behind a name: resolvers hand out one address, so only those every client can use. IPv4 if any."""
-    ips = [ipaddress.ip_address(a.partition("%")[0]) for a in addresses]
-    good = [ip for ip in ips if not (ip.version == 6 and ip.is_link_local)]
-    return tuple(str(ip) for ip in good if ip.version == 4) or tuple(str(ip) for ip in good)
+    def _heard(self, records: Sequence[tuple[str, str, int]]) -> None:
+        self._tell(Said(tuple((host, address, ttl_s > _GOODBYE_S) for host, address, ttl_s in records)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -21,7 +20,6 @@ from mesh.addresses import Address, Addresses
 from mesh.advert import TXT_BYTES_MAX, Advert, seen_of, txt_bytes
 from mesh.discovery import Discovery, multicast_problem
 from mesh.mdns import SERVICE
-from mesh.name_owner import hosts_of
 from mesh.settings import DiscoverySettings
 from mesh.wire import PROTOCOL, PeerSeen
 from node.types import NodeId
@@ -30,10 +28,9 @@ from node.types import NodeId
 A, B = (NodeId(secrets.token_hex(8)) for _ in "ab")
 RUN = secrets.token_hex(4)
 MESH = f"test-{RUN}"
-HOSTS = (f"mesh-{RUN}.local.", f"coordinator-{RUN}.local.")
-FALLBACK = f"mesh-{RUN}-bbbb.local."
 QUICK = DiscoverySettings(
-    interfaces_every_s=0.05, interfaces_told_every_s=0.05, update_at_least_s=0.3, update_every_s=0.6, retry_s=0.1)
+    interfaces_every_s=0.05, interfaces_told_every_s=0.05, update_at_least_s=0.3, update_every_s=0.6, retry_s=0.1
+)
 LOOPBACK = Address("lo", 1, "127.0.0.1", 8)
 
 
@@ -220,69 +217,6 @@ async def test_this_nodes_own_instance_under_another_boot_nonce_is_passed_on() -
 # The name
 
 
-def addresses_said(wire: Wire, host: str) -> list[tuple[str, int]]:
-    return [
-        (str(ipaddress.ip_address(r.address)), r.ttl)
-        for _, r in wire.heard
-        if r.type == 1 and r.name == host
-    ]  # fmt: skip
-
-
-async def resolved(zc: AsyncZeroconf, host: str) -> set[str]:
-    """What a client's resolver is told: asked on the wire, not from our own cache alone."""
-    resolver = zeroconf.AddressResolverIPv4(host)  # type: ignore[attr-defined]
-    await resolver.async_request(zc.zeroconf, 1000, question_type=zeroconf.DNSQuestionType.QM)
-    return set(resolver.parsed_addresses())
-
-
-async def test_the_name_is_announced_answered_and_handed_over_in_one_packet() -> None:
-    a, b = Node(A, [LOOPBACK]), Node(B, [LOOPBACK])
-    host = HOSTS[0]
-    async with running(a, b):
-        await until(lambda: a.knows(B) and b.knows(A))
-        async with listener() as (zc, wire):
-            assert await a.discovery.name.claim(HOSTS, ["10.0.0.1"]) == host
-            assert a.discovery.name_of_mesh("default") == HOSTS[0].rstrip(".")
-            await until(lambda: ("10.0.0.1", 120) in addresses_said(wire, host))
-            await until(lambda: ("10.0.0.1", 120) in addresses_said(wire, HOSTS[1]))
-        async with listener() as (zc, wire):  # who asks later is answered
-            assert await resolved(zc, host) == {"10.0.0.1"}
-            start = asyncio.get_running_loop().time()
-            assert await b.discovery.name.claim(HOSTS, ["10.0.0.2"], old_addresses=["10.0.0.1"]) == host
-            a.discovery.name.release(goodbye=False)
-            await until(lambda: ("10.0.0.2", 120) in addresses_said(wire, host))
-            assert asyncio.get_running_loop().time() - start < 0.2  # nobody was asked first
-            said = [(at, r) for at, r in wire.heard if r.type == 1 and r.name == host]
-            news = next(at for at, r in said if r.address == ipaddress.ip_address("10.0.0.2").packed)
-            gone = next(at for at, r in said if r.ttl <= 1)
-            assert abs(news - gone) < 0.001  # heard in one packet
-        async with listener() as (zc, _):
-            assert await resolved(zc, host) == {"10.0.0.2"}
-            b.discovery.name.release(goodbye=True)
-            assert b.discovery.name.chosen == ""
-        async with listener() as (zc, _):
-            assert await resolved(zc, host) == set()
-
-
-async def test_a_name_that_another_mesh_holds_is_left_to_it() -> None:
-    a, b = Node(A, [LOOPBACK]), Node(B, [LOOPBACK])
-    async with running(a, b):
-        await until(lambda: a.knows(B) and b.knows(A))
-        await a.discovery.name.claim(HOSTS, ["10.0.0.1"])
-        mine = await b.discovery.name.claim(HOSTS, ["10.0.0.2"], fallback=FALLBACK)
-        assert mine == FALLBACK
-        assert b.discovery.name_of_mesh("default") == FALLBACK.rstrip(".")
-        b.discovery.update(advert(B, role="L", host=mine))
-        async with listener() as (zc, _):
-            assert await resolved(zc, HOSTS[0]) == {"10.0.0.1"}
-            assert await resolved(zc, HOSTS[1]) == {"10.0.0.1"}
-            assert await resolved(zc, mine) == {"10.0.0.2"}
-        # the same address, known to be a node of this mesh (two coordinators after a split): it is ours to take
-        again = await b.discovery.name.claim(HOSTS, ["10.0.0.2"], ours=["10.0.0.1"])
-        assert again == HOSTS[0]
-        assert await b.discovery.name.claim(HOSTS, []) == ""
-
-
 async def test_followers_learn_an_unusual_name() -> None:
     a, b = Node(A, [LOOPBACK]), Node(B, [LOOPBACK])
     async with running(a), running(b, role="L", host="mlx-mesh-bbbb.local"):
@@ -296,17 +230,6 @@ async def test_the_name_of_another_mesh_is_not_ours() -> None:
     async with running(a), running(b, role="L", host="theirs.local", mesh="theirs"):
         await until(lambda: a.knows(B))
         assert a.discovery.name_of_mesh("default") == "mlx-mesh.local"
-
-
-def test_the_names_of_a_mesh() -> None:
-    assert hosts_of("default") == ("mlx-mesh.local.", "coordinator.local.")
-    assert hosts_of("Lab") == ("lab.local.",)
-    assert hosts_of("My mesh, 2.0") == ("my-mesh-2-0.local.",)
-    assert hosts_of("x" * 63) == (f"{'x' * 63}.local.",)
-    for odd in ("ü" * 63, "..", "-"):  # 126 bytes are no DNS label: sending it failed, and the mesh with it
-        (host,) = hosts_of(odd)
-        assert host.startswith("mlx-mesh-")
-        assert len(host) < 64
 
 
 # The TXT record
