@@ -40,7 +40,7 @@ def measure(daemon: Daemon, seconds: float) -> Idle:
     time.sleep(SETTLE_S)
     process = psutil.Process(daemon.pid)
     workers = children(daemon.pid)
-    before, workers_before, lines = _cpu_s(process), sum(map(_cpu_s, workers)), _lines(daemon)
+    before, workers_before, lines = cpu_s(process), sum(map(cpu_s, workers)), _lines(daemon)
     began = time.monotonic()
     sizes: list[tuple[float, float]] = []
     while (passed := time.monotonic() - began) < seconds:
@@ -49,16 +49,17 @@ def measure(daemon: Daemon, seconds: float) -> Idle:
     passed = time.monotonic() - began
     new = {file: found[len(lines.get(file, ())) :] for file, found in _lines(daemon).items()}
     return Idle(
-        daemon_cpu=(_cpu_s(process) - before) / passed,
-        workers_cpu=(sum(map(_cpu_s, workers)) - workers_before) / passed,
-        growth=_slope(sizes[len(sizes) // 2 :]) * 3600,
+        daemon_cpu=(cpu_s(process) - before) / passed,
+        workers_cpu=(sum(map(cpu_s, workers)) - workers_before) / passed,
+        growth=slope(sizes[len(sizes) // 2 :]) * 3600,
         resident=int(sizes[-1][1]),
         lines=tuple(new.pop("daemon.log", [])),
         workers_lines=sum(map(len, new.values())),
     )
 
 
-def _cpu_s(process: psutil.Process) -> float:
+def cpu_s(process: psutil.Process) -> float:
+    """Processor seconds so far."""
     times = process.cpu_times()
     return float(times.user + times.system)
 
@@ -68,7 +69,7 @@ def _lines(daemon: Daemon) -> dict[str, list[str]]:
     return {f.name: f.read_text(errors="replace").splitlines() for f in (daemon.home / "logs").glob("*.log")}
 
 
-def _slope(points: list[tuple[float, float]]) -> float:
+def slope(points: list[tuple[float, float]]) -> float:
     """Of the least-squares line."""
     middle = sum(x for x, _ in points) / len(points)
     spread = sum((x - middle) ** 2 for x, _ in points)
