@@ -19,7 +19,7 @@ from mesh.mdns import Mdns, MdnsError, Service
 from mesh.name_owner import NameOwner, hosts_of
 from mesh.netwatch import NetWatch
 from mesh.notes import ADD
-from mesh.settings import DiscoverySettings
+from mesh.settings import DiscoverySettings, NameSettings
 from mesh.wire import PeerSeen
 from node.types import NodeId
 
@@ -29,7 +29,8 @@ _log = logging.getLogger(__name__)
 class Discovery:
     """`run()` advertises and browses until cancelled; `on_found` is called synchronously for each node of any mesh that
     is seen or changes, `on_moved` when an address of this machine has changed, a cable was plugged in, or `refresh` was
-    called. `problem` says why others cannot be found now ("" when they can)."""
+    called, `heard_from(address)` for each mDNS packet.
+    `problem` says why others cannot be found now ("" when they can)."""
 
     def __init__(
         self,
@@ -38,13 +39,14 @@ class Discovery:
         on_found: Callable[[PeerSeen], None],
         addresses: Addresses,
         on_moved: Callable[[], None] = lambda: None,
+        heard_from: Callable[[str], None] = lambda _: None,
         settings: DiscoverySettings | None = None,
     ) -> None:
         self._me, self._on_found, self._addresses = me, on_found, addresses
-        self._on_moved = on_moved
+        self._on_moved, self._heard_from = on_moved, heard_from
         self._settings = settings or DiscoverySettings()
         self._gate = FloodGate(now=_now())
-        self._mdns = Mdns(me, lambda source, size: self._gate.admits(source, size, _now()))
+        self._mdns = Mdns(me, self._admits)
         self._watch = NetWatch(self._told)
         self._group: asyncio.TaskGroup | None = None
         self._advert: Advert | None = None
@@ -62,7 +64,7 @@ class Discovery:
         self._peer_hosts: dict[str, str] = {}
         self._retry_at = 0.0
         self.problem = ""
-        self.name = NameOwner(self._mdns, self._settings)
+        self.name = NameOwner(self._mdns, NameSettings().ttl_s)
 
     async def run(self, advert: Advert) -> None:
         """Until cancelled. Without multicast it says so in `problem` and keeps trying slowly."""
@@ -181,7 +183,7 @@ class Discovery:
     async def _open(self, interfaces: tuple[str, ...]) -> None:
         await self._mdns.open(interfaces, self._service())
         self._interfaces = interfaces
-        self.name.restore()
+        self.name.opened()
         await self._mdns.browse(self._found)
         self._came_back_by = _now() + self._settings.loop_s
 
@@ -214,6 +216,10 @@ class Discovery:
             self._look_at = min(self._look_at, self._retry_at)
 
     # Browsing
+
+    def _admits(self, source: str, size: int) -> bool:
+        self._heard_from(source)
+        return self._gate.admits(source, size, _now())
 
     def _found(self, instance: str) -> None:
         """An instance appeared or changed: from the cache if it holds all, else by asking."""

@@ -43,16 +43,18 @@ class _Target:
 
 class Heartbeats:
     """Opened on the peer port's number. `on_message(message, address)` is called for each that decodes, address
-    without port; the receiver drops what is not for its mesh. `on_noise(address, code)`: for each that does not."""
+    without port; the receiver drops what is not for its mesh. `heard(address)` is called before, for any datagram,
+    `on_noise(address, code)` for each that does not decode."""
 
     def __init__(
         self,
         *,
         on_message: Callable[[Message, str], None],
+        heard: Callable[[str], None] = lambda _: None,
         on_noise: Callable[[str, str], None] = lambda _address, _code: None,
         settings: HeartbeatSettings | None = None,
     ) -> None:
-        self._on_noise = on_noise
+        self._heard, self._on_noise = heard, on_noise
         self._on_message, self._settings = on_message, settings or HeartbeatSettings()
         self._targets: dict[NodeId, _Target] = {}
         self._sockets: list[tuple[_Udp, ipaddress.IPv4Address | ipaddress.IPv6Address]] = []
@@ -129,6 +131,7 @@ class Heartbeats:
 
     def received(self, data: bytes, address: tuple[str, int]) -> None:
         """One datagram from the network."""
+        self._heard(address[0])
         try:
             message = decode_message(data)
         except WireError as error:

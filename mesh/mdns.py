@@ -8,10 +8,21 @@ import ipaddress
 import socket
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
+from typing import TypeAlias
 
 import zeroconf
 from msgspec import Struct
-from zeroconf import DNSAddress, DNSOutgoing, DNSQuestion, DNSQuestionType, IPVersion, ServiceInfo, ServiceListener  # type: ignore[attr-defined]  # there, but not in __all__
+from zeroconf import (  # type: ignore[attr-defined]  # they are there, but not in __all__
+    DNSAddress,
+    DNSOutgoing,
+    DNSQuestion,
+    DNSQuestionType,
+    IPVersion,
+    RecordUpdate,
+    RecordUpdateListener,
+    ServiceInfo,
+    ServiceListener,
+)
 from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
 
 SERVICE = "_mlx-stack._tcp.local."
@@ -20,6 +31,7 @@ _QUERY, _ANSWER = 0x0000, 0x8400  # RFC 6762 section 18: QR and AA bits
 _PTR, _A, _AAAA, _IN, _FLUSH = 12, 1, 28, 1, 0x8000
 
 MdnsError = zeroconf.Error
+Record: TypeAlias = tuple[str, str, int]  # host name, address, seconds it holds; 1 or less is a goodbye
 
 
 class Service(Struct, frozen=True, kw_only=True):
@@ -39,6 +51,7 @@ class Mdns:
         self._instance, self._admits = instance, admits
         self._zc: AsyncZeroconf | None = None
         self._browser: AsyncServiceBrowser | None = None
+        self._watcher: _Watcher | None = None
 
     @property
     def is_open(self) -> bool:
@@ -107,7 +120,7 @@ class Mdns:
 
     async def close(self) -> None:
         """Says goodbye for our service and closes everything."""
-        zc, self._zc, self._browser = self._zc, None, None
+        zc, self._zc, self._browser, self._watcher = self._zc, None, None, None
         if zc is not None:
             with suppress(OSError, zeroconf.Error):
                 await zc.async_unregister_all_services()
@@ -122,25 +135,22 @@ class Mdns:
 
     # Host names
 
-    def ask_for(self, hosts: Collection[str]) -> float:
-        """Asks who has these names. Returns the time to hand to `addresses_of` for what came since."""
+    def watch(self, hosts: Collection[str], heard: Callable[[Sequence[Record]], None]) -> None:
+        """From now on `heard` gets the address records of each packet about these names, our own too. Again is anew."""
+        if self._zc is None:
+            return
+        if self._watcher is not None:
+            self._zc.zeroconf.async_remove_listener(self._watcher)
+        self._watcher = _Watcher(frozenset(hosts), heard)
+        self._zc.zeroconf.async_add_listener(self._watcher, None)
+
+    def ask_for(self, hosts: Collection[str]) -> None:
+        """Asks who has these names."""
         out = DNSOutgoing(_QUERY)
         for host in hosts:
             out.add_question(DNSQuestion(host, _A, _IN))
-        now_ms = zeroconf.current_time_millis()
         if self._zc is not None:
             self._zc.zeroconf.async_send(out)
-        return now_ms
-
-    def addresses_of(self, host: str, since_ms: float = 0.0) -> set[str]:
-        """IPv4 addresses that were announced for a name since then and still hold."""
-        records = self._zc.zeroconf.cache.async_entries_with_name(host) if self._zc is not None else []
-        now_ms = zeroconf.current_time_millis()
-        return {
-            str(ipaddress.ip_address(r.address))
-            for r in records
-            if isinstance(r, DNSAddress) and r.type == _A and not r.is_expired(now_ms) and r.created >= since_ms
-        }
 
     def hold(self, hosts: Sequence[str], addresses: Sequence[str], ttl_s: int) -> None:
         """Answers for these names from now on. Straight into zeroconf's list of what it answers for: its own
@@ -219,6 +229,20 @@ class _Listener(ServiceListener):
 
     def remove_service(self, _zc: zeroconf.Zeroconf, _type: str, name: str) -> None:
         pass
+
+
+class _Watcher(RecordUpdateListener):
+    def __init__(self, hosts: frozenset[str], heard: Callable[[Sequence[Record]], None]) -> None:
+        self._hosts, self._heard = hosts, heard
+
+    def async_update_records(self, _zc: zeroconf.Zeroconf, _now: float, updates: list[RecordUpdate]) -> None:
+        records = [
+            (update.new.name.lower(), str(ipaddress.ip_address(update.new.address)), int(update.new.ttl))
+            for update in updates
+            if isinstance(update.new, DNSAddress) and update.new.name.lower() in self._hosts
+        ]
+        if records:
+            self._heard(records)
 
 
 def _info(service: Service) -> AsyncServiceInfo:

@@ -100,7 +100,7 @@ class Overlay:
         self._members: Driver[events.Event, events.Effect] = Driver(
             self._membership, events.Tick(), self._perform, failed=self._failed
         )
-        self._heartbeats = Heartbeats(on_message=self._on_message, on_noise=self._on_noise)
+        self._heartbeats = Heartbeats(on_message=self._on_message, heard=self._heard, on_noise=self._on_noise)
         self._noise = Noise()
         self._clones = CloneWatch(
             daemon,
@@ -123,11 +123,18 @@ class Overlay:
             daemon.id,
             on_found=lambda peer: self._tell(Seen(peer)),
             on_moved=self._moved,
+            heard_from=self._heard,
             addresses=self._addresses,
         )
         self._began = clock.now()
         self._server: Server
-        self._title = Title(self._discovery.name, self._addresses, self._membership.view, self._title_changed)
+        self._title = Title(
+            self._discovery.name,
+            self._addresses,
+            self._membership.view,
+            changed=self._title_changed,
+            failed=self._failed,
+        )
         self.lookup = Lookup(daemon.session, me=daemon.id, mesh=daemon.config.mesh_name, addresses=self._addresses)
         self.static = StaticPeers(
             self.lookup,
@@ -182,9 +189,11 @@ class Overlay:
             self._save_peers()
             with suppress(TimeoutError):
                 async with asyncio.timeout(LEAVE_S):
+                    self._title.close()
                     await self._discovery.close(successor=len(self._membership.alive()) > 0)
         finally:
             self._election.close()
+            self._title.close()
             self._members.close()
             self._clones.close()
             await self._links.close(why)
@@ -295,12 +304,17 @@ class Overlay:
 
     # What comes in
 
+    def _heard(self, address: str) -> None:
+        self._title.heard(address)
+
     def _on_message(self, message: Message, _address: str) -> None:
         if message.mesh != self._config.mesh_name or message.sender == self._daemon.id:
             return
         if NodeId(message.sender) in self._membership.removed:
             return
         self._election.tell(Heard(message))
+        if message.role is not Role.FOLLOWER:
+            self._title.rival(NodeId(message.sender))
         self._tell(Beat(NodeId(message.sender), message.boot))
 
     def _on_link(self, event: events.Event) -> None:
@@ -363,6 +377,7 @@ class Overlay:
         if self._election.rules:
             self._links.send_all(AccountFrame(self._daemon.dispatch.account()))
         self._discovery.update(self._advert())
+        self._title.look()
 
     def ask_drain(self, node: NodeId, on: bool, for_s: float | None) -> bool:
         return self._links.send(node, Drain(on, for_s))
@@ -422,7 +437,8 @@ class Overlay:
         """What a person should know of the mesh here: why others cannot be found, whom it misses."""
         problems = [f"mesh-peers {address}: {why}" for address, why in self.static.problems.items()]
         others = [*self._clones.notes(), *self._noise.notes(clock.now())]
-        return [*self._discovery.notes(), *self._missed(), *others, *problems]
+        named = self._title.notes(self._discovery.name_of_mesh(self._config.mesh_name))
+        return [*self._discovery.notes(), *self._missed(), *named, *others, *problems]
 
     def _missed(self) -> list[str]:
         view, after_s = self._membership.view(), DiscoverySettings().unheard_s
