@@ -88,13 +88,13 @@ class Election:
     def step(self, event: Event, now: float) -> list[Effect]:
         if self.left:
             return []
-        role, coordinator, term = self.role, self.coordinator, self.reign.term
+        role, coordinator, reign = self.role, self.coordinator, self.reign
         self._voice.out = []
         if now - self.deadline > self._settings.lag_s:
             self._notice_lag(now)
         match event:
-            case Heard(message):
-                self._hear(message, now)
+            case Heard():
+                self._hear(event.message, now)
             case LinkClosed(peer) | PeerForgotten(peer):
                 self._lose(peer, isinstance(event, PeerForgotten), now)
             case PeerKnown(peer, far):
@@ -108,9 +108,12 @@ class Election:
             case _:
                 assert_never(event)
         self._run_timers(now)
-        changes: list[Effect] = [Remember(self.reign.term)] if self.reign.term > term else []
-        if (role, coordinator, term) != (self.role, self.coordinator, self.reign.term):
-            changes.append(Follow(self.role, self.coordinator, self.reign.term, self._why))
+        if self.reign is reign and self.role is role and self.coordinator == coordinator:
+            return self._voice.out
+        term = self.reign.term
+        changes: list[Effect] = [Remember(term)] if term > reign.term else []
+        if (role, coordinator, reign.term) != (self.role, self.coordinator, term):
+            changes.append(Follow(self.role, self.coordinator, term, self._why))
         return changes + self._voice.out
 
     # Timers
@@ -176,9 +179,9 @@ class Election:
     # What is heard
 
     def _hear(self, message: Message, now: float) -> None:
-        if message.mesh != self._mesh or message.sender == self.me or self._peers.hear(message, now) is None:
+        if message.mesh != self._mesh or message.sender == self.me or not self._peers.hear(message, now):
             return
-        if not self._terms.believe(message.reign.term):
+        if message.reign.term > self._terms.highest and not self._terms.believe(message.reign.term):
             return
         if message.kind == "bye":
             self._peers.gone(message.sender)
@@ -219,8 +222,8 @@ class Election:
             self._become(Role.COORDINATOR, self.me, self.reign, "heard by others again")
         elif message.sender == self.coordinator and message.coordinator is None:
             self._give_up("coordinator stepped down", now)
-        elif lost and self.role is Role.COORDINATOR and reign.term > self.reign.term and self._priority > 0:
-            self._take_office(now, f"a node remembers term {reign.term}")
+        elif lost and self.role is Role.COORDINATOR and reign.key() > self.reign.key() and self._priority > 0:
+            self._take_office(now, f"a node remembers a later term {reign.term}")
         elif lost and self.role is Role.ALONE:
             self._give_up("another node without a coordinator is heard", now)
         elif not lost and message.age_s < self._silence_s() - self._settings.heartbeat_s:

@@ -48,21 +48,18 @@ class Peer:
         silent = self.heard < silent_before
         return silent and (message.boot != self.boot or self.heard > -inf)
 
-    def take_in(self, message: Message, now: float) -> None:
-        self.message, self.heard, self.born = message, now, now - message.uptime_s
-        self.boot, self.seq = message.boot, message.seq
-
 
 def plausible(message: Message) -> bool:
     """What its sender can mean: times are finite and not negative, a coordinator coordinates in its own reign."""
-    m, holder = message, message.reign.rank
+    m, rank = message, message.rank
     if not (0.0 <= m.uptime_s < inf and 0.0 <= m.age_s < inf and 0 <= m.reign.term < TERM_MAX):
         return False
-    if (m.rank.id, m.rank.boot) != (m.sender, m.boot):
+    if rank.id != m.sender or rank.boot != m.boot:
         return False
-    return m.role is not Role.COORDINATOR or (
-        m.coordinator == m.sender and holder is not None and (holder.id, holder.boot) == (m.sender, m.boot)
-    )
+    if m.role is not Role.COORDINATOR:
+        return True
+    holder = m.reign.rank
+    return m.coordinator == m.sender and holder is not None and holder.id == m.sender and holder.boot == m.boot
 
 
 class Terms:
@@ -90,14 +87,15 @@ class Patience:
         self._beat_s = settings.far_heartbeat_s if far else settings.heartbeat_s
         self._floor_s = settings.far_floor_s if far else settings.floor_s
         self._cap_s = settings.far_cap_s if far else settings.cap_s
+        self._small_s = (self._floor_s - self._beat_s) / self._factor  # a gap that teaches nothing
         self._gaps: deque[tuple[float, float]] = deque()  # (when, gap), gaps falling: the first is the longest
         self.silence_s = self._floor_s
 
     def learn(self, gap_s: float, now: float) -> None:
         """Two messages came `gap_s` apart, the second one now."""
-        if gap_s > self._cap_s:
-            return  # an outage, not this network's habit
         gaps = self._gaps
+        if gap_s > self._cap_s or (gap_s < self._small_s and not gaps):
+            return  # an outage, not this network's habit; or the usual case
         while gaps and gaps[-1][1] <= gap_s:
             gaps.pop()
         gaps.append((now, gap_s))
@@ -128,18 +126,19 @@ class Peers:
     def forget(self, peer: Id) -> None:
         self._all.pop(peer, None)
 
-    def hear(self, message: Message, now: float) -> Peer | None:
-        """Takes the message in; None if it is to be dropped (nonsense, repeated, overtaken, one stranger too many)."""
+    def hear(self, message: Message, now: float) -> bool:
+        """Takes the message in; False if it is to be dropped (nonsense, repeated, overtaken, one stranger too many)."""
         if not plausible(message):
-            return None
+            return False
         peer = self._all.get(message.sender) or self._admit(message.sender, now)
         if peer is None:
-            return None
-        next_one = message.boot == peer.boot and message.seq > peer.seq
-        if not next_one and not peer.accepts(message, now - self._live_s(distant=peer.distant)):
-            return None
-        peer.take_in(message, now)
-        return peer
+            return False
+        if message.boot != peer.boot or message.seq <= peer.seq:
+            if not peer.accepts(message, now - self._live_s(distant=peer.distant)):
+                return False
+            peer.boot = message.boot
+        peer.message, peer.seq, peer.heard, peer.born = message, message.seq, now, now - message.uptime_s
+        return True
 
     def gone(self, peer: Id) -> None:
         """It is not live until it is heard again."""

@@ -15,6 +15,7 @@ class Liveness:
         self.heard: float | None = None  # the last sign of either kind; None: never
         self._settings, self._beat = settings, None  # type: MembershipSettings, float | None
         self._gaps: deque[tuple[float, float]] = deque()  # (when, gap), gaps falling: the first is the longest
+        self._small_s = (settings.patience_floor_s - settings.gap_extra_s) / settings.gap_factor  # teaches nothing
 
     def beat(self, now: float) -> None:
         """A heartbeat has arrived."""
@@ -32,6 +33,8 @@ class Liveness:
         self._beat = None if self._beat is None else now
 
     def _remember(self, gap_s: float, now: float) -> None:
+        if gap_s < self._small_s and not self._gaps:
+            return
         gap_s = min(round(gap_s, 2), self._settings.patience_cap_s)  # 10 ms steps bound the memory to 150 entries
         while self._gaps and self._gaps[-1][1] <= gap_s:
             self._gaps.pop()

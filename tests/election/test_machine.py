@@ -343,6 +343,14 @@ def test_a_coordinator_renews_its_term_for_a_node_that_remembers_a_later_one() -
     assert (bench.last().coordinator, bench.last().term) == ("m", reign.term + 9)
 
 
+def test_also_for_one_that_remembers_the_same_number_held_by_a_better_rank() -> None:
+    mate, late = Other("a", 50), Other("b", 0)
+    bench, reign = coordinating(mate)
+    better = Reign(reign.term, replace(late.rank(bench.now), priority=300))
+    bench.feed(late.says(bench.now, reign=better))
+    assert (bench.last().coordinator, bench.last().term) == ("m", reign.term + 1)
+
+
 def test_a_lone_node_that_knows_a_later_term_settles_it_in_a_new_one() -> None:
     old = Other("a", 50)
     bench = Bench(term=9)

@@ -9,6 +9,7 @@ from mesh.events import Down, Gone, Up
 from tests.sim.node import Node
 from tests.sim.world import Checker, World
 
+REFUSED_S = 0.5  # the longest round trip, and more
 NAME_S, FAR_NAME_S = 4.0, 12.0  # to agree, and for the loser to hear the winner's claim
 Holder = tuple[str, str]  # machine, boot
 
@@ -45,10 +46,18 @@ class OneHolderPerTerm(Watcher):
         self._retuned.pop(node.name, None)
 
     def stepped(self, world: World, node: Node, event: Event) -> None:
-        machine = node.election
-        reign = machine.reign
         if isinstance(event, Retune):
             self._retuned[node.name] = world.now  # from here it may hand over, and stay until its heir is heard
+        self._look(world, node)
+
+    def looked(self, world: World) -> None:
+        for node in world.nodes.values():
+            if node.runs:
+                self._look(world, node)
+
+    def _look(self, world: World, node: Node) -> None:
+        machine = node.election
+        reign = machine.reign
         if machine.role is Role.COORDINATOR:
             me = (node.id, node.boot)
             holder = self._holders.setdefault(reign.key(), me)
@@ -114,8 +123,8 @@ class TheLivingAreNotBuried(Watcher):
         if isinstance(verdict, Gone):
             process = node.membership.view().node(peer)
             boot = process.report.boot if process is not None else ""
-            alive = [n for n in world.up() if n.id == peer and n.boot == boot and not n.election.left]
-            if alive:
+            just = world.now - REFUSED_S  # who was refused may be told so when another process is there again
+            if any(n.id == peer and n.boot == boot and n.born < just and not n.election.left for n in world.up()):
                 raise ViolationError(f"{world.now:.3f}: {node.name} calls {peer} gone ({verdict.why}), but it runs")
         elif isinstance(verdict, Up) == (peer in node.members):
             raise ViolationError(f"{world.now:.3f}: {node.name} says {verdict} of {peer} twice")

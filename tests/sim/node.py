@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from tests.sim.world import World
 
 MESH = "sim"
+_FOLLOWER = Role.FOLLOWER
 QUEUE_MAX = 400  # about what a socket's buffer holds; the rest is lost
 
 Packet: TypeAlias = tuple[Heard, Beat]  # a datagram, as both machines are told of it
@@ -118,7 +119,7 @@ class Node:
         """As Overlay._on_message."""
         heard, beat = packet
         self.elect(heard)
-        if self.election.role is not Role.FOLLOWER:
+        if self.election.role is not _FOLLOWER:
             self.title.heard(heard.message)
         if self.up:
             self.tell(beat)
@@ -128,6 +129,7 @@ class Node:
         world, election = self.world, self.election
         world.steps += 1
         effects = election.step(event, world.now + self.offset)
+        changed = election.reign is not self.reign or type(event) is said.Retune
         for effect in effects:
             match effect:
                 case Send(message, to):
@@ -135,9 +137,10 @@ class Node:
                 case Remember(term):
                     self.disk_term = term
                 case Follow():
+                    changed = True
                     world.note(self, effect)
                     world.at(world.now, self._ruled, self.boot, effect)
-        if effects or election.reign is not self.reign:
+        if changed:
             self.reign = election.reign
             for checker in world.checkers:
                 checker.stepped(world, self, event)

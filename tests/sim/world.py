@@ -239,26 +239,30 @@ class World:
         if to is not None:
             other = self.route(sender, to)
             routes = [] if other is None else [other]
-        now, rng, heap, links, name = self.now, self.rng, self._heap, self.links, sender.name
+        now, random, heap, links, name = self.now, self.rng.random, self._heap, self.links, sender.name
+        blocked, stale, arrive, net, count = self.blocked, self.stale, self._arrive, self.net, self._count
+        push = heapq.heappush
         for other in routes:
-            if (self.blocked and (name, other.name) in self.blocked) or (
-                self.stale and (name, other.name) in self.stale
-            ):
+            if blocked or stale or links:
+                pair = (name, other.name)
+                if pair in blocked or pair in stale:
+                    continue
+                net = links.get(pair, self.net)
+            if net.loss and random() < net.loss:
                 continue
-            net = links.get((name, other.name), self.net) if links else self.net
-            for _ in range(2 if net.dup and rng.random() < net.dup else 1):
-                if not net.loss or rng.random() >= net.loss:
-                    when = now + net.delay_s + net.jitter_s * rng.random()
-                    if net.reorder and rng.random() < net.reorder:
-                        when += net.reorder_s
-                    self._count += 1
-                    heapq.heappush(heap, (when, self._count, self._arrive, other, packet))
+            for _ in (0, 0) if net.dup and random() < net.dup else (0,):
+                when = now + net.delay_s + net.jitter_s * random()
+                if net.reorder and random() < net.reorder:
+                    when += net.reorder_s
+                count += 1
+                push(heap, (when, count, arrive, other, packet))
+        self._count = count
 
     def _arrive(self, node: Node, packet: Packet) -> None:
         if not node.up or node.deaf_until > self.now:
             return
         if self.stale:  # an answer goes to where the question came from
-            self.stale.discard((node.name, self._of_boot.get(packet[1].boot, "")))
+            self.stale.discard((node.name, self._of_boot[packet[1].boot]))
         if node.paused_until <= self.now:
             node.hear(packet)
         elif not node.asleep and len(node.queue) < QUEUE_MAX:
