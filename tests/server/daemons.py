@@ -254,6 +254,13 @@ def alive(process: psutil.Process) -> bool:
         return False
 
 
+def freeze(process: psutil.Process) -> None:
+    """Stops it for certain. A signal is handled by whichever of its threads runs next; until then another thread may
+    still see its daemon die and end the process."""
+    process.suspend()
+    wait_for(f"{process.pid} is stopped", lambda: process.status() == psutil.STATUS_STOPPED)
+
+
 def mesh_of(folder: Path, **nodes: dict[str, Any]) -> list[Node]:
     """A mesh of these nodes, by name, the first one its coordinator: started, all models ready, all agreed."""
     name = mesh_name()

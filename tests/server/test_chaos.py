@@ -16,7 +16,7 @@ from openai import APIError
 
 from bench.chaos import WORKER, Chaos, Plan
 from demo.model import build_tiny, default_cache
-from tests.server.daemons import Node, alive, tier, wait_for
+from tests.server.daemons import Node, alive, freeze, tier, wait_for
 
 pytestmark = pytest.mark.server
 
@@ -87,7 +87,7 @@ def test_a_daemon_killed_while_it_answers_leaves_nothing_and_ends_no_stranger(
             for _ in range(6):
                 tasks.create_task(keep_asking(one, names, answered))
             await asyncio.to_thread(wait_for, "all models answer", lambda: set(answered) == set(names), 120.0)
-            before["slow"].suspend()
+            await asyncio.to_thread(freeze, before["slow"])
             await asyncio.to_thread(wait_for, "it is asked", lambda: one.model("slow").in_flight)
             entries = json.loads(file.read_text())
             one.signal(signal.SIGKILL)

@@ -18,7 +18,7 @@ import openai
 import psutil
 import pytest
 
-from tests.server.daemons import Node, alive, free_port, mesh_name, tier, wait_for
+from tests.server.daemons import START_S, Node, alive, free_port, mesh_name, tier, wait_for
 
 pytestmark = pytest.mark.server
 
@@ -55,7 +55,7 @@ def test_broken_tiers_leave_the_others_working(node: Make, tiny_model: Path) -> 
         tier("x", name="far", engine="external"),
     ]
     one = node("solo", tiers).start()
-    wait_for("quick is ready", lambda: one.model("quick").state == "ready", 60.0)
+    wait_for("quick is ready", lambda: one.model("quick").state == "ready", START_S)
     assert ask(one)
     reasons = {"odd": "warp-drive", "lost": "/nowhere/at/all", "far": "url"}
     status = one.json("mesh", "status")
@@ -78,7 +78,7 @@ def test_the_stack_file_is_followed_while_running(node: Make, tiny_model: Path, 
     one = node("solo", [tier(tiny_model, name="quick")]).start().wait_models()
     pid = one.workers()[0].pid
     one.stack([tier(tiny_model, name="quick"), tier(other_tiny_model, name="other")])
-    wait_for("a model appears", lambda: [m.state for m in one.client.models()] == ["ready", "ready"], 60.0)
+    wait_for("a model appears", lambda: [m.state for m in one.client.models()] == ["ready", "ready"], START_S)
     assert ask(one, "other")
     assert pid in {w.pid for w in one.workers()}, "what did not change is not restarted"
     one.stack([tier(other_tiny_model, name="other", aliases=["second"])])

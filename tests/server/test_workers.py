@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.server.daemons import Node, alive, tier, wait_for
+from tests.server.daemons import START_S, Node, alive, freeze, tier, wait_for
 
 pytestmark = pytest.mark.server
 
@@ -55,7 +55,7 @@ def test_what_a_killed_daemon_left_is_ended_and_a_decoy_is_not(solo: Node, decoy
     by one whose pid is another program's by now."""
     frozen, other = worker_of(solo, "tiny-30-layers"), worker_of(solo, "tiny-a")
     assert set(registered(solo).values()) == {frozen.pid, other.pid}
-    frozen.suspend()
+    freeze(frozen)
     solo.signal(signal.SIGKILL)
     assert solo.ended() == -signal.SIGKILL
     wait_for("the other worker ends", lambda: not alive(other), 30.0)
@@ -77,7 +77,7 @@ def test_what_a_killed_daemon_left_is_ended_and_a_decoy_is_not(solo: Node, decoy
 def test_frozen_workers_end_with_their_daemon(solo: Node, signals: int) -> None:
     workers = [process for process, _ in servers(solo)]
     for worker in workers:
-        worker.suspend()
+        freeze(worker)
     solo.signal(signal.SIGTERM)
     if signals == 2:
         wait_for("it drains", lambda: "stopping, at most" in solo.log())
@@ -95,8 +95,8 @@ def test_a_frozen_worker_is_replaced_and_its_request_answered(solo: Node) -> Non
         asking = threads.submit(complete, solo, "slow", 400, temperature=0)
         wait_for("it runs", lambda: solo.model("slow").in_flight == 1)
         frozen = worker_of(solo, "tiny-30-layers")
-        frozen.suspend()
-        wait_for("it is ended", lambda: not alive(frozen), 60.0)
+        freeze(frozen)
+        wait_for("it is ended", lambda: not alive(frozen), START_S)
         assert asking.result(timeout=120).usage.completion_tokens == 400
     assert "stopped by a signal" in solo.log()
     solo.wait_models()
@@ -106,7 +106,7 @@ def test_a_frozen_worker_is_replaced_and_its_request_answered(solo: Node) -> Non
 def test_what_workers_take_is_measured_and_remembered(solo: Node) -> None:
     """The first guess is corrected at once, and a daemon that starts again begins with what was measured."""
 
-    wait_for("both are measured", lambda: all(m.measured_bytes for m in solo.client.models()), 60.0)
+    wait_for("both are measured", lambda: all(m.measured_bytes for m in solo.client.models()), START_S)
     size = solo.model("quick").size_bytes
     taken = worker_of(solo, "tiny-a").memory_full_info().pss
     assert 0.5 * taken < solo.model("quick").measured_bytes < 2 * taken
