@@ -38,7 +38,9 @@ from mesh.membership import Membership
 from mesh.metrics import Gauges, Metrics
 from mesh.observe import Observer
 from mesh.overlay import Overlay, mesh_id
+from mesh.pace import Pace
 from mesh.peers import PeerStore
+from mesh.settings import PublishSettings
 from mesh.store import RouteStore
 from mesh.switch import MeshSwitch
 from mesh.wire import PROTOCOL
@@ -59,8 +61,6 @@ from router.io.dispatch import Dispatch
 from router.io.edge import Edge
 from router.settings import EdgeSettings, RouterSettings
 
-PUBLISH_EVERY_S = 1.0  # a whole report at least so often
-PUBLISH_GAP_S = 0.02  # and at most so often: changes in between travel together
 STOP_GRACE_S = 30.0
 
 _log = logging.getLogger("mesh.daemon")
@@ -298,14 +298,21 @@ class Daemon:
         return report
 
     async def _publish(self) -> None:
+        settings = PublishSettings()
+        pace = Pace(settings, clock.now())
         while True:
             with suppress(TimeoutError):
-                async with asyncio.timeout(PUBLISH_EVERY_S):
+                async with asyncio.timeout(settings.every_s):
                     await self._dirty.wait()
+            changed = self._dirty.is_set()
             self._dirty.clear()
-            self.publish()
-            self.awake.look(self.edge.open_requests > 0 or bool(self.host.running()), time.monotonic())
-            await asyncio.sleep(PUBLISH_GAP_S)
+            serving = self.edge.open_requests > 0 or bool(self.host.running())
+            self.awake.look(serving, time.monotonic())
+            busy = serving or self.dispatch.account().total > 0
+            if pace.due(self.membership.alive(), changed=changed, busy=busy, now=clock.now()):
+                self.publish()
+            if changed:
+                await asyncio.sleep(settings.gap_s)
 
     def _send(self, node: NodeId, frame: EdgeFrame | CoordinatorFrame) -> bool:
         return self.overlay is not None and self.overlay.send(node, frame)

@@ -48,7 +48,7 @@ class Driver(Generic[E, F]):
         self._loop = asyncio.get_running_loop()
         self._turns = Turns()
         self._timer: asyncio.TimerHandle | None = None
-        self._due_at = inf
+        self._due_at = self._wakes_at = inf  # the deadline, and what the timer is set for
         self._closed = False
 
     def tell(self, event: E) -> None:
@@ -57,8 +57,7 @@ class Driver(Generic[E, F]):
     def close(self) -> None:
         """No timer any more; events are still taken."""
         self._closed = True
-        if self._timer is not None:
-            self._timer.cancel()
+        self._stop_timer()
 
     def _step(self, event: E) -> None:
         now = clock.now()
@@ -68,16 +67,32 @@ class Driver(Generic[E, F]):
         for effect in self._machine.step(event, now):
             self._perform(effect)
         self._stepped()
+        self._set_timer()
+
+    def _set_timer(self) -> None:
+        """For the deadline. A timer that comes sooner is kept, and looks again: nearly every event puts the deadline
+        off, and to set a timer for each costs more than the step."""
+        at = self._machine.deadline
+        if at is None or at == inf or self._closed:
+            self._stop_timer()
+            return
+        now = clock.now()
+        self._due_at = max(at, now)
+        if self._timer is None or self._due_at < self._wakes_at:
+            self._stop_timer()
+            self._wakes_at = self._due_at
+            self._timer = self._loop.call_later(_not_early(at - now), self._due)
+
+    def _stop_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        at = self._machine.deadline
-        if at is not None and at != inf and not self._closed:
-            now = clock.now()
-            self._due_at = max(at, now)
-            self._timer = self._loop.call_later(_not_early(at - now), self._due)
 
     def _due(self) -> None:
+        self._timer = None
+        if clock.now() < self._due_at < inf:
+            self._set_timer()
+            return
         try:
             self.tell(self._tick)
         except Exception as fault:  # noqa: BLE001 - it is raised by who runs this machine

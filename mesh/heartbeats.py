@@ -7,6 +7,7 @@ import ipaddress
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Protocol, cast
 
 from election.messages import Message
@@ -58,6 +59,7 @@ class Heartbeats:
         self._on_message, self._settings = on_message, settings or HeartbeatSettings()
         self._targets: dict[NodeId, _Target] = {}
         self._sockets: list[tuple[_Udp, ipaddress.IPv4Address | ipaddress.IPv6Address]] = []
+        self._way = lru_cache(self._settings.ways_max)(self._find_way)  # ten times a second to each peer
         self.counts = Counts()
 
     async def open(self, hosts: Sequence[str], port: int) -> None:
@@ -73,12 +75,14 @@ class Heartbeats:
         for host, sock in zip(hosts, sockets, strict=True):
             transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(lambda: _Endpoint(self), sock=sock)
             self._sockets.append((cast("_Udp", transport), ipaddress.ip_address(host.partition("%")[0])))
+        self._way.cache_clear()
 
     def close(self) -> None:
         """Idempotent; send() then drops."""
         for transport, _ in self._sockets:
             transport.close()
         self._sockets.clear()
+        self._way.cache_clear()
 
     def set_peer(self, node: NodeId, addresses: Sequence[str], peer_port: int) -> None:
         """Where `node` may be reached, best first; what it answered from stays first."""
@@ -105,16 +109,30 @@ class Heartbeats:
                 self._send(data, address)
 
     def _send(self, data: bytes, address: tuple[str, int]) -> None:
-        transport = self._transport(address[0])
+        try:
+            transport, where = self._way(address)
+        except (OSError, ValueError):  # an address this system cannot read, or that nothing here leads to
+            self.counts.errors += 1
+            return
         if transport is None or transport.get_write_buffer_size() > self._settings.buffer_bytes:
             self.counts.dropped_out += 1
             return
         try:
-            transport.sendto(data, _sockaddr(address))
-        except (OSError, ValueError):  # no route, or an address this system cannot read
-            self.counts.errors += 1
+            transport.sendto(data, where)
+        except (OSError, ValueError):  # no route
+            self.failed()
             return
         self.counts.sent += 1
+
+    def failed(self) -> None:
+        """The system says that a datagram could not be sent: an interface may have got another number."""
+        self.counts.errors += 1
+        self._way.cache_clear()
+
+    def _find_way(self, address: tuple[str, int]) -> tuple[_Udp | None, tuple[str, int] | tuple[str, int, int, int]]:
+        """The socket and what it needs to send there. Raises OSError, ValueError."""
+        transport = self._transport(address[0])
+        return transport, _sockaddr(address) if transport is not None else address
 
     def _transport(self, host: str) -> _Udp | None:
         """A socket of the same family; loopback speaks to loopback, a wildcard to all."""
@@ -157,7 +175,7 @@ class _Endpoint(asyncio.DatagramProtocol):
         self._owner.received(data, (host, int(addr[1])))
 
     def error_received(self, _error: Exception) -> None:
-        self._owner.counts.errors += 1
+        self._owner.failed()
 
 
 def any_address() -> tuple[str, ...]:

@@ -66,6 +66,15 @@ class CloneSettings(Struct, frozen=True, kw_only=True):
     nodes_max: int = 256
 
 
+class PublishSettings(Struct, frozen=True, kw_only=True):
+    """How often a node reports itself when nothing has changed. Seconds."""
+
+    every_s: float = 1.0  # while something is open here, or peers have come or gone lately
+    met_s: float = 10.0  # "lately"
+    quiet_every_s: float = 5.0  # otherwise
+    gap_s: float = 0.02  # never more often: changes in between travel together
+
+
 class NoiseSettings(Struct, frozen=True, kw_only=True):
     """What cannot be read, and who sends it. Seconds."""
 
@@ -91,6 +100,7 @@ class HeartbeatSettings(Struct, frozen=True, kw_only=True):
     answered_s: float = 2.0  # an address that spoke so recently is the only one used
     buffer_bytes: int = 256 << 10  # waiting in the socket's transport; more is dropped: a late heartbeat is worthless
     addresses_max: int = 16
+    ways_max: int = 1024  # addresses whose socket is remembered
 
 
 class DiscoverySettings(Struct, frozen=True, kw_only=True):
@@ -108,9 +118,6 @@ class DiscoverySettings(Struct, frozen=True, kw_only=True):
     resolve_s: float = 3.0
     asking_max: int = 16  # services resolved at the same time
     found_max: int = 256  # remembered
-    name_ttl_s: int = 120
-    name_question_s: float = 0.25  # how long the present owner of a name may take to answer
-    swap_at_s: tuple[float, ...] = (0.0, 0.225, 0.45, 1.0, 3.0)
 
 
 class NameSettings(Struct, frozen=True, kw_only=True):

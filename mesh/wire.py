@@ -91,7 +91,7 @@ class Hello(Struct, frozen=True, kw_only=True, tag="hello"):
 
 
 class State(Struct, frozen=True, tag="state"):
-    """What a node says about itself: whole, on every change and each second."""
+    """What a node says about itself: whole, on every change, and again as mesh/pace.py says."""
 
     report: NodeReport
 

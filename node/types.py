@@ -116,7 +116,7 @@ class RunningReport(Struct, frozen=True):
 
 
 class NodeReport(Struct, frozen=True, kw_only=True):
-    """All a node says about itself on a link: exact, whole, sent on every change and each second."""
+    """All a node says about itself on a link: exact, whole, sent on every change and every few seconds."""
 
     id: NodeId
     boot: str  # random per daemon start
