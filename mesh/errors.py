@@ -6,9 +6,10 @@ from __future__ import annotations
 class MeshError(Exception):
     """`code` names the kind, `message` says what and why, `hint` what to do about it ("" when nothing is known).
 
-    Kinds: too_large, garbled, unknown_kind, other_version (mesh/wire.py); bad_address, cannot_resolve, refused,
-    unreachable, not_a_node, other_mesh, self, peer_port_unreachable (mesh/peers.py); unknown_node, ambiguous_node
-    (mesh/names.py). `status` is the HTTP status on the admin API.
+    Kinds: too_large, garbled, unknown_kind, other_version (mesh/wire.py); bad_address, cannot_resolve,
+    ambiguous_address, refused, unreachable, not_a_node, other_mesh, self, peer_port_unreachable (mesh/lookup.py);
+    unknown_machine, ambiguous_machine, tailscale_... (mesh/tailnet.py); unknown_node, ambiguous_node (mesh/names.py).
+    `status` is the HTTP status on the admin API.
     """
 
     def __init__(self, code: str, message: str, *, hint: str = "", status: int = 400) -> None:

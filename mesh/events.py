@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from msgspec import Struct
@@ -118,10 +119,10 @@ class Tick(Struct, frozen=True):
     pass
 
 
-Event: TypeAlias = (
+OfPeer: TypeAlias = (
     Seen | Added | Removed | Beat | LinkUp | Framed | Reported | Rtt | SaidBye | LinkClosed | Tried | Unfit
-    | Ruled | SelfChanged | Switch | Tick
 )  # fmt: skip
+Event: TypeAlias = OfPeer | Ruled | SelfChanged | Switch | Tick
 
 # Effects
 
@@ -185,3 +186,14 @@ class Save(Struct, frozen=True):
 
 
 Effect: TypeAlias = Known | Moved | Forgotten | Dial | HangUp | Up | Down | Gone | Changed | Save
+
+
+@dataclass(slots=True)
+class Out:
+    """The effects of one step; `changed`: the view is another."""
+
+    effects: list[Effect] = field(default_factory=list)
+    changed: bool = False
+
+    def add(self, *effects: Effect) -> None:
+        self.effects.extend(effects)

@@ -6,7 +6,6 @@ Finding never says who lives: heartbeats and links do. The list is a View; what 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Literal, assert_never
 
 from msgspec import structs
@@ -27,6 +26,8 @@ from mesh.events import (
     LinkClosed,
     LinkUp,
     Moved,
+    OfPeer,
+    Out,
     Removed,
     Reported,
     Rtt,
@@ -49,17 +50,6 @@ from node.types import NodeId, NodeReport
 from router.view import NodeState, NodeView, View
 
 
-@dataclass(slots=True)
-class _Out:
-    """The effects of one step."""
-
-    effects: list[Effect] = field(default_factory=list)
-    changed: bool = False
-
-    def add(self, *effects: Effect) -> None:
-        self.effects.extend(effects)
-
-
 class Membership:
     """All peers of one mesh as this node sees them; wake it at `deadline` (seconds on the clock of `now`)."""
 
@@ -70,26 +60,22 @@ class Membership:
         self._ruled = Ruled(None, 0, alone=True)
         self._peers: dict[NodeId, Member] = {}
         self._view: View | None = None
-        self._woken_for: float | None = None
+        self.deadline: float | None = None
         self.removed: set[NodeId] = set(removed)
-
-    @property
-    def deadline(self) -> float | None:
-        return min((p.due for p in self._peers.values() if p.due is not None), default=None)
 
     def step(self, event: Event, now: float) -> list[Effect]:
         """`now` never goes back. Raises nothing."""
         if type(event) is Beat and self._as_ever(event, now):
             return []
-        out = _Out()
-        if self._woken_for is not None and now > self._woken_for + self._settings.stalled_s:
+        out = Out()
+        if self.deadline is not None and now > self.deadline + self._settings.stalled_s:
             for peer in self._peers.values():
                 peer.life.forgive(now)
         if isinstance(event, Ruled | SelfChanged | Switch | Tick):
             self._own(event, now, out)
         else:
             self._of_a_peer(event, now, out)
-        self._woken_for = self.deadline
+        self.deadline = min((p.due for p in self._peers.values() if p.due is not None), default=None)
         if out.changed:
             self._view = None
             out.add(Changed())
@@ -98,7 +84,7 @@ class Membership:
     def _as_ever(self, beat: Beat, now: float) -> bool:
         """Nearly all that happens is a heartbeat of a peer in order: it puts off what time would do, and nothing else.
         When the time comes, that is looked at anew; so `deadline` may be too early, never too late."""
-        peer, due = self._peers.get(beat.node), self._woken_for
+        peer, due = self._peers.get(beat.node), self.deadline
         if peer is None or peer.boot != beat.boot or not (peer.linked and peer.up) or due is None or now > due:
             return False
         if peer.state is not NodeState.OK or peer.reason or peer.due is None:
@@ -106,7 +92,7 @@ class Membership:
         peer.life.beat(now)
         return True
 
-    def _own(self, event: Ruled | SelfChanged | Switch | Tick, now: float, out: _Out) -> None:
+    def _own(self, event: Ruled | SelfChanged | Switch | Tick, now: float, out: Out) -> None:
         match event:
             case Ruled():
                 out.changed = event != self._ruled
@@ -121,19 +107,14 @@ class Membership:
                 self._ruled = Ruled(None, self._ruled.term, alone=True)
                 out.changed = True
             case Tick():
-                for id_, peer in [(i, p) for i, p in self._peers.items() if p.due is not None and p.due <= now]:
+                for id_, peer in list(self._peers.items()):  # all: so their next times come together
                     self._judge(peer, now, out)
                     if peer.ended and now >= peer.ended_at + peer.kept_s(self._settings):
                         self._forget(id_, "dead for 7 days" if peer.reached else "never reached", out)
             case _:
                 assert_never(event)
 
-    def _of_a_peer(
-        self,
-        event: Seen | Added | Removed | Beat | LinkUp | Framed | Reported | Rtt | SaidBye | LinkClosed | Tried | Unfit,
-        now: float,
-        out: _Out,
-    ) -> None:
+    def _of_a_peer(self, event: OfPeer, now: float, out: Out) -> None:
         match event:
             case Seen(seen):
                 self._seen(seen, now, out)
@@ -169,7 +150,7 @@ class Membership:
             self._judge(peer, now, out)
 
     def _of_a_link(
-        self, peer: Member, event: Framed | Rtt | SaidBye | LinkClosed | Tried, now: float, out: _Out
+        self, peer: Member, event: Framed | Rtt | SaidBye | LinkClosed | Tried, now: float, out: Out
     ) -> None:
         match event:
             case Framed():
@@ -194,7 +175,7 @@ class Membership:
 
     # Finding
 
-    def _seen(self, seen: PeerSeen, now: float, out: _Out) -> None:
+    def _seen(self, seen: PeerSeen, now: float, out: Out) -> None:
         peer = self._peers.get(seen.id)
         if not self._enabled or seen.id == self._self.id or seen.id in self.removed:
             return
@@ -215,7 +196,7 @@ class Membership:
                 out.add(Dial(peer.seen, at_once=True))
         self._judge(peer, now, out)
 
-    def _new(self, seen: PeerSeen, now: float, out: _Out, *, linked: bool = False) -> Member | None:
+    def _new(self, seen: PeerSeen, now: float, out: Out, *, linked: bool = False) -> Member | None:
         """None: there are too many. One that is linked displaces those that were only announced."""
         s, strangers = self._settings, [p for p in self._peers.values() if not p.reached]
         full = len(self._peers) >= s.peers_max
@@ -234,13 +215,14 @@ class Membership:
         out.changed = True
         return peer
 
-    def _merge(self, peer: Member, seen: PeerSeen, now: float, out: _Out) -> None:
+    def _merge(self, peer: Member, seen: PeerSeen, now: float, out: Out) -> None:
         """Known already: take new addresses; after its death a new boot is a new chance. mDNS shows that it is near;
         what others say of where it is counts only until it was reached."""
         before = peer.seen
         newcomer = bool(peer.ended and seen.boot and seen.boot != peer.boot)
         if newcomer:
-            peer.boot, peer.ended, peer.left, peer.since, peer.report = seen.boot, "", False, now, None
+            peer.boot, peer.ended, peer.left, peer.linked = seen.boot, "", False, False  # a link was its former life's
+            peer.since, peer.report = now, None
             peer.life = Liveness(self._settings, far=before.far)
         peer.seen = structs.replace(
             before,
@@ -251,7 +233,8 @@ class Membership:
         )
         peer.sighted = peer.sighted or seen.via == "mdns"
         far = before.far and not peer.sighted and (peer.reached or seen.far)
-        self._place(peer, far, out, added=seen.added)
+        if peer.place(far=far, added=seen.added):
+            out.add(Moved(peer.seen.id, peer.ranks_last))
         if not peer.linked:  # a link's own word is better than what mDNS or others remember
             peer.seen = structs.replace(peer.seen, name=seen.name, port=seen.port, peer_port=seen.peer_port)
         if peer.seen != before or newcomer:
@@ -259,14 +242,10 @@ class Membership:
             if not peer.incompatible:
                 out.add(Dial(peer.seen, at_once=newcomer or not peer.linked))
 
-    def _place(self, peer: Member, far: bool, out: _Out, *, added: bool = False) -> None:
-        if peer.place(far=far, added=added):
-            out.add(Moved(peer.seen.id, peer.ranks_last))
-
     def _bounded(self, addresses: Sequence[str]) -> tuple[str, ...]:
         return tuple(dict.fromkeys(addresses))[: self._settings.addresses_max]
 
-    def _unfit(self, hello: Hello, code: Literal["other_version", "other_mesh"], now: float, out: _Out) -> None:
+    def _unfit(self, hello: Hello, code: Literal["other_version", "other_mesh"], now: float, out: Out) -> None:
         if code == "other_version":
             seen = PeerSeen(
                 id=hello.id, name=hello.name, mesh=hello.mesh, port=hello.port, peer_port=hello.peer_port,
@@ -278,7 +257,7 @@ class Membership:
 
     # Links and signs of life
 
-    def _linked(self, event: LinkUp, now: float, out: _Out) -> Member | None:
+    def _linked(self, event: LinkUp, now: float, out: Out) -> Member | None:
         hello, address = event.hello, event.address
         if not self._enabled or hello.id in self.removed or hello.id == self._self.id:
             out.add(HangUp(hello.id, "removed from the mesh" if self._enabled else "mesh disabled"))
@@ -299,7 +278,8 @@ class Membership:
             version=hello.version, protocol=hello.protocol,
             addresses=self._bounded((address, *peer.seen.addresses)),
         )  # fmt: skip
-        self._place(peer, event.far and not peer.sighted, out)
+        if peer.place(far=event.far and not peer.sighted):
+            out.add(Moved(peer.seen.id, peer.ranks_last))
         peer.linked, peer.ended, peer.left, peer.incompatible, peer.tried = True, "", False, "", ""
         peer.life.frame(now)
         if not peer.reached:
@@ -308,7 +288,7 @@ class Membership:
         out.changed = True
         return peer
 
-    def _restarted(self, peer: Member, boot: str, out: _Out) -> None:
+    def _restarted(self, peer: Member, boot: str, out: Out) -> None:
         """The process before is history, its gaps and its report too."""
         if peer.up:
             peer.up = False
@@ -316,7 +296,7 @@ class Membership:
         peer.boot, peer.report, peer.linked, peer.left = boot, None, False, False
         peer.life = Liveness(self._settings, far=peer.seen.far)
 
-    def _reported(self, peer: Member, report: NodeReport, out: _Out) -> None:
+    def _reported(self, peer: Member, report: NodeReport, out: Out) -> None:
         if report.boot != peer.boot or not peer.linked:
             return
         peer.report, out.changed = report, True
@@ -325,7 +305,7 @@ class Membership:
             addresses=self._bounded((*peer.seen.addresses[:1], *report.addresses, *peer.seen.addresses)),
         )  # fmt: skip
 
-    def _beat(self, peer: Member, boot: str, now: float, out: _Out) -> bool:
+    def _beat(self, peer: Member, boot: str, now: float, out: Out) -> bool:
         """False: a datagram that says nothing about the process we know."""
         if boot != peer.boot:
             heard = peer.life.heard
@@ -343,7 +323,7 @@ class Membership:
 
     # Judging
 
-    def _judge(self, peer: Member, now: float, out: _Out) -> None:
+    def _judge(self, peer: Member, now: float, out: Out) -> None:
         """Brings `state`, `reason`, `due` and `up` up to date."""
         s, heard = self._settings, peer.life.heard
         if not peer.ended and not peer.incompatible:
@@ -365,7 +345,7 @@ class Membership:
             peer.up = usable
             out.add(Up(peer.seen.id) if usable else Down(peer.seen.id, reason))
 
-    def _end(self, peer: Member, why: str, now: float, out: _Out, *, certain: bool) -> None:
+    def _end(self, peer: Member, why: str, now: float, out: Out, *, certain: bool) -> None:
         if not peer.ended:
             peer.ended_at = now
             if peer.reached:
@@ -374,7 +354,7 @@ class Membership:
         if certain:
             out.add(Gone(peer.seen.id, why))
 
-    def _forget(self, node: NodeId, why: str, out: _Out) -> None:
+    def _forget(self, node: NodeId, why: str, out: Out) -> None:
         peer = self._peers.pop(node, None)
         if peer is None:
             return

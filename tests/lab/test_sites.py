@@ -34,15 +34,22 @@ def two(first: int, second: int, **more: object) -> Iterator[Sites]:
 def test_each_site_serves_while_the_line_is_cut_and_they_are_one_mesh_when_it_is_back(
     first: int, second: int, figure: Figure
 ) -> None:
-    with two(first, second) as sites:
+    here = {f"mac{n + 1}" for n in range(first)}
+    with two(first, second, priorities=[*[100] * first, *[200] * second]) as sites:
         sites.start()
         figure(f"{first}+{second}: from one `mesh add` until all agree", sites.join())
+        wait_until(lambda: agreed(sites.macs) and sites.macs[-1].coordinator in here, "the side that added decides")
         trial = sites.trial()
         figure(f"{first}+{second}: from the cut until each site rules itself", trial.split_s)
         figure(f"{first}+{second}: from the line's return until one mesh", trial.joined_s)
         figure(f"{first}+{second}: the slowest answer meanwhile", max(trial.slowest_s))
         assert trial.failed == ((), ())
         assert trial.alone == (first == 1, second == 1)
+        wait_until(
+            lambda: agreed(sites.macs) and sites.macs[-1].coordinator in here,
+            "the side that added decides again",
+            120.0,
+        )
 
 
 def test_a_name_of_the_tailnet_a_restart_a_higher_priority_and_a_removal(

@@ -421,6 +421,15 @@ def test_a_view_can_be_sent() -> None:
     assert msgspec.json.decode(msgspec.json.encode(w.m.view()), type=View) == w.m.view()
 
 
+def test_a_new_life_has_no_link_yet_though_its_former_ones_is_still_being_closed() -> None:
+    w = World()
+    w.join()
+    w.tell(SaidBye(A, "down"), Seen(seen(boot="b2")))
+    w.wait(6)
+    assert w.node().state is NodeState.DEAD
+    assert w.node().reason.startswith("never reached")
+
+
 # Where a peer is
 
 
