@@ -145,6 +145,10 @@ class Addresses:
         here = [dialled for a in addresses for dialled in self._scoped(a)]
         return tuple(sorted(dict.fromkeys(here), key=lambda a: (self._rank(a), ":" in a)))
 
+    def local(self, addresses: Iterable[str]) -> tuple[str, ...]:
+        """Addresses that another machine told of: link-local ones get a scope of this machine, the others stay."""
+        return tuple(dict.fromkeys(here for a in addresses for here in self._scoped(a.partition("%")[0])))
+
     def _scoped(self, address: str) -> list[str]:
         if "%" in address or not address.lower().startswith("fe80:"):
             return [address]

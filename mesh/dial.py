@@ -76,7 +76,8 @@ def caller(request: web.Request) -> str:
     """The address of the other side, to be dialled from here: IPv6 link-local with its interface."""
     name = request.transport.get_extra_info("peername") if request.transport else None
     if name and len(name) == 4 and name[3] and "%" not in name[0]:
-        return f"{name[0]}%{name[3]}"
+        with suppress(OSError):  # the interface is gone, and this caller with it
+            return f"{name[0]}%{socket.if_indextoname(name[3])}"
     return plain(request.remote or "")
 
 

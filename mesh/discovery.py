@@ -239,7 +239,7 @@ class Discovery:
             self._asking.discard(instance)
 
     def _tell(self, found: Service) -> None:
-        peer = seen_of(found.txt, self._addresses.ranked(found.addresses))
+        peer = seen_of(found.txt, self._addresses.ranked(self._addresses.local(found.addresses)))
         if peer is None or (peer.id == self._me and not self._is_copy(found.name, peer)):
             return
         host = found.txt.get("n") or ""

@@ -97,8 +97,7 @@ class Link:
 
     def _judge(self, asked_at: float) -> None:
         if self.heard_at < asked_at and not self._ending.is_set():
-            why = f"no answer within {self._settings.probe_s:.0f} s"
-            self._ways.over(self, why, False, "you were silent")
+            self._ways.over(self, f"no answer within {self._settings.probe_s:.0f} s", False, None)
 
     @property
     def local(self) -> str:
@@ -131,7 +130,7 @@ class Link:
                 async with asyncio.timeout(silence_s):
                     message = await self.ws.receive()
             except TimeoutError:
-                self._ways.over(self, f"nothing came for {silence_s:.0f} s", False, "you were silent")
+                self._ways.over(self, f"nothing came for {silence_s:.0f} s", False, None)  # a bye would mean: I leave
                 return
             if self._ending.is_set():
                 return

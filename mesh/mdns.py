@@ -263,7 +263,7 @@ def _service(info: AsyncServiceInfo) -> Service | None:
             name=info.name.removesuffix(f".{SERVICE}"),
             port=info.port or 0,
             txt=info.decoded_properties,
-            addresses=tuple(info.parsed_scoped_addresses()),
+            addresses=tuple(info.parsed_addresses()),
         )
     except ValueError:
         return None

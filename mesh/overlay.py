@@ -348,11 +348,13 @@ class Overlay:
         for peer in peers[: MembershipSettings().gossip_max]:
             there = beside and not peer.far
             far = there or self._addresses.all_far(peer.addresses)
-            self._tell(Seen(replace(peer, via="gossip", far=far, added=peer.added or there)))
+            here = self._addresses.local(peer.addresses)
+            self._tell(Seen(replace(peer, via="gossip", addresses=here, far=far, added=peer.added or there)))
 
     def _on_state(self, node: NodeId, report: NodeReport) -> None:
         if report.id != node:
             return
+        report = replace(report, addresses=self._addresses.local(report.addresses))
         self._tell(Reported(report))
         found = self._membership.view().node(node)
         if node in self._membership.alive() and found is not None:

@@ -38,6 +38,8 @@ def wait_until(holds: Callable[[], object], what: str, limit_s: float = LIMIT_S)
 class Mac:
     """One daemon. `config` are the keys of its config.yaml beside `mesh-enabled`; without `model` it only passes on."""
 
+    program = "mesh.cli"
+
     def __init__(
         self, lab: Lab, name: str, folder: Path, *, model: Path | None = None, id_: str = "", **config: Any
     ) -> None:
@@ -73,7 +75,7 @@ class Mac:
 
     def start(self) -> Mac:
         """Starts its daemon and returns at once. The namespace gets a host name of its own, as every Mac has one."""
-        become = f'hostname {self.name} && exec "$0" -m mesh.cli up --foreground'
+        become = f'hostname {self.name} && exec "$0" -m {self.program} up --foreground'
         with (self.home / "output.log").open("ab") as output:
             self.started_at = time.monotonic()
             self.process = self.lab.popen(

@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.lab import network_trials as trials
 from tests.lab.conftest import Place
 from tests.lab.macs import Asker, Mac, agreed, wait_until
-from tests.lab.netlab import Lab
+from tests.lab.network_trials import no_mdns_on_the_lan
+from tests.lab.told import NOBODY
 
 Figure = Callable[[str, float], None]
-
-
-@contextmanager
-def no_mdns_on_the_lan(lab: Lab) -> Iterator[None]:
-    """A switch that passes everything but multicast DNS."""
-    rules = "table bridge quiet {\n chain f { type filter hook forward priority 1; udp dport 5353 drop; }\n}\n"
-    lab._ns(lab.hub, "nft", "-f", "-", inp=rules)
-    try:
-        yield
-    finally:
-        lab._ns(lab.hub, "nft", "delete", "table", "bridge", "quiet")
 
 
 def known(mac: Mac) -> set[str]:
@@ -120,3 +110,63 @@ def test_a_mac_whose_cable_was_out_is_back_when_it_is_in_again(
     wait_until(lambda: agreed(macs[:2]) and macs[2].coordinator == "mac3", "two go on, one rules itself")
     lab.lab.restore("mac3")
     figure(f"from the cable ({how}) in again until all agree", wait_until(lambda: agreed(macs), "all agree again"))
+
+
+def test_a_cable_an_address_an_interface_changes_and_the_mesh_heals_without_a_restart(figure: Figure) -> None:
+    with trials.macs_of(3) as macs:
+        started = [mac.started_at for mac in macs]
+        figure("link out and in again (its system sees it) until all agree", trials.link_flaps(macs))
+        figure("interface off and on until all agree", trials.interface_flaps(macs))
+        coordinator = next(mac for mac in macs if mac.name == macs[0].coordinator)
+        for number, mac in enumerate((coordinator, *(m for m in macs if m is not coordinator)), 100):
+            order = [*(m for m in macs if m is not mac), mac]
+            address = f"{mac.lab.subnet}.0.{number}"
+            what = "the coordinator's" if mac is coordinator else "a node's"
+            figure(f"{what} new address until the others use it", trials.address_changes(order, address))
+        assert [mac.started_at for mac in macs] == started
+
+
+def test_a_node_that_starts_without_a_network_joins_when_it_gets_one(figure: Figure) -> None:
+    with trials.macs_of(3, started=False) as macs:
+        figure("from a new interface until all agree", trials.interface_added(macs))
+
+
+def test_where_multicast_is_blocked_one_mesh_add_joins_all_five(figure: Figure) -> None:
+    with trials.macs_of(5, started=False) as macs:
+        joined = trials.joined_by_hand(macs)
+        figure("from the one `mesh add` until all five agree", joined.seconds)
+        (note,) = [note for note in joined.notes if "never by mDNS" in note]
+        assert "mesh add HOST" in note
+        assert "mac3" not in note, "that one was heard"
+
+
+def test_a_coordinator_that_slept_for_an_hour_steps_back_before_it_speaks(figure: Figure) -> None:
+    with trials.macs_of(3, kind=trials.Sleeper) as macs:
+        night = trials.coordinator_sleeps(macs)  # type: ignore[arg-type]  # they are
+        figure("from waking until all agree", night.seconds)
+        assert night.said[0].coordinator == NOBODY, "it knows that it may have been succeeded"
+        assert all(len(who) == 1 for who in night.terms.values()), night.terms
+        sleeper = next(mac for mac in macs if "announces itself anew" in mac.tail())
+        assert sleeper.coordinator != sleeper.name
+
+
+def test_what_this_machine_itself_forbids_is_said_with_what_to_do(place: Callable[[int], Place]) -> None:
+    lab = place(2)
+    macs = [lab.mac(1), lab.mac(2)]
+    for mac, other in (macs, macs[::-1]):
+        lab.lab.run(mac.name, ["ip", "-6", "addr", "flush", "dev", "eth0"], check=True)  # or that way would be taken
+        lab.lab.run(mac.name, ["ip", "route", "add", "prohibit", f"{other.ip}/32"], check=True)
+    for mac in macs:
+        mac.start()
+
+    def told() -> bool:
+        status = macs[0].status()
+        node = macs[0].sees("mac2")
+        why = "a firewall or a route of this machine forbids it"
+        return bool(status and node and why in node.reason and any(why in note for note in status.notes))
+
+    wait_until(told, "the reason and a note say that it is forbidden here")
+    for mac, other in (macs, macs[::-1]):
+        lab.lab.run(mac.name, ["ip", "route", "del", "prohibit", f"{other.ip}/32"], check=True)
+    wait_until(lambda: agreed(macs), "allowed again, they agree")
+    wait_until(lambda: not any("forbids" in note for note in trials.notes(macs[0])), "the note is gone")
