@@ -257,7 +257,7 @@ class Overlay:
             case Gone(node):
                 self._election.tell(LinkClosed(node))
             case Changed():
-                pass
+                self._title.look()
             case Save():
                 self._save_peers()
             case _:
@@ -438,8 +438,8 @@ class Overlay:
     def notes(self) -> list[str]:
         """What a person should know of the mesh here: why others cannot be found, whom it misses."""
         problems = [f"mesh-peers {address}: {why}" for address, why in self.static.problems.items()]
-        others = [*self._clones.notes(), *self._noise.notes(clock.now())]
         named = self._title.notes(self._discovery.name_of_mesh(self._config.mesh_name))
+        others = [*self._clones.notes(), *self._noise.notes(clock.now())]
         return [*self._discovery.notes(), *self._missed(), *named, *others, *problems]
 
     def _missed(self) -> list[str]:
