@@ -46,16 +46,25 @@ def below(name: str, value: float | None, unit: str, most: float) -> Figure:
 
 def publish(name: str, figures: Sequence[Figure]) -> Path:
     """Prints the table and writes bench/out/`name`.json."""
+    show(name, figures)
+    file = OUT / f"{name}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(msgspec.json.format(msgspec.json.encode(document(figures)), indent=2) + b"\n")
+    return file
+
+
+def show(name: str, figures: Sequence[Figure]) -> None:
+    """Prints the table."""
     table = Table("figure", "value", "unit", "goal", "holds", title=f"bench {name}")
     for figure in figures:
         value = "-" if figure.value is None else f"{figure.value:g}"
         table.add_row(figure.name, value, figure.unit, figure.goal, "yes" if figure.holds else "NO")
     Console(width=None if Console().is_terminal else 140).print(table)
-    document = {"figures": figures, "machine": machine(), "versions": versions(), "commit": commit()}
-    file = OUT / f"{name}.json"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n")
-    return file
+
+
+def document(figures: Sequence[Figure]) -> dict[str, object]:
+    """What is written."""
+    return {"figures": figures, "machine": machine(), "versions": versions(), "commit": commit()}
 
 
 def machine() -> str:

@@ -4,129 +4,38 @@
 --seed N --fault cut --net bad       one fault of a settled mesh's coordinator
 --seed N --net wifi --nodes 5 --quiet-hours 0.5
 --seed N --rail                      one node with more models than memory
---minutes M [--out FILE] [--jobs J]  as many as fit; a summary as JSON; exit 1 if anything was violated
+--minutes M [--out FILE] [--jobs J]  as many as fit; figures as JSON; exit 1 if anything was violated
+    [--chaos N] [--quiet H]          at least so many chaos seeds and quiet hours, however long that takes
+    [--only election|rail] [--first-seed N]
 --rewrite                            the golden transcripts, after a change that was meant
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import math
+import gc
 import os
 import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
 
-from tests.sim import rail_runs, runs, scenarios
+import msgspec
+
+from bench import report
+from tests.sim import broken, rail_runs, runs, scenarios
 from tests.sim.rail_world import World as RailWorld
-from tests.sim.world import World
+from tests.sim.runs import Setup
+from tests.sim.summary import AnyResult, Job, Summary, Violation
 
-AnyResult: TypeAlias = runs.Result | rail_runs.RailResult
-
-BATCH = 20  # runs handed to a process at a time
+BATCH = 20  # chaos seeds handed to a process at a time, one of them with 7 to 16 nodes
 RAIL_BATCH = 100
+QUIET_HOURS = 0.5
+QUIET_NODES = (2, 3, 2, 4, 3, 5, 2, 3, 6, 16)
 FIRST_SEED = 1_000_000  # of --minutes; pytest has the small ones
 
-
-@dataclass(frozen=True)
-class Job:
-    """Runs of one kind: `seeds` of them from `first` on."""
-
-    kind: str  # chaos | fault | quiet | rail
-    first: int
-    seeds: int
-    net: str = ""
-    fault: str = ""
-    nodes: int = 0
-    hours: float = 0.0
-
-    def command(self, seed: int) -> str:
-        """What replays one of them."""
-        more = {
-            "chaos": f" --nodes {self.nodes}" if self.nodes else "",
-            "fault": f" --fault {self.fault} --net {self.net}",
-            "rail": " --rail",
-        }.get(self.kind, f" --net {self.net} --nodes {self.nodes} --quiet-hours {self.hours}")
-        return f"python -m tests.sim --seed {seed}{more}"
-
-
-@dataclass
-class Summary:
-    """What many runs showed."""
-
-    agreed_s: dict[tuple[str, str], list[float]] = field(default_factory=dict)
-    takeovers: dict[tuple[str, str], int] = field(default_factory=dict)
-    seeds: dict[str, int] = field(default_factory=dict)
-    simulated_s: dict[str, float] = field(default_factory=dict)
-    rail: list[rail_runs.RailResult] = field(default_factory=list)
-    violations: list[dict[str, str]] = field(default_factory=list)
-
-    def add(self, job: Job, results: list[AnyResult], violations: list[dict[str, str]]) -> None:
-        self.violations.extend(violations)
-        self.seeds[job.kind] = self.seeds.get(job.kind, 0) + job.seeds
-        self.simulated_s[job.kind] = self.simulated_s.get(job.kind, 0.0) + sum(r.simulated_s for r in results)
-        self.rail += [r for r in results if isinstance(r, rail_runs.RailResult)]
-        if job.kind != "rail":
-            self._add_election(job, [r for r in results if isinstance(r, runs.Result)])
-
-    def _add_election(self, job: Job, results: list[runs.Result]) -> None:
-        key = (job.net, job.fault) if job.kind == "fault" else ("", job.kind)
-        self.agreed_s.setdefault(key, []).extend(r.agreed_s for r in results)
-        self.takeovers[key] = max([self.takeovers.get(key, 0), *(r.takeovers for r in results)])
-
-    def as_dict(self, minutes: float) -> dict[str, object]:
-        rows = [
-            {
-                "network": runs.NET_WORDS[net],
-                "fault": runs.FAULT_WORDS[fault],
-                "runs": len(times),
-                **_quantiles(times),
-                "takeovers_max": self.takeovers[net, fault],
-            }
-            for (net, fault), times in sorted(self.agreed_s.items())
-            if net and times
-        ]
-        return {
-            "minutes": round(minutes, 2),
-            "violations": len(self.violations),
-            "failures": self.violations[:50],
-            "election": {
-                **self._counted("chaos", "fault", "quiet"),
-                "after_chaos": _quantiles(self.agreed_s.get(("", "chaos"), [])),
-                "agreement": rows,
-            },
-            "rail": {
-                **self._counted("rail"),
-                "requests": sum(r.requests for r in self.rail),
-                "answered": sum(r.answered for r in self.rail),
-                "loads": sum(r.loads for r in self.rail),
-                "evictions": sum(r.evictions for r in self.rail),
-                "longest_wait_s": round(max((r.longest_wait_s for r in self.rail), default=0.0), 1),
-            },
-        }
-
-    def _counted(self, *kinds: str) -> dict[str, object]:
-        return {
-            "seeds": {kind: self.seeds[kind] for kind in kinds if kind in self.seeds},
-            "simulated_hours": {k: round(self.simulated_s[k] / 3600, 1) for k in kinds if k in self.simulated_s},
-        }
-
-
-def _quantiles(seconds: list[float]) -> dict[str, float | None]:
-    """Nearest-rank p50 and p99, and the largest, in ms."""
-    ordered = sorted(seconds)
-    if not ordered:
-        return {"p50_ms": None, "p99_ms": None, "max_ms": None}
-
-    def at(q: float) -> float:
-        return round(1000 * ordered[max(0, math.ceil(q * len(ordered)) - 1)], 1)
-
-    return {"p50_ms": at(0.5), "p99_ms": at(0.99), "max_ms": at(1.0)}
+Work = tuple[Job, list[AnyResult], list[Violation], float]
 
 
 def _one(job: Job, seed: int) -> AnyResult:
@@ -139,22 +48,23 @@ def _one(job: Job, seed: int) -> AnyResult:
     return runs.quiet(seed, job.net, job.nodes, job.hours)
 
 
-def _work(job: Job) -> tuple[Job, list[AnyResult], list[dict[str, str]]]:
+def _work(job: Job) -> Work:
     """In a child process: never raises for a violation, so that one does not hide the next."""
     results: list[AnyResult] = []
     violations = []
+    begin = time.process_time()
     for seed in range(job.first, job.first + job.seeds):
         try:
             results.append(_one(job, seed))
         except Exception as error:  # noqa: BLE001 - whatever a run raises is what we look for
             violations.append({"replay": job.command(seed), "error": f"{type(error).__name__}: {error}"})
-    return job, results, violations
+        gc.collect()
+    return job, results, violations, time.process_time() - begin
 
 
-def _jobs() -> Iterator[Job]:
-    """Without end: the rail; of the election mostly chaos (each twentieth seed with 7 to 16 nodes), every fault on
-    every network, quiet hours."""
-    first = rail = FIRST_SEED
+def _election_jobs(first: int) -> Iterator[Job]:
+    """Without end: mostly chaos (each twentieth seed with 7 to 16 nodes), every fault on every network, quiet hours."""
+    turn = 0
     while True:
         for net in runs.NETS:
             for fault in runs.FAULTS:
@@ -163,45 +73,79 @@ def _jobs() -> Iterator[Job]:
                     yield Job("chaos", first + BATCH - 1, 1, nodes=7 + (first // BATCH) % 10)
                     first += BATCH
                 yield Job("fault", first, BATCH // 4, net=net, fault=fault)
-                for _ in range(3):
-                    yield Job("rail", rail, RAIL_BATCH)
-                    rail += RAIL_BATCH
-            for nodes in (2, 3, 5):
-                yield Job("quiet", first + nodes, 1, net=net, nodes=nodes, hours=0.5)
+                yield Job("quiet", first, 2, net=net, nodes=QUIET_NODES[turn % len(QUIET_NODES)], hours=QUIET_HOURS)
+                turn += 1
 
 
-def run_for(minutes: float, processes: int) -> Summary:
-    """As many jobs as fit into `minutes` of wall time."""
-    summary, jobs, end = Summary(), _jobs(), time.monotonic() + 60 * minutes
+def _rail_jobs(first: int) -> Iterator[Job]:
+    while True:
+        yield Job("rail", first, RAIL_BATCH)
+        first += RAIL_BATCH
+
+
+def _jobs(only: str, first: int) -> Iterator[Job]:
+    election, rail = _election_jobs(first), _rail_jobs(first)
+    while True:
+        if only != "rail":
+            for _ in range(3):
+                yield next(election)
+        if only != "election":
+            yield next(rail)
+
+
+def run_for(
+    minutes: float, processes: int, *, only: str = "", chaos: int = 0, quiet_h: float = 0.0, first: int = FIRST_SEED
+) -> Summary:
+    """As many jobs as fit into `minutes` of wall time; at least `chaos` seeds and `quiet_h` simulated quiet hours."""
+    summary, jobs, end = Summary(), _jobs(only, first), time.monotonic() + 60 * minutes
+
+    def enough() -> bool:
+        quiet = summary.simulated_s.get("quiet", 0.0) >= 3600 * quiet_h
+        return time.monotonic() >= end and quiet and summary.seeds.get("chaos", 0) >= chaos
+
     with ProcessPoolExecutor(processes) as pool:
-        open_jobs: set[Future[tuple[Job, list[AnyResult], list[dict[str, str]]]]] = set()
-        while open_jobs or time.monotonic() < end:
-            while len(open_jobs) < 2 * processes and time.monotonic() < end:
+        caught = [pool.submit(broken.catch, rule) for rule in broken.RULES] if only != "rail" else []
+        open_jobs: set[Future[Work]] = set()
+        while open_jobs or not enough():
+            while len(open_jobs) < 2 * processes and not enough():
                 open_jobs.add(pool.submit(_work, next(jobs)))
             done, open_jobs = wait(open_jobs, return_when=FIRST_COMPLETED)
             for future in done:
                 summary.add(*future.result())
+                for violation in future.result()[2]:
+                    print(f"VIOLATED: {violation['replay']}: {violation['error']}", file=sys.stderr, flush=True)
+        summary.caught = [future.result() for future in caught]
     return summary
 
 
 def _replay(job: Job) -> int:
-    worlds: list[World | RailWorld] = []
+    setup, rails = Setup(narrate=True), list[RailWorld]()
     try:
         if job.kind == "rail":
-            found = rail_runs.rail(job.first, on_world=worlds.append)
-            print("\n".join(worlds[0].transcript or ()), f"holds: {found}", sep="\n")
+            found = rail_runs.rail(job.first, on_world=rails.append)
+            print("\n".join(rails[0].transcript or ()), f"holds: {found}", sep="\n")
             return 0
         if job.kind == "chaos":
-            result = runs.chaos(job.first, job.nodes or None, on_world=worlds.append)
+            result = runs.chaos(job.first, job.nodes or None, setup=setup)
         elif job.kind == "fault":
-            result = runs.one_fault(job.first, job.net, job.fault, on_world=worlds.append)
+            result = runs.one_fault(job.first, job.net, job.fault, setup=setup)
         else:
-            result = runs.quiet(job.first, job.net, job.nodes, job.hours, on_world=worlds.append)
+            result = runs.quiet(job.first, job.net, job.nodes, job.hours, setup=setup)
         end, code = f"holds: agreed after {result.agreed_s:.2f} s, trace {result.digest:08x}", 0
     except AssertionError as error:
         end, code = f"VIOLATED: {error}", 1
-    print("\n".join(worlds[0].transcript or ()), end, sep="\n")
+    transcript = (setup.worlds[0] if setup.worlds else rails[0]).transcript
+    print("\n".join(transcript or ()), end, sep="\n")
     return code
+
+
+def _publish(summary: Summary, minutes: float, out: Path | None) -> None:
+    figures = summary.figures(minutes)
+    report.show("sim", figures)
+    if out is not None:
+        document = report.document(figures) | {"failures": summary.violations[:50]}
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_bytes(msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n")
 
 
 def main() -> int:
@@ -213,6 +157,10 @@ def main() -> int:
     parser.add_argument("--quiet-hours", type=float, default=0.0)
     parser.add_argument("--rail", action="store_true")
     parser.add_argument("--minutes", type=float)
+    parser.add_argument("--chaos", type=int, default=0)
+    parser.add_argument("--quiet", type=float, default=0.0)
+    parser.add_argument("--only", choices=("election", "rail"), default="")
+    parser.add_argument("--first-seed", type=int, default=FIRST_SEED)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--rewrite", action="store_true")
@@ -227,13 +175,11 @@ def main() -> int:
     if args.minutes is None:
         parser.error("one of --seed, --minutes, --rewrite")
     begin = time.monotonic()
-    summary = run_for(args.minutes, max(1, args.jobs)).as_dict((time.monotonic() - begin) / 60)
-    document = json.dumps(summary, indent=2)
-    print(document)
-    if args.out is not None:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(document + "\n")
-    return 1 if summary["violations"] else 0
+    summary = run_for(
+        args.minutes, max(1, args.jobs), only=args.only, chaos=args.chaos, quiet_h=args.quiet, first=args.first_seed
+    )
+    _publish(summary, (time.monotonic() - begin) / 60, args.out)
+    return 1 if summary.violations else 0
 
 
 if __name__ == "__main__":

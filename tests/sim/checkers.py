@@ -15,7 +15,11 @@ Holder = tuple[str, str]  # machine, boot
 
 
 class ViolationError(AssertionError):
-    """An invariant is broken."""
+    """An invariant is broken. `by`: who saw it."""
+
+    def __init__(self, text: str, by: object = "") -> None:
+        super().__init__(text)
+        self.by = by if isinstance(by, str) else type(by).__name__
 
 
 class Watcher:
@@ -62,15 +66,16 @@ class OneHolderPerTerm(Watcher):
             me = (node.id, node.boot)
             holder = self._holders.setdefault(reign.key(), me)
             if holder != me:
-                raise ViolationError(f"{world.now:.3f}: {me} and {holder} both hold term {reign.term}")
+                raise ViolationError(f"{world.now:.3f}: {me} and {holder} both hold term {reign.term}", self)
             retuned = self._retuned.get(node.name, 0.0)
             if node.priority == 0 and world.now > retuned + world.settings.handover_s + 0.2:
-                raise ViolationError(f"{world.now:.3f}: {node.name} coordinates with priority 0")
+                raise ViolationError(f"{world.now:.3f}: {node.name} coordinates with priority 0", self)
         elif machine.role is Role.FOLLOWER and machine.coordinator is not None:
             known = self._holders.get(reign.key())
             if known is None or known[0] != machine.coordinator:
                 raise ViolationError(
-                    f"{world.now:.3f}: {node.name} follows {machine.coordinator} in {reign}, held by {known}"
+                    f"{world.now:.3f}: {node.name} follows {machine.coordinator} in {reign}, held by {known}",
+                    self,
                 )
 
 
@@ -90,9 +95,13 @@ class NoTermGoesBack(Watcher):
     def _look(self, world: World, node: Node) -> None:
         term = node.election.term
         if term < self._terms.get(node.name, 0):
-            raise ViolationError(f"{world.now:.3f}: {node.name} goes back from term {self._terms[node.name]} to {term}")
+            raise ViolationError(
+                f"{world.now:.3f}: {node.name} goes back from term {self._terms[node.name]} to {term}", self
+            )
         if term > self._terms.get(node.name, 0) and term != node.disk_term:
-            raise ViolationError(f"{world.now:.3f}: {node.name} is in term {term}, its disk holds {node.disk_term}")
+            raise ViolationError(
+                f"{world.now:.3f}: {node.name} is in term {term}, its disk holds {node.disk_term}", self
+            )
         self._terms[node.name] = term
 
 
@@ -111,7 +120,7 @@ class TheDeafDeposeNobody(Watcher):
         if self._last.get(node.name) != now:
             self._last[node.name] = now
             if machine.role is Role.COORDINATOR and not machine.live(node.now):
-                raise ViolationError(f"{world.now:.3f}: {node.name} took term {machine.term} and hears nobody")
+                raise ViolationError(f"{world.now:.3f}: {node.name} took term {machine.term} and hears nobody", self)
 
 
 class TheLivingAreNotBuried(Watcher):
@@ -125,9 +134,11 @@ class TheLivingAreNotBuried(Watcher):
             boot = process.report.boot if process is not None else ""
             just = world.now - REFUSED_S  # who was refused may be told so when another process is there again
             if any(n.id == peer and n.boot == boot and n.born < just and not n.election.left for n in world.up()):
-                raise ViolationError(f"{world.now:.3f}: {node.name} calls {peer} gone ({verdict.why}), but it runs")
+                raise ViolationError(
+                    f"{world.now:.3f}: {node.name} calls {peer} gone ({verdict.why}), but it runs", self
+                )
         elif isinstance(verdict, Up) == (peer in node.members):
-            raise ViolationError(f"{world.now:.3f}: {node.name} says {verdict} of {peer} twice")
+            raise ViolationError(f"{world.now:.3f}: {node.name} says {verdict} of {peer} twice", self)
 
 
 class TheNameHasOneAnnouncer(Watcher):
@@ -148,7 +159,9 @@ class TheNameHasOneAnnouncer(Watcher):
         bound_s = NAME_S if len({n.site for n in world.nodes.values()}) == 1 else FAR_NAME_S
         for (a, b), since in self._since.items():
             if world.now - since > bound_s:
-                raise ViolationError(f"{world.now:.3f}: {a} and {b} both answer for the name, for {bound_s:.0f} s")
+                raise ViolationError(
+                    f"{world.now:.3f}: {a} and {b} both answer for the name, for {bound_s:.0f} s", self
+                )
 
 
 def all_checkers() -> list[Checker]:

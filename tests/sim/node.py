@@ -73,7 +73,7 @@ class Node:
         self.routes: list[Node] | None = None  # the processes behind them
         self.members: set[str] = set()  # Up and not Down
         self.reign = said.Reign(-1)  # as the checkers saw it last
-        self.takes = 0
+        self.takes = self.downs = 0  # its latest reign; how often a member was lost
         self.beat = Beat(NodeId(self.id), self.boot)
         self.hello = Hello(
             id=NodeId(self.id), boot=self.boot, name=self.name, mesh=MESH, mesh_id="", version="0", protocol=PROTOCOL,
@@ -190,6 +190,7 @@ class Node:
                     self.members.add(node)
                 elif isinstance(effect, Down):
                     self.members.discard(node)
+                    self.downs += 1
                 else:
                     self.elect(said.LinkClosed(node))
             case Save():

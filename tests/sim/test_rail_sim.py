@@ -12,9 +12,9 @@ import pytest
 from node.rail import Rail
 from node.residents import Resident
 from tests.sim import rail_runs
-from tests.sim.__main__ import Job, Summary
 from tests.sim.checkers import ViolationError
 from tests.sim.rail_world import World
+from tests.sim.summary import Job, Summary
 
 ROOT = Path(__file__).parents[2]
 
@@ -85,8 +85,7 @@ def test_the_command_replays_a_seed() -> None:
 
 def test_the_summary_has_a_section_for_it() -> None:
     summary, result = Summary(), rail_runs.rail(5)
-    summary.add(Job("rail", 5, 1), [result], [])
-    section = summary.as_dict(1.0)["rail"]
-    assert isinstance(section, dict)
-    assert section["seeds"] == {"rail": 1}
-    assert section["requests"] == result.requests
+    summary.add(Job("rail", 5, 1), [result], [], core_s=1.0)
+    figures = {f.name: f.value for f in summary.figures(1.0)}
+    assert figures["rail: seeds"] == 1
+    assert figures["rail: requests"] == result.requests

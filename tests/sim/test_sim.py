@@ -10,10 +10,11 @@ import pytest
 
 from election.messages import Reign, Role
 from election.peers import Peers
-from tests.sim import faults, runs, scenarios
-from tests.sim.__main__ import Job, Summary
+from tests.sim import broken, faults, runs, scenarios
 from tests.sim.checkers import NoTermGoesBack, OneHolderPerTerm, TheDeafDeposeNobody, ViolationError, all_checkers
 from tests.sim.net import BAD_WIFI, Net
+from tests.sim.runs import Setup
+from tests.sim.summary import Job, Summary
 from tests.sim.world import World
 
 ROOT = Path(__file__).parents[2]
@@ -89,11 +90,11 @@ def test_quiet_hours_have_no_takeover(net: str, nodes: int) -> None:
 
 
 def test_the_same_seed_gives_the_same_trace() -> None:
-    worlds: list[World] = []
-    first = runs.chaos(11, on_world=worlds.append)
-    second = runs.chaos(11, on_world=worlds.append)
+    setup = Setup(narrate=True)
+    first = runs.chaos(11, setup=setup)
+    second = runs.chaos(11, setup=setup)
     assert first == second
-    assert worlds[0].transcript == worlds[1].transcript
+    assert setup.worlds[0].transcript == setup.worlds[1].transcript
     assert first.digest != runs.chaos(12).digest
 
 
@@ -112,13 +113,20 @@ def test_the_command_replays_a_seed() -> None:
 
 
 def test_a_summary_counts_violations_and_names_the_replay() -> None:
-    job, summary = Job("fault", 5, 1, net="bad", fault="cut"), Summary()
-    summary.add(job, [runs.Result(0.5, 1, 98.0, 10, 0)], [{"replay": job.command(5), "error": "x"}])
-    document = summary.as_dict(1.0)
-    assert document["violations"] == 1
-    assert document["failures"] == [{"replay": "python -m tests.sim --seed 5 --fault cut --net bad", "error": "x"}]
-    row = {"network": "100 ms jitter, 5 % loss", "fault": "cut", "runs": 1, "takeovers_max": 1}
-    assert document["election"]["agreement"] == [row | {"p50_ms": 500.0, "p99_ms": 500.0, "max_ms": 500.0}]
+    job, summary = Job("fault", 5, 2, net="bad", fault="cut"), Summary()
+    violation = {"replay": job.command(5), "error": "x"}
+    summary.add(job, [runs.Result(0.5, 1, 98.0, 10, 0)], [violation], core_s=2.0)
+    figures = {f.name: f for f in summary.figures(1.0)}
+    assert (figures["violations"].value, figures["violations"].holds) == (1, False)
+    assert violation["replay"] == "python -m tests.sim --seed 5 --fault cut --net bad"
+    agreed = figures["election: agreed after cut, 100 ms jitter, 5 % loss: p99"]
+    assert (agreed.value, agreed.unit, agreed.goal, agreed.holds) == (500.0, "ms", "<= 1500", True)
+
+
+@pytest.mark.parametrize("rule", [rule for rule in broken.RULES if rule.run is not broken._quiet], ids=lambda b: b.rule)
+def test_a_broken_rule_is_caught(rule: broken.Broken) -> None:
+    caught = broken.catch(rule, 30)
+    assert caught.seeds is not None, "no checker minds"
 
 
 # Scenes on the virtual clock

@@ -91,11 +91,11 @@ class Wires:
             return
         other = world.route(node, peer)
         if other is None or (node.name, other.name) in world.stale or not world.path(node, other):
-            self._later(CONNECT_S, node, what, "timeout")
+            self._later(CONNECT_S, node, what, "timeout", other)
         elif not other.up:
-            self._later(world.round_trip_s(node, other), node, what, "refused")
+            self._later(world.round_trip_s(node, other), node, what, "refused", other)
         elif other.paused_until > world.now:
-            self._later(CONNECT_S, node, what, "timeout")
+            self._later(CONNECT_S, node, what, "timeout", other)
         else:
             world.at(world.now + world.round_trip_s(node, other), self._join, node, (what, other, other.boot))
 
@@ -103,10 +103,11 @@ class Wires:
         current = node.up and node.boot == boot and node.wants.get(peer) is want and want.turn == turn
         return not current or peer in node.wires
 
-    def _later(self, wait_s: float, node: Node, what: tuple[str, str, Dialling, int], kind: TryKind) -> None:
-        other = self._world.route(node, what[1])
-        home = other.address if other is not None else ""
-        self._world.at(self._world.now + wait_s, self._failed, node, (what, kind, home))
+    def _later(
+        self, wait_s: float, node: Node, what: tuple[str, str, Dialling, int], kind: TryKind, other: Node | None
+    ) -> None:
+        address = other.address if other is not None else ""
+        self._world.at(self._world.now + wait_s, self._failed, node, (what, kind, address))
 
     def _failed(self, node: Node, outcome: tuple[tuple[str, str, Dialling, int], TryKind, str]) -> None:
         (boot, peer, want, turn), kind, home = outcome
@@ -124,7 +125,7 @@ class Wires:
             return
         paused = node.paused_until > world.now or other.paused_until > world.now
         if not other.up or other.boot != boot or paused or not world.path(node, other):
-            self._later(CONNECT_S, node, attempt, "timeout")
+            self._later(CONNECT_S, node, attempt, "timeout", other)
             return
         old = other.wires.get(node.id)
         if old is not None:
