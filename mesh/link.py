@@ -124,8 +124,11 @@ class Link:
                         await self.ws.send_bytes(encode(Bye(self._bye)))
 
     async def _read(self) -> None:
-        silence_s = self._settings.silence_s
+        silence_s, burst = self._settings.silence_s, 0
         while not self._ending.is_set():
+            burst += 1
+            if burst % self._settings.burst_frames == 0:
+                await asyncio.sleep(0)  # receive() does not wait for what is there already
             try:
                 async with asyncio.timeout(silence_s):
                     message = await self.ws.receive()

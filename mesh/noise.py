@@ -17,10 +17,9 @@ _GARBAGE = "sends what is no message of a mesh: another program that uses this p
 
 @dataclass(slots=True)
 class _Sender:
-    since: float  # the present run of it: no pause of `quiet_s`
     last: float
     code: str
-    count: int = 0
+    count: int = 0  # without a pause of `quiet_s`
     said_at: float = float("-inf")
 
 
@@ -35,13 +34,15 @@ class Noise:
         """`code` is WireError's. Returns the sentence for the log, once an hour at most; else ""."""
         s, sender = self._settings, self._senders.get(address)
         if sender is None:
-            sender = self._senders[address] = _Sender(now, now, code)
+            sender = self._senders[address] = _Sender(now, code)
             if len(self._senders) > s.senders_max:
                 self._senders.popitem(last=False)
         self._senders.move_to_end(address)
         if now - sender.last > s.quiet_s:
-            sender.since, sender.count = now, 0
-        sender.last, sender.code, sender.count = now, code, sender.count + 1
+            sender.code, sender.count = code, 0
+        if sender.code in _WHAT:  # garbage is the worst that can be said of it
+            sender.code = code
+        sender.last, sender.count = now, sender.count + 1
         if not self._annoying(sender, now) or now - sender.said_at < s.say_every_s:
             return ""
         sender.said_at = now

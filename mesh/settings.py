@@ -49,6 +49,7 @@ class LinkSettings(Struct, frozen=True, kw_only=True):
     outbox_frames: int = 1024
     outbox_bytes: int = 8 << 20
     garbled_max: int = 3  # in a row
+    burst_frames: int = 32  # read without a pause; then others have their turn: heartbeats, above all
 
 
 class CloneSettings(Struct, frozen=True, kw_only=True):

@@ -209,6 +209,43 @@ def test_the_coordinator_is_stopped_in_order_and_nobody_fails(five: Five, figure
     assert [errors(said) for said in ends] == [[], [], [], []]
 
 
+def test_the_coordinator_is_drained_and_serves_on_as_an_entry(five: Five) -> None:
+    """It holds a model itself here: what runs there ends there, what waits goes on elsewhere, and nobody fails. The
+    drain holds over its restart, and over the change of coordinator that this is."""
+    serving, other = five.macs[2:]
+    serving.client.enable(priority=300)
+    wait_until(lambda: all(mac.coordinator == serving.name for mac in five.macs), "a serving Mac coordinates", 120.0)
+    try:
+        with ExitStack() as stack:
+            plain = stack.enter_context(five.asker(serving.name, workers=4))
+            stream = stack.enter_context(five.asker("mac1", stream=True, workers=2, max_tokens=60))
+            clients = [plain, stream]
+            for client in clients:
+                client.go()
+            wait_until(lambda: all(len(c.answered()) > 3 for c in clients), "all are being answered")
+            five.macs[0].client.drain(serving.name, 3600.0)
+            wait_until(lambda: busy(other, serving.name) == 0, "it has finished what it had")
+            at = time.monotonic()
+            wait_until(lambda: all(sum(s.start > at for s in c.answered()) > 3 for c in clients), "all go on")
+            node = five.macs[1].sees(serving.name)
+            assert node is not None
+            assert (node.state, node.coordinator) == ("draining", True)
+            assert "drained by hand until" in node.reason
+            served = {r.node for r in serving.routes(3)}
+            plain.end()
+            assert serving.stop() == 0
+            serving.start()
+            wait_until(lambda: (n := other.sees(serving.name)) and n.state == "draining", "it is still drained")
+            said = [plain.said(), stream.end()]
+        assert served == {other.name}
+        assert [errors(of) for of in said] == [[], []]
+    finally:
+        wait_until(lambda: other.sees(serving.name), "it is there")
+        five.macs[0].client.undrain(serving.name)
+        serving.client.enable(priority=100)
+    wait_until(lambda: agreed(five.macs), "one mesh, nobody drained")
+
+
 def test_a_serving_mac_is_stopped_in_order_and_finishes_what_it_has(five: Five) -> None:
     entry = next(mac for mac in five.macs[:2] if mac is not five.coordinator)
     lost = five.macs[2]

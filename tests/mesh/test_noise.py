@@ -45,3 +45,11 @@ def test_each_reason_says_what_to_do() -> None:
         for _ in range(S.count_min):
             noise.heard("10.0.0.9", code, 1.0)
         assert word in noise.notes(1.0)[0]
+
+
+def test_garbage_is_not_excused_by_what_comes_beside_it() -> None:
+    noise = Noise()
+    for _ in range(S.count_min):
+        for code in ("other_version", "garbled", "unknown_kind"):
+            noise.heard("10.0.0.9", code, 1.0)
+    assert "no message of a mesh" in noise.notes(1.0)[0]
