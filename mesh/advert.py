@@ -12,6 +12,7 @@ from mesh.wire import PROTOCOL, PeerSeen
 from node.types import NodeId, NodeReport
 
 TXT_BYTES_MAX = 400  # a third of a packet; above 8966 bytes mDNS would say nothing at all, without an error
+TXT_BYTES_READ = 1300  # what fits a packet; a longer one comes in fragments, and from nobody we know
 _STRING_BYTES_MAX = 255  # one key=value
 _NAME_BYTES_MAX = 63
 _ID = re.compile(r"[0-9a-f]{16}")
@@ -80,9 +81,9 @@ def advert_of(report: NodeReport, mesh: str, *, role: str, host: str) -> Advert:
     )
 
 
-def txt_bytes(txt: Mapping[str, str]) -> int:
+def txt_bytes(txt: Mapping[str, str | None]) -> int:
     """Its size on the wire: each string with its length byte."""
-    return sum(len(key) + 1 + len(value.encode()) + 1 for key, value in txt.items())
+    return sum(len(key.encode()) + 1 + len((value or "").encode()) + 1 for key, value in txt.items())
 
 
 def _models(models: Sequence[str], room: int) -> str:
@@ -104,6 +105,8 @@ def seen_of(txt: Mapping[str, str | None], addresses: Sequence[str]) -> PeerSeen
     id_, name = txt.get("id") or "", txt.get("name") or ""
     port, peer_port = _number(txt, "api", 1, 65535), _number(txt, "peer", 1, 65535)
     protocol = _number(txt, "v", 0, 10**6)
+    if txt_bytes(txt) > TXT_BYTES_READ:
+        return None
     if not _ID.fullmatch(id_) or port is None or peer_port is None or protocol is None:
         return None
     priority = _number(txt, "p", 0, 10**6)

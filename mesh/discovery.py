@@ -78,7 +78,8 @@ class Discovery:
                     try:
                         await self._attend()
                     except (OSError, MdnsError) as error:
-                        self._problem(f"mDNS does not work: {error}")
+                        if not self._closed:
+                            self._problem(f"mDNS does not work: {error}")
                     with suppress(TimeoutError):
                         async with asyncio.timeout(self._pause_s()):
                             await self._news.wait()

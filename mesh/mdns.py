@@ -8,7 +8,7 @@ import ipaddress
 import socket
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import zeroconf
 from msgspec import Struct
@@ -63,22 +63,24 @@ class Mdns:
         Raises OSError, MdnsError."""
         where = [_interface(address) for address in interfaces]
         version = IPVersion.All if any(isinstance(i, int) for i in where) else IPVersion.V4Only
-        if self._zc is None:
-            self._zc = AsyncZeroconf(interfaces=where, ip_version=version)
-            await self._zc.zeroconf.async_wait_for_start()
-            self._guard()
-            await self._zc.async_register_service(_info(service), cooperating_responders=True)
+        zc = self._zc
+        if zc is None:
+            zc = self._zc = AsyncZeroconf(interfaces=where, ip_version=version)
+            await zc.zeroconf.async_wait_for_start()
+            self._guard(zc)
+            await zc.async_register_service(_info(service), cooperating_responders=True)
         else:
-            await self._zc.async_update_interfaces(interfaces=where, ip_version=version)
-            self._guard()
-            await self.announce(service)
+            await zc.async_update_interfaces(interfaces=where, ip_version=version)
+            self._guard(zc)
+            await zc.async_update_service(_info(service))
+        if self._zc is not zc:
+            raise MdnsError("closed while it was opened")
 
-    def _guard(self) -> None:
+    def _guard(self, zc: AsyncZeroconf) -> None:
         """Puts the gate before every socket that zeroconf reads: it would parse and keep whatever anybody sends."""
-        assert self._zc is not None
-        for reader in self._zc.zeroconf.engine.readers:
-            protocol = reader.transport.get_protocol()
-            if isinstance(protocol, asyncio.DatagramProtocol) and not isinstance(protocol, _Gate):
+        for reader in zc.zeroconf.engine.readers:
+            protocol: Any = reader.transport.get_protocol()  # zeroconf's own class, of no asyncio base
+            if not isinstance(protocol, _Gate):
                 reader.transport.set_protocol(_Gate(protocol, self._admits))
 
     @property
@@ -201,7 +203,7 @@ class Mdns:
 class _Gate(asyncio.DatagramProtocol):
     """Between a socket and zeroconf."""
 
-    def __init__(self, behind: asyncio.DatagramProtocol, admits: Callable[[str, int], bool]) -> None:
+    def __init__(self, behind: Any, admits: Callable[[str, int], bool]) -> None:
         self._behind, self._admits = behind, admits
 
     def datagram_received(self, data: bytes, addr: tuple[str | int, ...]) -> None:

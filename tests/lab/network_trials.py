@@ -4,6 +4,8 @@ bench/mesh.py. Each trial takes a mesh that is whole and leaves one that is; sec
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -12,7 +14,7 @@ from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.lab.macs import Mac, agreed, wait_until
+from tests.lab.macs import LIMIT_S, Mac, agreed, wait_until
 from tests.lab.netlab import Lab
 from tests.lab.told import NOBODY, Told
 
@@ -169,3 +171,48 @@ def coordinator_sleeps(macs: Sequence[Sleeper], slept_s: float = NIGHT_S) -> Nig
             if told.at >= since and told.coordinator != NOBODY:
                 terms.setdefault(told.term, set()).add(told.coordinator)
     return Night(seconds, [told for told in sleeper.log.rulings() if told.at >= woke - 0.002], terms)
+
+
+class Flood(NamedTuple):
+    records: int
+    seconds: float
+    cpu_s: float  # of one daemon, while it lasted
+    grown_bytes: int  # of its memory, from before until it was over
+    elections: int
+    newcomer_s: float  # a node that starts in the middle of it, until all agree with it
+    notes: tuple[str, ...]  # of one daemon, right after
+
+
+def flooded(macs: Sequence[Mac], records: int, per_s: float) -> Flood:
+    """The last Mac is no node, the last but one is not started yet: that many spoofed mDNS records come from the last
+    one's namespace, at that rate, and a node starts meanwhile."""
+    *nodes, newcomer, sender = macs
+    for mac in nodes:
+        mac.start()
+    whole(nodes)
+    before, busy_s, bytes_ = len(nodes[0].log.rulings()), cpu_s(nodes[0]), resident_bytes(nodes[0])
+    argv = [sys.executable, str(Path(__file__).with_name("flooder.py")), sender.ip, str(records), str(per_s)]
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    flooder = sender.lab.popen(sender.name, argv, env=env, stdout=subprocess.PIPE, text=True)
+    at = newcomer.start().started_at
+    joined_s = whole([*nodes, newcomer]) - at
+    sent, seconds = flooder.communicate(timeout=LIMIT_S)[0].split()
+    return Flood(
+        int(sent), float(seconds), cpu_s(nodes[0]) - busy_s, resident_bytes(nodes[0]) - bytes_,
+        len(nodes[0].log.rulings()) - before, joined_s, notes(nodes[0]),
+    )  # fmt: skip
+
+
+def cpu_s(mac: Mac) -> float:
+    """Of its daemon, since it started."""
+    fields = Path(f"/proc/{_pid(mac)}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def resident_bytes(mac: Mac) -> int:
+    return int(Path(f"/proc/{_pid(mac)}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _pid(mac: Mac) -> int:
+    assert mac.process is not None
+    return mac.process.pid

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from mesh.settings import MembershipSettings
 from tests.lab import network_trials as trials
 from tests.lab.conftest import Place
 from tests.lab.macs import Asker, Mac, agreed, wait_until
@@ -170,3 +171,36 @@ def test_what_this_machine_itself_forbids_is_said_with_what_to_do(place: Callabl
         lab.lab.run(mac.name, ["ip", "route", "del", "prohibit", f"{other.ip}/32"], check=True)
     wait_until(lambda: agreed(macs), "allowed again, they agree")
     wait_until(lambda: not any("forbids" in note for note in trials.notes(macs[0])), "the note is gone")
+
+
+def test_ten_thousand_spoofed_records_cost_little_and_are_told(figure: Figure) -> None:
+    with trials.macs_of(5, started=False) as macs:
+        flood = trials.flooded(macs, 10_000, 2000)
+        figure(f"{flood.records} records in", flood.seconds)
+        figure("processor time of a daemon meanwhile", flood.cpu_s)
+        print(f"    memory it grew: {flood.grown_bytes / 1e6:.1f} MB")
+        figure("from the start of a node in the middle of it until all agree", flood.newcomer_s)
+        assert any("mDNS is flooded" in note and macs[-1].ip in note for note in flood.notes), flood.notes
+        assert flood.grown_bytes < 64 << 20
+        status = macs[0].status()
+        assert status is not None
+        ghosts = [node for node in status.nodes if node.name.startswith("ghost")]
+        assert len(ghosts) <= MembershipSettings().strangers_max
+        assert not any(node.state == "ok" for node in ghosts)
+
+
+def test_a_network_of_ipv6_link_local_addresses_only_is_a_mesh(place: Callable[[int], Place], figure: Figure) -> None:
+    """Two Macs and a cable between them: no DHCP, no IPv4."""
+    lab = place(3)
+    macs = [lab.mac(n) for n in (1, 2, 3)]
+    for mac in macs:
+        lab.lab.run(mac.name, ["ip", "-4", "addr", "flush", "dev", "eth0"], check=True)
+        mac.start()
+    figure("from the start until all agree, IPv6 link-local only", wait_until(lambda: agreed(macs), "all agree"))
+    for mac in macs:
+        status = mac.status()
+        assert status is not None
+        others = [node for node in status.nodes if node.name != mac.name]
+        assert {node.via for node in others} <= {"mdns", "gossip"}
+        assert "mdns" in {node.via for node in others}
+        assert all(node.addresses[0].startswith("fe80:") and "%eth0" in node.addresses[0] for node in others)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -19,8 +20,9 @@ from zeroconf.asyncio import AsyncServiceInfo, AsyncZeroconf
 from mesh.addresses import Address, Addresses
 from mesh.advert import TXT_BYTES_MAX, Advert, seen_of, txt_bytes
 from mesh.discovery import Discovery, multicast_problem
+from mesh.flood import FloodGate
 from mesh.mdns import SERVICE
-from mesh.settings import DiscoverySettings
+from mesh.settings import DiscoverySettings, FloodSettings
 from mesh.wire import PROTOCOL, PeerSeen
 from node.types import NodeId
 
@@ -214,6 +216,54 @@ async def test_this_nodes_own_instance_under_another_boot_nonce_is_passed_on() -
         assert {(p.boot, p.peer_port) for p in a.found if p.id == A} == {("other", 4999)}
 
 
+async def test_what_does_not_come_back_is_told_with_what_to_do() -> None:
+    a = Node(A, [LOOPBACK], structs.replace(QUICK, loop_s=0.3))
+    async with running(a):
+        await until(lambda: a.discovery._came_back_by is not None)
+        await until(lambda: a.discovery._came_back_by is None)
+        assert a.discovery.notes() == []
+    b = Node(B, [LOOPBACK], structs.replace(QUICK, loop_s=0.3))
+    b.discovery._gate = FloodGate(FloodSettings(burst_bytes=0, bytes_per_s=0))  # as a firewall that says nothing
+    async with running(b):
+        await until(lambda: any("does not come back" in note for note in b.discovery.notes()))
+        assert any("mesh add HOST" in note for note in b.discovery.notes())
+
+
+async def test_a_flood_is_told_and_ends() -> None:
+    a = Node(A, [LOOPBACK])
+    a.discovery._gate = FloodGate(FloodSettings(source_burst_bytes=20_000, note_s=1.0))
+    async with running(a):
+        await until(lambda: a.discovery._mdns.is_open)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton("127.0.0.1"))
+            for _ in range(40):
+                sock.sendto(secrets.token_bytes(1000), ("224.0.0.251", 5353))
+        await until(lambda: any("flooded" in note and "127.0.0.1" in note for note in a.discovery.notes()))
+        await until(lambda: not any("flooded" in note for note in a.discovery.notes()))
+
+
+async def test_the_system_s_notice_is_enough_and_a_cable_announces_anew() -> None:
+    """Addresses are not polled where the system tells of changes."""
+    moved: list[int] = []
+    a, b = (
+        Node(A, [], structs.replace(QUICK, interfaces_every_s=60.0, interfaces_told_every_s=60.0)),
+        Node(B, [LOOPBACK]),
+    )
+    a.discovery._on_moved = lambda: moved.append(1)
+    a.discovery._settings = structs.replace(a.discovery._settings, retry_s=60.0)
+    async with running(a, b):
+        await until(lambda: a.discovery.problem)
+        a.interfaces = [LOOPBACK]
+        a.discovery._told(0)
+        await until(lambda: a.knows(B))
+        assert len(moved) == 1
+        a.discovery._told(77)  # an interface that is not ours: a radio of Apple's
+        a.found.clear()
+        a.discovery._told(LOOPBACK.index)
+        await until(lambda: a.knows(B))  # browsed anew
+        assert len(moved) == 2
+
+
 # The name
 
 
@@ -275,3 +325,9 @@ def test_as_many_models_as_fit_are_listed(models: tuple[str, ...]) -> None:
     else:
         assert listed == [*models] or listed == [""]
     assert structs.replace(advert(), models=models).txt()["mh"] == advert(models=models[::-1]).txt()["mh"]
+
+
+def test_a_txt_record_that_is_too_long_is_none_of_ours() -> None:
+    txt: dict[str, str | None] = dict(advert().txt())
+    assert seen_of(txt, ["10.0.0.2"]) is not None
+    assert seen_of({**txt, **{f"x{i}": "y" * 250 for i in range(5)}}, ["10.0.0.2"]) is None
