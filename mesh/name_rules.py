@@ -324,8 +324,11 @@ class NameRules:
         return self._gateway_at == -inf and now - self._foreign_at <= s.heard_s
 
     def _keeps(self, now: float) -> bool:
-        """Who had the names when it was left alone has as long to hear something."""
-        return now - max(self._alone_at, self._foreign_at, self._gateway_at) <= self._settings.heard_s
+        """Who has the names when it is left alone keeps them, but not where the gateway has fallen silent."""
+        return (
+            self._gateway_at == -inf
+            or now - max(self._alone_at, self._foreign_at, self._gateway_at) <= self._settings.heard_s
+        )
 
     def _is_friend(self, address: str) -> bool:
         return any(address in addresses for addresses in self._nodes.values())
@@ -345,7 +348,7 @@ class NameRules:
         if not self._may:
             return min(self._probe_at, self._drop_at)
         due = min([self._probe_at, self._cede_at, self._contest_at, *self._says[:1]])
-        if self._is_alone and self.held:
+        if self._is_alone and self.held and self._gateway_at > -inf:
             due = min(due, max(self._foreign_at, self._gateway_at, self._alone_at) + self._settings.heard_s + 0.001)
         if self._asked_at is not None:
             return min(due, self._asked_at + self._settings.question_s)
