@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, assert_never
 
@@ -73,10 +73,13 @@ class CloneWatch:
             case events.LinkClosed(node):
                 self._linked.pop(node, None)
             case events.Seen(peer) | events.Added(peer) if peer.id == self._daemon.id:
-                own = {*self._addresses.advertised(), "127.0.0.1", "::1"}
-                mine = {(address, self._daemon.config.peer_port) for address in own}
-                places = {(address, peer.peer_port) for address in peer.addresses} - mine
-                self.tell(Suspected(tuple(sorted(places))))
+                self.suspect(peer.addresses, peer.peer_port)
+
+    def suspect(self, addresses: Sequence[str], peer_port: int) -> None:
+        """Somebody says that this node is there."""
+        own = {*self._addresses.advertised(), "127.0.0.1", "::1"}
+        mine = {(address, self._daemon.config.peer_port) for address in own}
+        self.tell(Suspected(tuple(sorted({(address, peer_port) for address in addresses} - mine))))
 
     def tell(self, event: Spoke | Met | Suspected) -> None:
         self._driver.tell(event)

@@ -34,6 +34,7 @@ class _Wanted:
     addresses: tuple[str, ...]
     port: int
     good: str | None = None  # the address of the last link
+    wrong: set[str] = field(default_factory=set)  # addresses where another node has answered
     at_once: bool = True
     forgotten: bool = False
     failures: int = 0
@@ -212,6 +213,7 @@ class Links:
 
         won = await self._raced(wanted, failed)
         if won is None:
+            wanted.wrong.clear()
             return None
         self.forbidden.pop(wanted.node, None)
         link = None
@@ -242,6 +244,7 @@ class Links:
         network may say that there are hundreds."""
         good = (wanted.good,) if wanted.good in wanted.addresses else ()
         order = [a for a in self._ranked(dict.fromkeys((*good, *wanted.addresses))) if a]
+        order = [a for a in order if a not in wanted.wrong] or order  # it would open first each time
         async with self._strangers if wanted.good is None else nullcontext():
             return await race(
                 self._session, order, wanted.port, PATH, settings=self._settings, failed=failed,
@@ -259,6 +262,8 @@ class Links:
         if isinstance(theirs, Bye):
             raise WireError("garbled", f"says {theirs.reason}")
         why = self._objection(mine, theirs, wanted.node, won.address)
+        if theirs.id != wanted.node:
+            wanted.wrong.add(won.address)
         if why:
             raise WireError("garbled", why)
         return self._admit(won, theirs, dialler=self._hello().id)

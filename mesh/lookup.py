@@ -7,7 +7,7 @@ import asyncio
 import errno
 import ipaddress
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 import aiohttp
@@ -61,7 +61,8 @@ def split_address(text: str, default_port: int) -> tuple[str, int]:
 
 
 class Lookup:
-    """For the node `me` of mesh `mesh`."""
+    """For the node `me` of mesh `mesh`. `on_self(addresses, peer_port)`: who answers there has the id of `me`; that may
+    be a copied disk."""
 
     def __init__(
         self,
@@ -71,8 +72,10 @@ class Lookup:
         mesh: str = "default",
         addresses: Addresses | None = None,
         tailscale: Tailscale | None = None,
+        on_self: Callable[[tuple[str, ...], int], None] = lambda _addresses, _peer_port: None,
         settings: PeersSettings | None = None,
     ) -> None:
+        self._on_self = on_self
         self._session, self._me, self._mesh = session, me, mesh
         self._addresses, self._tailscale = addresses or Addresses(), tailscale or Tailscale()
         self._settings = settings or PeersSettings()
@@ -88,7 +91,11 @@ class Lookup:
         there, by_tailnet = await self._there(host, port)
         known, where = there.known, f"{host}:{port}"
         if known.id == self._me:
-            raise MeshError("self", f"{where} is this node itself", hint="give the address of another", status=409)
+            self._on_self(there.addresses, known.peer_port)
+            hint = (
+                "give the address of another; a Mac with a copy of this disk takes an id of its own by itself"
+            )
+            raise MeshError("self", f"{where} is this node itself", hint=hint, status=409)
         if known.mesh != self._mesh:
             raise MeshError(
                 "other_mesh", f"{known.name} at {where} belongs to mesh '{known.mesh}', this node to '{self._mesh}'",

@@ -135,7 +135,13 @@ class Overlay:
             changed=self._title_changed,
             failed=self._failed,
         )
-        self.lookup = Lookup(daemon.session, me=daemon.id, mesh=daemon.config.mesh_name, addresses=self._addresses)
+        self.lookup = Lookup(
+            daemon.session,
+            me=daemon.id,
+            mesh=daemon.config.mesh_name,
+            addresses=self._addresses,
+            on_self=self._clones.suspect,
+        )
         self.static = StaticPeers(
             self.lookup,
             on_found=lambda peer, by_hand: self._tell(Added(peer) if by_hand else Seen(peer)),

@@ -6,6 +6,9 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
+from mesh.client import MeshClientError
 from tests.lab.conftest import Place
 from tests.lab.macs import Asker, Mac, agreed, wait_until
 from tests.lab.test_networks import no_mdns_on_the_lan
@@ -87,3 +90,20 @@ def test_without_multicast_a_third_mac_brings_the_two_together(place: Callable[[
     assert id_of(copy) != SAME
     assert SAME in notes(copy)
     assert agreed([third, old, copy])
+
+
+def test_of_two_macs_alone_an_attempt_to_add_the_other_tells_them(place: Callable[[int], Place]) -> None:
+    lab = place(2)
+    old, copy = lab.mac(1, id_=SAME), lab.mac(2, id_=SAME)
+    with no_mdns_on_the_lan(lab.lab):
+        old.start()
+        wait_until(lambda: old.coordinator, "it runs")
+        copy.start()
+        wait_until(lambda: copy.coordinator, "so does its copy")
+        with pytest.raises(MeshClientError, match=r"is this node itself.*copy"):
+            old.client.add(copy.ip)
+        wait_until(lambda: id_of(copy) != SAME, "the younger takes a new id")
+        assert id_of(old) == SAME
+        wait_until(lambda: copy.coordinator == "mac2", "it goes on")
+        old.client.add(copy.ip)
+        wait_until(lambda: one_mesh([old, copy]), "now they can be one mesh")

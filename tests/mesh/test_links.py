@@ -195,6 +195,15 @@ async def test_dead_addresses_do_not_delay_the_living_one() -> None:
         assert ("127.0.0.99", "refused") in [(t.address, t.kind) for t in a.of(Tried)]
 
 
+async def test_an_address_that_another_node_has_now_does_not_hide_the_right_one() -> None:
+    async with world(A, B, C) as (a, b, c):
+        assert c.server is not None
+        await web.TCPSite(c.server, "127.0.0.2", b.port).start()
+        a.dial(b, "127.0.0.2", "127.0.0.1")
+        await until(lambda: a.linked(b))
+        assert any("another node answers there" in t.why for t in a.of(Tried))
+
+
 async def test_refused_at_the_last_good_address_is_told_so() -> None:
     async with world(A, B) as (a, b):
         a.links.dial(B, ["127.0.0.1"], free_port(), at_once=True)
