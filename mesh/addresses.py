@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import lru_cache
 
 import ifaddr
 from msgspec import Struct
@@ -186,6 +187,7 @@ def is_tunnel(interface: str) -> bool:
     return interface.startswith(TUNNELS)
 
 
+@lru_cache(1024)  # asked of every datagram
 def plain(address: str) -> str:
     """A socket for both families shows an IPv4 caller as ::ffff:192.168.1.5; here it is 192.168.1.5 like everywhere."""
     try:
