@@ -92,9 +92,7 @@ class Lookup:
         known, where = there.known, f"{host}:{port}"
         if known.id == self._me:
             self._on_self(there.addresses, known.peer_port)
-            hint = (
-                "give the address of another; a Mac with a copy of this disk takes an id of its own by itself"
-            )
+            hint = "give the address of another; a Mac with a copy of this disk takes an id of its own by itself"
             raise MeshError("self", f"{where} is this node itself", hint=hint, status=409)
         if known.mesh != self._mesh:
             raise MeshError(
