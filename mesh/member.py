@@ -23,7 +23,7 @@ class Member:
     boot: str = ""
     report: NodeReport | None = None
     reached: bool = False  # a link was up at least once
-    linked: bool = False
+    link_boot: str = ""  # the process at the other end of the link; "" without one
     unlinked_at: float = 0.0
     ended: str = ""  # why it is dead
     ended_at: float = 0.0
@@ -49,6 +49,11 @@ class Member:
         self.seen = replace(self.seen, far=far, added=self.seen.added or added)
         self.life.far = far
         return self.ranks_last != before
+
+    @property
+    def linked(self) -> bool:
+        """To the process we mean. Who tells of a former or a later one (a restart, gossip that is late) ends no link."""
+        return self.link_boot == self.boot != ""
 
     def verdict(self, now: float) -> tuple[NodeState, str]:
         """Its state and the reason in words ("" when all is well)."""

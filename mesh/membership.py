@@ -163,7 +163,7 @@ class Membership:
                 peer.left = True
                 self._end(peer, f"left: {reason}", now, out, certain=True)
             case LinkClosed(why=why):
-                peer.linked, peer.unlinked_at, peer.tried, peer.sighted = False, now, why, False
+                peer.link_boot, peer.unlinked_at, peer.tried, peer.sighted = "", now, why, False
                 if not peer.left:
                     out.add(Dial(peer.seen, at_once=True))
             case Tried(address=address, kind=kind, why=why, last_good=last_good):
@@ -221,8 +221,7 @@ class Membership:
         before = peer.seen
         newcomer = bool(peer.ended and seen.boot and seen.boot != peer.boot)
         if newcomer:
-            peer.boot, peer.ended, peer.left, peer.linked = seen.boot, "", False, False  # a link was its former life's
-            peer.since, peer.report = now, None
+            peer.boot, peer.ended, peer.left, peer.since, peer.report = seen.boot, "", False, now, None
             peer.life = Liveness(self._settings, far=before.far)
         peer.seen = structs.replace(
             before,
@@ -280,7 +279,7 @@ class Membership:
         )  # fmt: skip
         if peer.place(far=event.far and not peer.sighted):
             out.add(Moved(peer.seen.id, peer.ranks_last))
-        peer.linked, peer.ended, peer.left, peer.incompatible, peer.tried = True, "", False, "", ""
+        peer.link_boot, peer.ended, peer.left, peer.incompatible, peer.tried = hello.boot, "", False, "", ""
         peer.life.frame(now)
         if not peer.reached:
             peer.reached = True
@@ -293,7 +292,7 @@ class Membership:
         if peer.up:
             peer.up = False
             out.add(Down(peer.seen.id, "restarted"))
-        peer.boot, peer.report, peer.linked, peer.left = boot, None, False, False
+        peer.boot, peer.report, peer.left = boot, None, False
         peer.life = Liveness(self._settings, far=peer.seen.far)
 
     def _reported(self, peer: Member, report: NodeReport, out: Out) -> None:

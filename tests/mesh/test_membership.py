@@ -430,6 +430,16 @@ def test_a_new_life_has_no_link_yet_though_its_former_ones_is_still_being_closed
     assert w.node().reason.startswith("never reached")
 
 
+def test_late_news_of_a_former_life_end_no_link_to_the_present_one() -> None:
+    w = World()
+    w.join()
+    w.wait(3)
+    assert w.node().state is NodeState.DEAD, "silent, and its link is not closed yet"
+    w.tell(Seen(seen(boot="b0", via="gossip")))
+    w.tell(Beat(A, "b1"), Reported(report()))
+    assert w.node().state is NodeState.OK
+
+
 # Where a peer is
 
 

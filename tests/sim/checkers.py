@@ -98,7 +98,7 @@ class NoTermGoesBack(Watcher):
             raise ViolationError(
                 f"{world.now:.3f}: {node.name} goes back from term {self._terms[node.name]} to {term}", self
             )
-        if term > self._terms.get(node.name, 0) and term != node.disk_term:
+        if term > node.disk_term:
             raise ViolationError(
                 f"{world.now:.3f}: {node.name} is in term {term}, its disk holds {node.disk_term}", self
             )

@@ -262,10 +262,8 @@ def test_a_follower_of_nobody_who_coordinated_is_caught() -> None:
 def test_a_term_that_goes_back_is_caught() -> None:
     world = World(1, [100, 100], checkers=[NoTermGoesBack()])
     world.run(5)
-    node = world.nodes["n0"]
-    node.disk_term = 0  # a disk that forgets
-    world.checkers = [NoTermGoesBack()]
-    with pytest.raises(ViolationError, match="disk holds"):
+    world.nodes[world.agreed() or ""].election.reign = Reign(0)
+    with pytest.raises(ViolationError, match="goes back"):
         world.run(6)
 
 

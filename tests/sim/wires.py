@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mesh.events import Framed, LinkClosed, LinkUp, SaidBye, Tried, TryKind
+from mesh.events import Framed, LinkClosed, LinkUp, Reported, SaidBye, Tried, TryKind
 from node.types import NodeId
 
 if TYPE_CHECKING:
@@ -154,7 +154,10 @@ class Wires:
                     self._close(wire, side, "reset", eof=True)
                 elif path:
                     wire.heard[there] = world.now
-                    world.deliver(wire.ends[there], Framed(NodeId(node.id)))
+                    other = wire.ends[there]
+                    world.deliver(other, Framed(NodeId(node.id)))
+                    if node.id not in other.members:  # in truth each second; only this one tells anything new
+                        world.deliver(other, Reported(node.report))
                 if wire.open[side] and world.now - wire.heard[side] > SILENCE_S:
                     self._close(wire, side, "silent", eof=False)
         if any(wire.open):
