@@ -220,7 +220,10 @@ class Discovery:
 
     def _admits(self, source: str, size: int) -> bool:
         self._heard_from(source)
-        return self._gate.admits(source, size, _now())
+        admitted = self._gate.admits(source, size, _now())
+        if not admitted and self._gate.refused == 1:
+            _log.warning("more mDNS than is read comes from %s (docs/operations.md)", source)
+        return admitted
 
     def _found(self, instance: str) -> None:
         """An instance appeared or changed: from the cache if it holds all, else by asking."""

@@ -411,8 +411,13 @@ class Overlay:
         )
 
     async def _gossip(self) -> None:
+        said: list[str] = []
         while True:
             await asyncio.sleep(GOSSIP_EVERY_S)
+            before, said = said, self._missed()
+            for note in said:
+                if note not in before:
+                    self._note(note)
             self._links.send_all(Gossip(self._membership.gossip()))
 
     def _save_peers(self) -> None:
