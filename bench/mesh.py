@@ -57,13 +57,13 @@ def main() -> None:
     """Runs everything; a figure that misses its goal is reported, no failure."""
     parser = argparse.ArgumentParser(prog="bench.mesh", description=__doc__)
     parser.add_argument(
-        "--trials", type=int, default=3, help="of the coordinator killed, cut and frozen, on each network"
+        "--trials", type=int, default=2, help="of the coordinator killed, cut and frozen, on each network"
     )
     parser.add_argument("--minor-trials", type=int, default=1, help="of every other fault")
     parser.add_argument("--networks", nargs="+", choices=list(SHAPES), default=list(SHAPES))
-    parser.add_argument("--soak-s", type=float, default=60.0, help="how long a busy mesh is watched for elections")
+    parser.add_argument("--soak-s", type=float, default=40.0, help="how long a busy mesh is watched for elections")
     parser.add_argument("--soak-network", choices=list(SHAPES), default=WIFI)
-    parser.add_argument("--idle-s", type=float, default=30.0, help="how long idle meshes of 5 and of 16 are watched")
+    parser.add_argument("--idle-s", type=float, default=10.0, help="how long idle meshes of 5 and of 16 are watched")
     parser.add_argument("--only", nargs="+", default=[], metavar="PART", help="these parts only")
     options = parser.parse_args()
     if why := unavailable():
