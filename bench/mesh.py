@@ -33,6 +33,8 @@ def parts(options: argparse.Namespace) -> dict[str, Part]:
         "idle": partial(idle_mesh.figures, options.idle_s),
     }
     for path in sorted((ROOT / "tests" / "lab").glob("*_trials.py")):
+        if path.stem.startswith("test_"):
+            continue
         module = importlib.import_module(f"tests.lab.{path.stem}")
         if hasattr(module, "figures"):
             found[path.stem.removesuffix("_trials")] = partial(module.figures, options.minor_trials)
