@@ -33,6 +33,7 @@ HOST = "mlx-mesh.local"
 URL = f"http://{HOST}:4000/v1"
 CLIENT = "mac5"
 EVERY_S = 0.01  # between two lookups
+IDLE_S = 1.5
 HANG_S = 8.0  # who has no answer so long after the coordinator was cut off hangs
 SWAP_S = 0.05
 BLOCKED_S = 4.0  # a lookup that nobody answers ends after five seconds
@@ -106,6 +107,7 @@ class Seen:
     lookups_lost: int
     plain: Ends
     stream: Ends
+    idle: Ends  # plain requests of clients that were mostly between two of them: their connections lie idle
 
 
 @dataclass
@@ -204,7 +206,10 @@ async def trial(mesh: Named, fault: Fault, *, workers: int = 2) -> Seen:
         stream = stack.enter_context(
             Asker(mesh.lab, CLIENT, URL, mesh.model, workers=workers, retries=2, stream=True, max_tokens=30)
         )
-        clients = [plain.go(), stream.go()]
+        idle = stack.enter_context(
+            Asker(mesh.lab, CLIENT, URL, mesh.model, workers=3 * workers, retries=2, pause_s=IDLE_S)
+        )
+        clients = [plain.go(), stream.go(), idle.go()]
         await until(lambda: all(len(c.answered()) > 3 for c in clients), "the clients are answered")
         await until(lambda: lookups.first(lost.ip, 0.0), f"the name leads to {lost.name}")
         at = await asyncio.to_thread(fault, mesh, lost)
@@ -226,7 +231,7 @@ async def trial(mesh: Named, fault: Fault, *, workers: int = 2) -> Seen:
     if fault is drained:
         await asyncio.to_thread(mesh.macs[2].client.undrain, lost.name)
     slowest_s = max(one.end - one.start for one in found)
-    return Seen(swap_s, moved_s, slowest_s, sum(not one.address for one in found), ends[0], ends[1])
+    return Seen(swap_s, moved_s, slowest_s, sum(not one.address for one in found), *ends)
 
 
 async def _cut_short(clients: Sequence[Asker], at: float) -> list[Ends]:
@@ -272,8 +277,11 @@ def said(seen: Seen) -> str:
     """One line for a person."""
     moved = "" if seen.swap_s is None else f"swap {seen.swap_s * 1e3:.0f} ms, "
     moved += "" if seen.moved_s is None else f"since the fault {seen.moved_s:.3f} s, "
-    ends = [f"{e.answered} answered, lost {e.failed}, hanging {e.hanging}" for e in (seen.plain, seen.stream)]
-    return f"{moved}slowest lookup {seen.slowest_lookup_s:.3f} s; plain: {ends[0]}; streams: {ends[1]}"
+    ends = [
+        f"{kind}: {e.answered} answered, lost {e.failed or 0}, hanging {e.hanging}"
+        for kind, e in (("plain", seen.plain), ("streams", seen.stream), ("idle clients", seen.idle))
+    ]
+    return f"{moved}slowest lookup {seen.slowest_lookup_s:.3f} s; {'; '.join(ends)}"
 
 
 def _rows(name: str, all_seen: Sequence[Seen]) -> list[Figure]:
@@ -291,9 +299,8 @@ def _rows(name: str, all_seen: Sequence[Seen]) -> list[Figure]:
     rows.append(within(f"{what}: slowest lookup", slowest_s, "s", None, BLOCKED_S))
     lost = sum(seen.lookups_lost for seen in all_seen) if ran else None
     rows.append(within(f"{what}: lookups without an address", lost, "lookups", None, 0))
-    for kind in ("plain", "stream"):
+    for kind, words in (("plain", "plain requests"), ("stream", "streams"), ("idle", "plain requests of idle clients")):
         ends: list[Ends] = [getattr(seen, kind) for seen in all_seen]
-        words = {"plain": "plain requests", "stream": "streams"}[kind]
         if name == "cut" or (name == "killed" and kind == "stream"):  # no server can save these: counted by kind
             rows.append(within(f"{what}: {words} answered", sum(e.answered for e in ends), "requests", 1, None))
             rows.append(within(f"{what}: {words} hanging", sum(e.hanging for e in ends), "requests", None, None))

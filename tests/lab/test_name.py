@@ -50,7 +50,7 @@ def tried(mesh: Named, fault: Callable[[Named, Mac], float], figure: Figure) -> 
 
 def test_the_coordinator_dies_and_plain_requests_by_the_name_all_succeed(mesh: Named, figure: Figure) -> None:
     seen = tried(mesh, killed, figure)
-    assert seen.plain.lost == 0
+    assert (seen.plain.lost, seen.idle.lost) == (0, 0)
     assert seen.plain.answered > 6
 
 
@@ -59,7 +59,7 @@ def test_a_coordinator_that_leaves_or_drains_fails_nobody_streams_included(
     mesh: Named, figure: Figure, fault: Callable[[Named, Mac], float]
 ) -> None:
     seen = tried(mesh, fault, figure)
-    assert (seen.plain.lost, seen.stream.lost) == (0, 0)
+    assert (seen.plain.lost, seen.stream.lost, seen.idle.lost) == (0, 0, 0)
 
 
 def test_a_coordinator_that_is_cut_off_is_succeeded_and_gets_no_name_back(mesh: Named, figure: Figure) -> None:
