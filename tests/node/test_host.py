@@ -153,9 +153,10 @@ async def test_the_same_attempt_runs_once() -> None:
 async def test_a_deadline_ends_a_call_that_waits_and_one_that_runs() -> None:
     async with running(Rig(slots=1), spec()) as rig:
         await rig.host.load("a")
-        errors = await asyncio.gather(
-            *(rig.answer(call(f"r{n}", body=b"gated", deadline_s=0.05)) for n in range(2)), return_exceptions=True
-        )
+        runs = asyncio.create_task(rig.answer(call("r0", body=b"gated", deadline_s=2.0)))
+        await until(lambda: rig.engine.workers[0].streams == 1)
+        waits = asyncio.create_task(rig.answer(call("r1", body=b"gated", deadline_s=0.05)))
+        errors = await asyncio.gather(runs, waits, return_exceptions=True)
         assert [e.code for e in errors if isinstance(e, NodeError)] == [NodeErrorCode.NODE_BUSY] * 2
         assert rig.model().in_flight == 0
         assert rig.engine.workers[0].closed_streams == 1
