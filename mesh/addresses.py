@@ -13,7 +13,8 @@ from mesh import interfaces
 from mesh.interfaces import TUNNELS, Kind
 
 _PRIVATE_RADIO = ("awdl", "llw", "anpi")  # Apple's device-to-device links: never ours
-_VIRTUAL = ("docker", "virbr", "br-", "vmnet")  # networks inside this machine, equal on every machine
+# Networks inside this machine, equal on every machine; bridge100 and on are macOS's for virtual machines.
+_VIRTUAL = ("docker", "virbr", "br-", "veth", "cni", "vmnet", "vmenet", "bridge10")
 _SCOPES_MAX = 3  # interfaces on which a link-local address is tried
 _TAILNET = tuple(map(ipaddress.ip_network, ("100.64.0.0/10", "fd7a:115c:a1e0::/48")))
 
@@ -124,12 +125,10 @@ class Addresses:
 
     def multicast(self) -> tuple[str, ...]:
         """Where mDNS speaks, an address for each interface: never tunnels; loopback only when there is nothing else.
-        IPv4; where an interface has none, its link-local IPv6 address with scope."""
+        IPv4; where this machine has none at all, link-local IPv6 addresses with scope."""
         open_ = [a for a in self._used if self._kind(a.interface) is not Kind.VPN]
-        v4 = [a for a in open_ if a.parsed.version == 4]
-        have = {a.interface for a in v4}
-        v6 = {a.interface: a for a in open_ if a.interface not in have and a.parsed.is_link_local}
-        return tuple(a.scoped for a in (*v4, *v6.values()))
+        v4 = tuple(a.ip for a in open_ if a.parsed.version == 4)
+        return v4 or tuple({a.interface: a.scoped for a in open_ if a.parsed.is_link_local}.values())
 
     def is_far(self, address: str) -> bool:
         """In none of our networks, so beyond a router or a tunnel. False for what is no address."""

@@ -205,7 +205,7 @@ class Discovery:
         return self._sent_at + (s.update_at_least_s if urgent else s.update_every_s) - _now()
 
     def _pause_s(self) -> float:
-        came_back_s = self._came_back_by - _now() if self._came_back_by is not None else self._settings.loop_s
+        came_back_s = self._came_back_by - _now() if self._came_back_by is not None else float("inf")
         return max(0.01, min(self._look_at - _now(), self._txt_due_s(), came_back_s))
 
     def _problem(self, problem: str) -> None:

@@ -215,7 +215,6 @@ class Links:
         if won is None:
             wanted.wrong.clear()
             return None
-        self.forbidden.pop(wanted.node, None)
         link = None
         try:
             if not wanted.forgotten and wanted.node not in self._links:
@@ -357,6 +356,7 @@ class Links:
         if dialler != mine.id:
             link.offer(encode(mine))  # before anything else is sent
         self._links[hello.id] = link
+        self.forbidden.pop(hello.id, None)
         wanted = self._wanted.get(hello.id)
         if wanted is not None and (dialler == mine.id or connected.address in wanted.addresses):
             wanted.good = connected.address

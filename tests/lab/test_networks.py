@@ -190,9 +190,9 @@ def test_ten_thousand_spoofed_records_cost_little_and_are_told(figure: Figure) -
 
 
 def test_a_network_of_ipv6_link_local_addresses_only_is_a_mesh(place: Callable[[int], Place], figure: Figure) -> None:
-    """Two Macs and a cable between them: no DHCP, no IPv4."""
-    lab = place(3)
-    macs = [lab.mac(n) for n in (1, 2, 3)]
+    """Macs and cables between them, and later a router that gives them IPv4 addresses."""
+    lab = place(4)
+    macs, last = [lab.mac(n) for n in (1, 2, 3)], lab.mac(4)
     for mac in macs:
         lab.lab.run(mac.name, ["ip", "-4", "addr", "flush", "dev", "eth0"], check=True)
         mac.start()
@@ -204,3 +204,8 @@ def test_a_network_of_ipv6_link_local_addresses_only_is_a_mesh(place: Callable[[
         assert {node.via for node in others} <= {"mdns", "gossip"}
         assert "mdns" in {node.via for node in others}
         assert all(node.addresses[0].startswith("fe80:") and "%eth0" in node.addresses[0] for node in others)
+    for mac in macs:
+        lab.lab.readdr(mac.name, mac.ip)
+    lab.lab.run("mac4", ["ip", "-6", "addr", "flush", "dev", "eth0"], check=True)
+    last.start()
+    wait_until(lambda: agreed([*macs, last]), "one with IPv4 only is found by those that began without")

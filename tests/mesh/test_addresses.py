@@ -51,10 +51,16 @@ def test_thunderbolt_then_ethernet_then_wifi_then_tunnels_and_apples_radios_neve
     assert not addresses().uses(9), "a radio of Apple's that comes and goes is no change of ours"
 
 
-def test_an_interface_without_ipv4_speaks_mdns_over_ipv6() -> None:
+def test_a_machine_without_ipv4_speaks_mdns_over_ipv6() -> None:
     of = (Address("en0", 4, "fe80::5", 64), Address("en0", 4, "fd00::5", 64), Address("en7", 5, "10.0.0.5", 24))
-    assert addresses(of=of).multicast() == ("10.0.0.5", "fe80::5%en0")
+    assert addresses(of=of).multicast() == ("10.0.0.5",)
+    assert addresses(of=of[:2]).multicast() == ("fe80::5%en0",)
     assert addresses(of=of[1:2]).multicast() == ()
+
+
+def test_networks_inside_this_machine_are_none() -> None:
+    of = (Address("bridge100", 14, "192.168.64.1", 24), Address("veth1a2", 15, "fe80::1", 64), MAC[4])
+    assert addresses(of=of).advertised() == (MAC[4].ip,)
 
 
 def test_bind_limits_them_by_address_or_interface() -> None:
