@@ -65,7 +65,7 @@ def _of_one(nodes: int, seconds: float) -> list[Figure]:
             lab.popen(macs[0].name, [sys.executable, "-m", "bench.announcements"], cwd=ROOT, stdout=announced)
             time.sleep(SETTLE_S)
             spent, since = _watch(macs, seconds), time.monotonic() - seconds
-            updates = _updates(announced, since)
+            updates = most_updates(announced, since)
     return _rows(nodes, spent, updates)
 
 
@@ -108,7 +108,7 @@ def _lines(mac: Mac) -> list[str]:
     return (mac.home / "output.log").read_text(errors="replace").splitlines()
 
 
-def _updates(announced: IO[str], since: float) -> int:
+def most_updates(announced: IO[str], since: float) -> int:
     """The most changes of one node's TXT record within WINDOW_S."""
     announced.seek(0)
     told = [(float(at), name) for at, _, name in (line.strip().partition(" ") for line in announced)]
