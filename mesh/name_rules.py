@@ -139,7 +139,8 @@ class NameRules:
             self._out.append(Claim(self.held))
             self._contest_at = now + self._settings.contest_s
         elif self.held:
-            self._alone_at = now
+            if self._is_alone:
+                self._alone_at = self._probe_at = now
             self._let_go("the network was gone for a while", now)
 
     def _hear(self, records: tuple[tuple[str, str, bool], ...], now: float) -> None:

@@ -17,6 +17,7 @@ from msgspec import structs
 from zeroconf import RecordUpdateListener
 from zeroconf.asyncio import AsyncServiceInfo, AsyncZeroconf
 
+from mesh import mdns as multicast
 from mesh.addresses import Address, Addresses
 from mesh.advert import TXT_BYTES_MAX, Advert, seen_of, txt_bytes
 from mesh.discovery import Discovery, multicast_problem
@@ -280,6 +281,21 @@ async def test_the_name_of_another_mesh_is_not_ours() -> None:
     async with running(a), running(b, role="L", host="theirs.local", mesh="theirs"):
         await until(lambda: a.knows(B))
         assert a.discovery.name_of_mesh("default") == "mlx-mesh.local"
+
+
+async def test_whoever_speaks_over_mdns_is_told_a_question_too() -> None:
+    heard: list[str] = []
+    addresses = Addresses(["127.0.0.1"], read=lambda: (LOOPBACK,))
+    discovery = Discovery(A, on_found=lambda _: None, heard_from=heard.append, addresses=addresses, settings=QUICK)
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(discovery.run(advert()))
+        await until(lambda: heard)  # its own announcement
+        heard.clear()
+        multicast.send_question("127.0.0.1")
+        await until(lambda: heard)
+        await discovery.close(successor=False)
+        task.cancel()
+    assert set(heard) == {"127.0.0.1"}
 
 
 # The TXT record

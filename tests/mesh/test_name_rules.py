@@ -277,7 +277,7 @@ def test_where_no_gateway_ever_answered_the_last_five_seconds_count() -> None:
     assert Claim(HOSTS) in one.let(0.3)
     one.let(3600)
     assert one.rules.held == HOSTS, "and what it has it keeps"
-    one.do(Opened())
+    assert AskGateway() in one.do(Opened())
     assert one.rules.held == (), "until its network was gone: then it may have been the deaf one"
 
 
