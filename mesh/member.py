@@ -52,7 +52,7 @@ class Member:
 
     @property
     def linked(self) -> bool:
-        """To the process we mean. Who tells of a former or a later one (a restart, gossip that is late) ends no link."""
+        """To the process we mean. Who tells of a former or later one (a restart, gossip that is late) ends no link."""
         return self.link_boot == self.boot != ""
 
     def verdict(self, now: float) -> tuple[NodeState, str]:

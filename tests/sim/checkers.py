@@ -98,7 +98,7 @@ class NoTermGoesBack(Watcher):
             raise ViolationError(
                 f"{world.now:.3f}: {node.name} goes back from term {self._terms[node.name]} to {term}", self
             )
-        if term > node.disk_term:
+        if term > self._terms.get(node.name, 0) and term != node.disk_term:
             raise ViolationError(
                 f"{world.now:.3f}: {node.name} is in term {term}, its disk holds {node.disk_term}", self
             )
@@ -143,13 +143,14 @@ class TheLivingAreNotBuried(Watcher):
 
 class TheNameHasOneAnnouncer(Watcher):
     """No two nodes of a site that hear each other answer for one name for longer than it takes to agree and to give
-    way: `bound_s`, counted anew when they lose each other or stand still."""
+    way: NAME_S, counted anew when they lose each other or stand still. While nobody can coordinate, whoever did goes
+    on: clients without an answer would wait for seconds."""
 
     def __init__(self) -> None:
         self._since: dict[tuple[str, str], float] = {}
 
     def looked(self, world: World) -> None:
-        holders = [n for n in world.nodes.values() if n.runs and n.title.answers]
+        holders = [n for n in world.nodes.values() if n.runs and n.title.answers and n.election.coordinator is not None]
         pairs = {
             (a.name, b.name)
             for a, b in combinations(holders, 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from election.messages import Leave, Retune
 from tests.sim.node import Node
@@ -130,7 +131,7 @@ def roam(world: World, node: Node) -> None:
 
 def mend(world: World) -> None:
     """No fault is left: links, addresses, stalls, radios, clones; every node runs."""
-    world.blocked, world.stale = set(), set()
+    world.blocked, world.stale, world.net = set(), set(), replace(world.net, deaf_every_s=0.0)
     world.say("-", "every fault is over")
     for node in list(world.nodes.values()):
         node.deaf_until = 0.0

@@ -21,7 +21,6 @@ from mesh.events import (
     HangUp,
     Known,
     Moved,
-    Reported,
     Ruled,
     Save,
     Seen,
@@ -220,11 +219,10 @@ class Node:
         self.tell(SelfChanged(self.report))
         self.title.opened()
 
-    def meet(self, other: Node, *, first: bool) -> None:
-        """What comes over a link: a report, and (`first`: all of it) gossip, as Overlay._on_gossip takes it."""
-        self.tell(Reported(other.report))
-        beside = self.membership.ranks_last(NodeId(other.id))
-        for peer in other.membership.gossip() if first else ():
+    def take_gossip(self, teller: NodeId, peers: tuple[PeerSeen, ...]) -> None:
+        """As Overlay._on_gossip."""
+        beside = self.membership.ranks_last(teller)
+        for peer in peers:
             there = beside and not peer.far
             far = there or self.world.is_far(self, peer.addresses)
             if self.up:

@@ -177,14 +177,14 @@ def _demand(world: World, electable: bool, when: str) -> None:
 
 
 def _demand_whole(world: World) -> None:
-    """Everybody can give work to everybody, and the coordinator, and nobody else, answers for the mesh's name. (Where
-    there can be none, the last one may go on: clients without an answer would wait for seconds.)"""
+    """Everybody can give work to everybody, and the coordinator, if there can be one, and nobody else, answers for the
+    mesh's name."""
     if not world.whole():
         members = {n.name: sorted(n.members) for n in world.up()}
         raise ViolationError(f"not whole at the end: {members}", "membership")
     coordinator = world.agreed()
     holders = sorted(n.id for n in world.up() if n.title.answers)
-    if holders != [coordinator] and (coordinator is not None or len(holders) > 1):
+    if coordinator is not None and holders != [coordinator]:
         raise ViolationError(f"{coordinator} coordinates, {holders} answer for the name", "the name")
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mesh.events import Framed, LinkClosed, LinkUp, Reported, SaidBye, Tried, TryKind
+from mesh.wire import PeerSeen
 from node.types import NodeId
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 CONNECT_S = 2.0  # as LinkSettings
 PING_S, SILENCE_S = 1.0, 5.0
+GOSSIP_EACH = 5  # pings
 BACKOFF_S, BACKOFF_MAX_S = 0.1, 5.0
 
 
@@ -34,6 +36,8 @@ class Wire:
     def __init__(self, a: Node, b: Node, now: float) -> None:
         self.ends, self.ids, self.boots, self.homes = (a, b), (a.id, b.id), (a.boot, b.boot), (a.home, b.home)
         self.open, self.heard = [True, True], [now, now]
+        self.told: list[tuple[PeerSeen, ...]] = [(), ()]  # the last gossip of each end
+        self.pings = 0
 
     def side(self, node: Node) -> int:
         return 0 if self.ends[0] is node else 1
@@ -139,12 +143,16 @@ class Wires:
             me.tell(LinkUp(you.hello, you.address, me.site != you.site))
         for me, you in ((node, other), (other, node)):
             if wire.open[wire.side(me)] and me.up:
-                me.meet(you, first=True)
+                me.tell(Reported(you.report))
+        for side in (0, 1):
+            if wire.alive(0) and wire.alive(1):
+                self._gossip(wire, side)
         world.at(world.now + PING_S, self._ping, wire, None)
 
     def _ping(self, wire: Wire, _: None) -> None:
         world = self._world
         path = wire.carries and world.path(*wire.ends)
+        wire.pings += 1
         for side in (0, 1):
             node, there = wire.ends[side], 1 - side
             if not wire.alive(side):
@@ -158,10 +166,20 @@ class Wires:
                     world.deliver(other, Framed(NodeId(node.id)))
                     if node.id not in other.members:  # in truth each second; only this one tells anything new
                         world.deliver(other, Reported(node.report))
+                    if wire.pings % GOSSIP_EACH == 0:
+                        self._gossip(wire, side)
                 if wire.open[side] and world.now - wire.heard[side] > SILENCE_S:
                     self._close(wire, side, "silent", eof=False)
         if any(wire.open):
             world.at(world.now + PING_S, self._ping, wire, None)
+
+    def _gossip(self, wire: Wire, side: int) -> None:
+        """Whom one end knows, unless it has told the same already."""
+        node, other = wire.ends[side], wire.ends[1 - side]
+        peers = node.membership.gossip()
+        if peers != wire.told[side] and other.runs:
+            wire.told[side] = peers
+            other.take_gossip(NodeId(node.id), peers)
 
     def _part(self, wire: Wire, side: int, bye: SaidBye | None, *, eof: bool) -> None:
         """This end has closed; the other end hears of it, if anything reaches it. (If not, its next ping will tell.)"""

@@ -353,7 +353,7 @@ class World:
         net = self.net
         if net.deaf_every_s:
             if self.now > 0.0:
-                node.deaf_until = self.now + self.rng.uniform(*net.deaf_s)
+                node.deaf_until = max(node.deaf_until, self.now + self.rng.uniform(*net.deaf_s))
             self.at(self.now + net.deaf_every_s * self.rng.uniform(0.5, 1.5), self._deafen_now_and_then, node, None)
 
     # What can be seen
