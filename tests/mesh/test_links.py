@@ -224,7 +224,7 @@ async def test_the_address_of_a_peer_that_dialled_first_is_a_good_one_too() -> N
     """Otherwise its crash would only be noticed by its silence."""
     async with world(A, B) as (a, b):
         b.dial(a)
-        await until(lambda: a.linked(b))
+        await until(lambda: a.linked(b) and b.linked(a))
         a.dial(b)  # what membership asks for, once it hears of the link
         assert b.server
         await b.links.close("over")
@@ -446,7 +446,7 @@ async def test_of_two_with_one_id_each_hears_of_the_other_and_both_of_the_same_h
 async def test_forget_says_bye_and_dials_no_more() -> None:
     async with world(A, B) as (a, b):
         a.dial(b)
-        await until(lambda: b.linked(a))
+        await until(lambda: a.linked(b) and b.linked(a))
         a.links.forget(B, "removed")
         assert a.of(LinkClosed) == [LinkClosed(B, "removed", False)]
         await until(lambda: b.of(SaidBye) == [SaidBye(A, "removed")])
