@@ -93,15 +93,18 @@ class Patience:
 
     def learn(self, gap_s: float, now: float) -> None:
         """Two messages came `gap_s` apart, the second one now."""
-        gaps = self._gaps
-        if gap_s > self._cap_s or (gap_s < self._small_s and not gaps):
-            return  # an outage, not this network's habit; or the usual case
-        while gaps and gaps[-1][1] <= gap_s:
-            gaps.pop()
-        gaps.append((now, gap_s))
-        while gaps[0][0] < now - self._memory_s:
+        gaps, old = self._gaps, now - self._memory_s
+        if gap_s < self._small_s:
+            if not gaps or gaps[0][0] >= old:
+                return  # the usual case
+        elif gap_s <= self._cap_s:  # a longer one is an outage, not this network's habit
+            while gaps and gaps[-1][1] <= gap_s:
+                gaps.pop()
+            gaps.append((now, gap_s))
+        while gaps and gaps[0][0] < old:
             gaps.popleft()
-        self.silence_s = min(self._cap_s, max(self._floor_s, self._factor * gaps[0][1] + self._beat_s))
+        longest_s = gaps[0][1] if gaps else 0.0
+        self.silence_s = min(self._cap_s, max(self._floor_s, self._factor * longest_s + self._beat_s))
 
 
 class Peers:
@@ -111,6 +114,7 @@ class Peers:
         self._settings = settings
         self._all: dict[Id, Peer] = {}
         self._near, self._far = Patience(settings, far=False), Patience(settings, far=True)
+        self._calling: set[Id] = set()  # peers that say this node is far
 
     def __iter__(self) -> Iterator[Peer]:
         return iter(self._all.values())
@@ -125,6 +129,7 @@ class Peers:
 
     def forget(self, peer: Id) -> None:
         self._all.pop(peer, None)
+        self._calling.discard(peer)
 
     def hear(self, message: Message, now: float) -> bool:
         """Takes the message in; False if it is to be dropped (nonsense, repeated, overtaken, one stranger too many)."""
@@ -137,6 +142,8 @@ class Peers:
             if not peer.accepts(message, now - self._live_s(distant=peer.distant)):
                 return False
             peer.boot = message.boot
+        if message.far != (peer.id in self._calling):
+            (self._calling.add if message.far else self._calling.discard)(peer.id)
         peer.message, peer.seq, peer.heard, peer.born = message, message.seq, now, now - message.uptime_s
         return True
 
@@ -191,17 +198,18 @@ class Peers:
     @property
     def distant(self) -> bool:
         """Some peer is on another site."""
-        return any(p.distant for p in self._all.values())
+        return bool(self._calling) or any(p.far for p in self._all.values())
 
     @property
     def call_me_far(self) -> bool:
         """Some peer added this node: this side ranks last."""
-        return any(p.message is not None and p.message.far for p in self._all.values())
+        return bool(self._calling)
 
     def _admit(self, peer: Id, now: float) -> Peer | None:
         if len(self._all) >= self._settings.peers_max:
             old = now - self._settings.forget_s
             self._all = {p.id: p for p in self._all.values() if p.known or p.heard > old}
+            self._calling &= self._all.keys()
             if len(self._all) >= self._settings.peers_max:
                 return None
         return self._all.setdefault(peer, Peer(peer, self._settings.sticky_s))

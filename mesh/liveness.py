@@ -33,14 +33,14 @@ class Liveness:
         self._beat = None if self._beat is None else now
 
     def _remember(self, gap_s: float, now: float) -> None:
-        if gap_s < self._small_s and not self._gaps:
-            return
-        gap_s = min(round(gap_s, 2), self._settings.patience_cap_s)  # 10 ms steps bound the memory to 150 entries
-        while self._gaps and self._gaps[-1][1] <= gap_s:
-            self._gaps.pop()
-        self._gaps.append((now, gap_s))
-        while self._gaps[0][0] < now - self._settings.gap_window_s:
-            self._gaps.popleft()
+        gaps, old = self._gaps, now - self._settings.gap_window_s
+        if gap_s >= self._small_s:
+            gap_s = min(round(gap_s, 2), self._settings.patience_cap_s)  # 10 ms steps bound the memory to 150 entries
+            while gaps and gaps[-1][1] <= gap_s:
+                gaps.pop()
+            gaps.append((now, gap_s))
+        while gaps and gaps[0][0] < old:
+            gaps.popleft()
 
     @property
     def datagrams_missing(self) -> bool:

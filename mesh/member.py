@@ -55,6 +55,19 @@ class Member:
         """To the process we mean. Who tells of a former or later one (a restart, gossip that is late) ends no link."""
         return self.link_boot == self.boot != ""
 
+    def as_before(self, now: float) -> bool:
+        """All is well with it, and still is: nothing to judge but when to look again."""
+        report, life = self.report, self.life
+        if self.state is not NodeState.OK or self.reason or not (self.up and self.linked) or self.ended:
+            return False
+        if report is None or report.draining or life.heard is None or life.datagrams_missing or self.incompatible:
+            return False
+        silent_at = life.heard + life.patience_s()
+        if now >= silent_at:
+            return False
+        self.due = silent_at
+        return True
+
     def verdict(self, now: float) -> tuple[NodeState, str]:
         """Its state and the reason in words ("" when all is well)."""
         if self.incompatible:

@@ -85,9 +85,9 @@ class Membership:
         """Nearly all that happens is a heartbeat of a peer in order: it puts off what time would do, and nothing else.
         When the time comes, that is looked at anew; so `deadline` may be too early, never too late."""
         peer, due = self._peers.get(beat.node), self.deadline
-        if peer is None or peer.boot != beat.boot or not (peer.linked and peer.up) or due is None or now > due:
+        if peer is None or not peer.boot == beat.boot == peer.link_boot or due is None or now > due:
             return False
-        if peer.state is not NodeState.OK or peer.reason or peer.due is None:
+        if peer.state is not NodeState.OK or peer.reason or not peer.up:
             return False
         peer.life.beat(now)
         return True
@@ -324,6 +324,8 @@ class Membership:
 
     def _judge(self, peer: Member, now: float, out: Out) -> None:
         """Brings `state`, `reason`, `due` and `up` up to date."""
+        if peer.as_before(now):
+            return
         s, heard = self._settings, peer.life.heard
         if not peer.ended and not peer.incompatible:
             patience_s = peer.life.patience_s()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import combinations
 
 from election.messages import Event, Retune, Role
@@ -144,13 +145,14 @@ class TheLivingAreNotBuried(Watcher):
 class TheNameHasOneAnnouncer(Watcher):
     """No two nodes of a site that hear each other answer for one name for longer than it takes to agree and to give
     way: NAME_S, counted anew when they lose each other or stand still. While nobody can coordinate, whoever did goes
-    on: clients without an answer would wait for seconds."""
+    on: clients without an answer would wait for seconds. Clones are to find out about each other first."""
 
     def __init__(self) -> None:
         self._since: dict[tuple[str, str], float] = {}
 
     def looked(self, world: World) -> None:
-        holders = [n for n in world.nodes.values() if n.runs and n.title.answers and n.election.coordinator is not None]
+        ids = Counter(n.id for n in world.up())
+        holders = [n for n in world.up() if n.runs and n.title.answers and n.election.coordinator and ids[n.id] == 1]
         pairs = {
             (a.name, b.name)
             for a, b in combinations(holders, 2)

@@ -115,19 +115,28 @@ class Node:
     # Events
 
     def hear(self, packet: Packet) -> None:
-        """As Overlay._on_message."""
+        """As Overlay._on_message. Nearly all that ever happens, so nothing is looked at twice."""
         heard, beat = packet
-        self.elect(heard)
-        if self.election.role is not _FOLLOWER:
+        world, election = self.world, self.election
+        world.steps += 2
+        now = world.now + self.offset
+        effects = election.step(heard, now)
+        if effects or election.reign is not self.reign:
+            self._elected(heard, effects)
+        elif election.deadline - self.offset < self.wake_at:
+            world.wake(self, election.deadline - self.offset)
+        if election.role is not _FOLLOWER:
             self.title.heard(heard.message)
-        if self.up:
-            self.tell(beat)
+        if self.up and (told := self.membership.step(beat, now)):
+            self._told(told)
 
     def elect(self, event: said.Event) -> None:
         """Steps the election."""
+        self.world.steps += 1
+        self._elected(event, self.election.step(event, self.world.now + self.offset))
+
+    def _elected(self, event: said.Event, effects: list[said.Effect]) -> None:
         world, election = self.world, self.election
-        world.steps += 1
-        effects = election.step(event, world.now + self.offset)
         changed = election.reign is not self.reign or type(event) is said.Retune
         for effect in effects:
             match effect:
@@ -157,15 +166,15 @@ class Node:
 
     def tell(self, event: events.Event) -> None:
         """Steps membership."""
-        world = self.world
-        world.steps += 1
-        effects = self.membership.step(event, world.now + self.offset)
+        self.world.steps += 1
+        self._told(self.membership.step(event, self.world.now + self.offset))
+
+    def _told(self, effects: list[events.Effect]) -> None:
         for effect in effects:
             self._perform(effect)
-        if effects or type(event) is not Beat:
-            due = self.membership.deadline
-            if due is not None and due - self.offset < self.wake_at:
-                world.wake(self, due - self.offset)
+        due = self.membership.deadline
+        if due is not None and due - self.offset < self.wake_at:
+            self.world.wake(self, due - self.offset)
 
     def _perform(self, effect: events.Effect) -> None:
         world = self.world
