@@ -30,12 +30,13 @@ from mesh.draining import Draining
 from mesh.errors import MeshError, leaves
 from mesh.event_store import EventStore
 from mesh.events import SelfChanged
+from mesh.gauges import gauges_of
 from mesh.home import Home, HomeError
 from mesh.http import Server, guards, tcp_sockets
 from mesh.late import LateWriter
 from mesh.log import DaemonLog, event, utc
 from mesh.membership import Membership
-from mesh.metrics import Gauges, Metrics
+from mesh.metrics import Metrics
 from mesh.observe import Observer
 from mesh.overlay import Overlay, mesh_id
 from mesh.pace import Pace
@@ -103,7 +104,7 @@ class Daemon:
         self.registry = Registry(home.node / "workers.json", self.probe)
         self.store = RouteStore(home.routes, self._note)
         self.events = EventStore(home.events, self._note)
-        self.metrics = Metrics(self._gauges)
+        self.metrics = Metrics(lambda: gauges_of(self))
         self.observer = Observer(metrics=self.metrics, store=self.store, events=self.events)
         engine_settings = EngineSettings()
         self.host = Host(
@@ -367,32 +368,13 @@ class Daemon:
         self.observer.life("start", f"version {self.version}, pid {os.getpid()}")
         event(_log, logging.INFO, "started", f"{self.config.node_name} {self.version} serves {where}", pid=os.getpid())
 
-    def _gauges(self) -> Gauges:
-        view, account = self.membership.view(), self.dispatch.account()
-        states: dict[str, int] = {}
-        for node in view.nodes:
-            states[node.state.value] = states.get(node.state.value, 0) + 1
-        return Gauges(
-            node=self.config.node_name,
-            version=self.version,
-            coordinator=view.coordinator == self.id,
-            term=view.term,
-            elections=self.elections,
-            nodes=states,
-            queue_depth=account.queue_depth,
-            in_flight=account.total - account.queue_depth,
-            open_requests=self.edge.open_requests,
-            memory=self.host.memory(),
-            resident_bytes=self.probe.process_bytes(os.getpid()),
-            worker_tokens={name: s.generated_tokens for name, s in self.host.worker_stats().items()},
-            models=self.host.models(),
-            frames_dropped=self.overlay.dropped() if self.overlay else {},
-            links=self.overlay.links_open() if self.overlay else 0,
-            connections={name: server.connections for name, server in self._servers.items()},
-            routes_dropped=self.store.dropped,
-            events_dropped=self.events.dropped,
-            log_lines_dropped=self._daemon_log.dropped,
-        )
+    def connections(self) -> dict[str, int]:
+        """Open connections, by server."""
+        return {name: server.connections for name, server in self._servers.items()}
+
+    @property
+    def log_lines_dropped(self) -> int:
+        return self._daemon_log.dropped
 
 
 def run(home: Home, tiers: Sequence[str] = ()) -> int:

@@ -14,10 +14,9 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, assert_never
 
 from aiohttp import web
-from msgspec.structs import replace
 
 from election.messages import Follow, Heard, LinkClosed, Message, PeerForgotten, PeerKnown, Retune, Role, Send, Tick
-from mesh import clock, events, notes
+from mesh import clock, events
 from mesh.addresses import Addresses, listening
 from mesh.advert import Advert, advert_of
 from mesh.clone_watch import CloneWatch
@@ -38,7 +37,6 @@ from mesh.events import (
     LinkUp,
     Moved,
     Removed,
-    Reported,
     Ruled,
     Save,
     Seen,
@@ -48,18 +46,19 @@ from mesh.events import LinkClosed as LinkEnded
 from mesh.gather import Gatherer
 from mesh.heartbeats import Heartbeats, any_address
 from mesh.http import Server, guards, tcp_sockets
+from mesh.inbox import Inbox
 from mesh.links import Links
 from mesh.log import event as log_event
 from mesh.lookup import Lookup
 from mesh.noise import Noise
-from mesh.settings import DiscoverySettings, MembershipSettings
+from mesh.notices import Notices, note
+from mesh.settings import DiscoverySettings
 from mesh.static import StaticPeers
 from mesh.title import Title
-from mesh.wire import PROTOCOL, AccountFrame, Bye, Drain, Frame, Gossip, Hello, PeerSeen, State
+from mesh.wire import PROTOCOL, AccountFrame, Drain, Frame, Gossip, Hello, PeerSeen, State
 from node.io import serve
 from node.types import NodeId, NodeReport, status_of
 from router.account import Account
-from router.frames import CoordinatorFrame, EdgeFrame
 
 if TYPE_CHECKING:
     from mesh.config import Config
@@ -68,7 +67,6 @@ if TYPE_CHECKING:
 GOSSIP_EVERY_S = 5.0
 SERVE_BODY_BYTES = 33 << 20  # an edge takes 32 MiB from a client
 LEAVE_S = 2.0  # for the goodbyes of election, discovery and links together
-_REQUEST_FRAMES = EdgeFrame | CoordinatorFrame
 
 _log = logging.getLogger("mesh.overlay")
 
@@ -108,11 +106,18 @@ class Overlay:
             ask_who=lambda place: self._links.ask_who(place.address, place.peer_port),
             failed=self._failed,
         )
+        self._inbox = Inbox(
+            daemon,
+            self._addresses,
+            tell=self._tell,
+            coordinator=lambda: self._election.coordinator,
+            renewed=self._tell_ruled,
+        )
         self._links = Links(
             hello=self._hello,
             session=daemon.session,
             tell=self._on_link,
-            on_frame=self._on_frame,
+            on_frame=self._inbox.take,
             rng=self._rng,
             is_far=self._addresses.is_far,
             ranked=self._addresses.ranked,
@@ -126,7 +131,6 @@ class Overlay:
             heard_from=self._heard,
             addresses=self._addresses,
         )
-        self._began = clock.now()
         self._server: Server
         self._title = Title(
             self._discovery.name,
@@ -147,10 +151,19 @@ class Overlay:
             on_found=lambda peer, by_hand: self._tell(Added(peer) if by_hand else Seen(peer)),
             missing=lambda node: node not in self._membership.alive(),
             removed=lambda node: node in self._membership.removed,
-            tell=self._note,
+            tell=note,
         )
         self.static.set(daemon.config.mesh_peers)
-        self.last_account: Account | None = None
+        self._notices = Notices(
+            daemon.config.mesh_name,
+            membership=self._membership,
+            links=self._links,
+            discovery=self._discovery,
+            title=self._title,
+            clones=self._clones,
+            static=self.static,
+            noise=self._noise,
+        )
 
     # Its life
 
@@ -331,44 +344,6 @@ class Overlay:
         elif isinstance(event, LinkEnded):
             self._dispatch.link_lost(event.node)
 
-    def _on_frame(self, node: NodeId, frame: Frame) -> None:
-        match frame:
-            case State(report):
-                self._on_state(node, report)
-            case AccountFrame(account):
-                if node == self._election.ruled.coordinator:
-                    self.last_account = account
-            case Gossip(peers):
-                self._on_gossip(node, peers)
-            case Drain(on, for_s):
-                self._daemon.control.drain_here(on, for_s)
-            case Hello() | Bye():
-                pass
-            case _ if isinstance(frame, _REQUEST_FRAMES):
-                self._dispatch.received(node, frame)
-
-    def _on_gossip(self, node: NodeId, peers: tuple[PeerSeen, ...]) -> None:
-        """Whom a peer of the added side calls near is on that side too, also where two sites number their networks
-        alike."""
-        beside = self._membership.ranks_last(node)
-        for peer in peers[: MembershipSettings().gossip_max]:
-            there = beside and not peer.far
-            far = there or self._addresses.all_far(peer.addresses)
-            here = self._addresses.local(peer.addresses)
-            self._tell(Seen(replace(peer, via="gossip", addresses=here, far=far, added=peer.added or there)))
-
-    def _on_state(self, node: NodeId, report: NodeReport) -> None:
-        if report.id != node:
-            return
-        report = replace(report, addresses=self._addresses.local(report.addresses))
-        self._tell(Reported(report))
-        found = self._membership.view().node(node)
-        if node in self._membership.alive() and found is not None:
-            self._dispatch.node_changed(status_of(report, found.rtt_s or 0.0))
-            self._dispatch.node_running(node, report.running)
-        if node == self._election.ruled.coordinator:
-            self._tell_ruled()
-
     def _on_noise(self, address: str, code: str) -> None:
         if said := self._noise.heard(address, code, clock.now()):
             log_event(_log, logging.WARNING, "noise", said)
@@ -386,6 +361,11 @@ class Overlay:
             self._links.send_all(AccountFrame(self._daemon.dispatch.account()))
         self._discovery.update(self._advert())
         self._title.look()
+
+    @property
+    def last_account(self) -> Account | None:
+        """The coordinator's latest count of open requests."""
+        return self._inbox.last_account
 
     def ask_drain(self, node: NodeId, on: bool, for_s: float | None) -> bool:
         return self._links.send(node, Drain(on, for_s))
@@ -411,13 +391,9 @@ class Overlay:
         )
 
     async def _gossip(self) -> None:
-        said: list[str] = []
         while True:
             await asyncio.sleep(GOSSIP_EVERY_S)
-            before, said = said, self._missed()
-            for note in said:
-                if note not in before:
-                    self._note(note)
+            self._notices.look()
             self._links.send_all(Gossip(self._membership.gossip()))
 
     def _save_peers(self) -> None:
@@ -447,18 +423,8 @@ class Overlay:
         return self._addresses.advertised()
 
     def notes(self) -> list[str]:
-        """What a person should know of the mesh here: why others cannot be found, whom it misses."""
-        problems = [f"mesh-peers {address}: {why}" for address, why in self.static.problems.items()]
-        named = self._title.notes(self._discovery.name_of_mesh(self._config.mesh_name))
-        others = [*self._clones.notes(), *self._noise.notes(clock.now())]
-        return [*self._discovery.notes(), *self._missed(), *named, *others, *problems]
-
-    def _missed(self) -> list[str]:
-        view, after_s = self._membership.view(), DiscoverySettings().unheard_s
-        found = notes.forbidden(view, self._links.forbidden)
-        if clock.now() - self._began >= after_s:
-            found += notes.unheard(view, self._membership.alive(), self._discovery.heard, after_s)
-        return found
+        """What a person should know of the mesh here, a line each."""
+        return self._notices.all()
 
     def dropped(self) -> dict[str, int]:
         """Frames and datagrams that could not be used, by reason."""
@@ -470,6 +436,3 @@ class Overlay:
     def _shown(self, node: NodeId) -> str:
         found = self._membership.view().node(node)
         return found.report.name if found else node
-
-    def _note(self, text: str) -> None:
-        log_event(_log, logging.WARNING, "note", text)
