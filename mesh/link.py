@@ -45,7 +45,7 @@ class Ways(Struct, frozen=True, kw_only=True):
 
     tell: Callable[[Event], None]
     on_frame: Callable[[NodeId, Frame], None]
-    over: Callable[[Link, str, bool, str | None], None]
+    over: Callable[[Link, str, bool, Bye | None], None]
     noise: Callable[[str, str], None]
 
 
@@ -62,7 +62,7 @@ class Link:
         self._outbox: deque[bytes] = deque()
         self._outbox_bytes = 0
         self._wake, self._ending = asyncio.Event(), asyncio.Event()
-        self._bye: str | None = None
+        self._bye: Bye | None = None
         self._ping = (0, 0.0)  # the last one: number, when (uvloop's clock counts whole ms, too coarse for a LAN)
         self._garbled = 0  # in a row
 
@@ -83,7 +83,7 @@ class Link:
         if len(self._outbox) >= s.outbox_frames or self._outbox_bytes + len(data) > s.outbox_bytes:
             self._counts.full += 1
             why = f"its outbox is full ({len(self._outbox)} frames, {self._outbox_bytes} bytes)"
-            self._ways.over(self, why, False, "you read too slowly")
+            self._ways.over(self, why, False, Bye("you read too slowly", leaves=False))
             return False
         self._outbox.append(data)
         self._outbox_bytes += len(data)
@@ -105,7 +105,7 @@ class Link:
         name = self.ws.get_extra_info("sockname")
         return plain(str(name[0])) if name else ""
 
-    def end(self, bye: str | None) -> None:
+    def end(self, bye: Bye | None) -> None:
         """carry() says this bye, closes the socket and returns."""
         self._bye = bye
         self._ending.set()
@@ -121,7 +121,7 @@ class Link:
             if self._bye is not None:
                 with suppress(TimeoutError, OSError, aiohttp.ClientError, RuntimeError):
                     async with asyncio.timeout(self._settings.close_s):
-                        await self.ws.send_bytes(encode(Bye(self._bye)))
+                        await self.ws.send_bytes(encode(self._bye))
 
     async def _read(self) -> None:
         silence_s, burst = self._settings.silence_s, 0
@@ -143,7 +143,9 @@ class Link:
                     self._received(message.data)
                 except Exception:  # noqa: BLE001 - a defect of ours: it costs this link, not the mesh
                     _log.exception("a frame of %s cannot be handled", self.node)
-                    self._ways.over(self, "its frame could not be handled", False, "your frame cannot be handled")
+                    self._ways.over(
+                        self, "its frame could not be handled", False, Bye("your frame cannot be handled", leaves=False)
+                    )
             elif message.type is WSMsgType.TEXT:
                 self._unreadable(WireError("garbled", "text, not msgpack"))
             elif message.type is WSMsgType.ERROR and isinstance(message.data, aiohttp.WebSocketError):
@@ -171,8 +173,9 @@ class Link:
                 pass  # said once, at the start
             case Bye("duplicate"):
                 self._ways.over(self, "duplicate: this pair has another link", False, None)
-            case Bye(reason):
-                self._ways.tell(SaidBye(self.node, reason))
+            case Bye(reason, leaves):
+                if leaves:
+                    self._ways.tell(SaidBye(self.node, reason))
                 self._ways.over(self, f"it said bye: {reason}", False, None)
             case _:
                 self._ways.on_frame(self.node, frame)
@@ -183,7 +186,7 @@ class Link:
         self._ways.noise(self.address, error.code)
         self._garbled = 0 if error.code == "unknown_kind" else self._garbled + 1
         if self._garbled >= self._settings.garbled_max:
-            bye = f"unreadable frames: {error.message}"[:200]
+            bye = Bye(f"unreadable frames: {error.message}"[:200], leaves=False)
             self._ways.over(self, f"{self._garbled} unreadable frames in a row", False, bye)
 
     async def _write(self) -> None:

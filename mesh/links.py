@@ -131,7 +131,7 @@ class Links:
             wanted.wake.set()
         link = self._links.get(node)
         if link is not None:
-            self._drop(link, reason, False, reason)
+            self._drop(link, reason, False, Bye(reason))
 
     def renew(self, mine: Collection[str] | None = None) -> None:
         """After a sleep, or when the network here has changed: links from an address that is not in `mine` any more
@@ -347,7 +347,7 @@ class Links:
                 old.probe()  # its peer would not dial if it still had it: a new address, a sleep, a cable
                 return None
             self.counts.duplicates += 1
-            self._drop(old, "replaced by a newer link", False, "duplicate")
+            self._drop(old, "replaced by a newer link", False, Bye("duplicate"))
         link = Link(
             connected.ws, hello, connected.address, dialler=dialler, ways=self._ways, counts=self.counts,
             settings=self._settings,
@@ -371,7 +371,7 @@ class Links:
             return old.lively
         return old.lively and dialler != old.dialler and old.dialler < dialler
 
-    def _drop(self, link: Link, why: str, eof: bool, bye: str | None) -> None:
+    def _drop(self, link: Link, why: str, eof: bool, bye: Bye | None) -> None:
         """Out of the list, told, and its own task closes it. Idempotent."""
         if self._links.get(link.node) is not link:
             return

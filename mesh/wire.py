@@ -115,10 +115,12 @@ class Drain(Struct, frozen=True, tag="drain"):
     for_s: DrainSeconds | None = None
 
 
-class Bye(Struct, frozen=True, tag="bye"):
-    """The last frame on a link. `duplicate`: this pair has another link. Else a sentence for people."""
+class Bye(Struct, frozen=True, tag="bye", omit_defaults=True):
+    """The last frame on a link. `duplicate`: this pair has another link. Else a sentence for people. Without `leaves`
+    only the link ends, and its sender goes on."""
 
     reason: Annotated[str, Meta(max_length=1000)]
+    leaves: bool = True
 
 
 class Ping(Struct, frozen=True, tag="ping"):

@@ -182,16 +182,16 @@ async def test_a_node_that_leaves_takes_the_name_from_nobody(tmp_path: Path, mon
     claims: list[NameOwner] = []
     really = NameOwner.claim
 
-    async def claim(self: NameOwner, *args: Any, **kwargs: Any) -> str:
+    def claim(self: NameOwner, *args: Any, **kwargs: Any) -> None:
         claims.append(self)
-        return await really(self, *args, **kwargs)
+        really(self, *args, **kwargs)
 
     monkeypatch.setattr(NameOwner, "claim", claim)
     mesh = {"mesh_enabled": True, "mesh_name": mesh_name()}
     async with daemon_of(tmp_path, "one", mesh_priority=200, **mesh) as one:
         await until(lambda: one.membership.view().coordinator == one.id)
         async with daemon_of(tmp_path, "two", **mesh) as two:
-            await until(lambda: two.membership.view().coordinator == one.id and one.membership.alive())
+            await until(lambda: two.membership.view().coordinator == one.id and one.membership.alive() and claims)
             claims.clear()
             owner = two.overlay._discovery.name if two.overlay else None
             await two.control.disable()

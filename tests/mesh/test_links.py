@@ -386,7 +386,17 @@ async def test_a_full_outbox_closes_the_link() -> None:
         assert a.links.counts.full == 1
         while (message := await ws.receive()).type is WSMsgType.BINARY:
             last = decode(message.data)
-        assert last == Bye("you read too slowly")
+        assert last == Bye("you read too slowly", leaves=False)
+
+
+async def test_a_bye_of_the_link_alone_says_nothing_of_its_node() -> None:
+    async with world(A) as (a,), raw(a) as ws:
+        await ws.send_bytes(encode(stranger()))
+        await until(lambda: a.links.linked() == {B})
+        await ws.send_bytes(encode(Bye("you read too slowly", leaves=False)))
+        await until(lambda: a.of(LinkClosed))
+        assert a.of(LinkClosed) == [LinkClosed(B, "it said bye: you read too slowly", False)]
+        assert a.of(SaidBye) == []
 
 
 async def test_a_frame_too_large_closes_the_link_that_sent_it() -> None:
