@@ -31,7 +31,7 @@ from tests.sim.summary import AnyResult, Job, Summary, Violation
 
 BATCH = 20  # chaos seeds handed to a process at a time, one of them with 7 to 16 nodes
 RAIL_BATCH = 100
-QUIET_HOURS = 0.5
+QUIET_HOURS = 1.0
 QUIET_NODES = (*(2, 3, 2, 4, 3, 5, 2, 3, 6) * 4, 10, 16)
 FIRST_SEED = 1_000_000  # of --minutes; pytest has the small ones
 
