@@ -13,11 +13,12 @@ ABSENT = "model not served there"
 
 
 class Unfit(Struct, frozen=True):
-    """Why not. `failed`: because something broke there, not because it is full or away. `back_s` seconds until it is
-    started again; None: not by itself."""
+    """Why not. `failed`: because something broke there, not because it is full or away. `excluded`: by the request,
+    which has tried it. `back_s` seconds until it is started again; None: not by itself."""
 
     why: str
     failed: bool = False
+    excluded: bool = False
     back_s: float | None = None
 
 
@@ -35,7 +36,7 @@ def unfit(
     `pending`: a grant of ours has already made it load. `promised_bytes` are what other such loads will take.
     """
     if status.node in request.excluded:
-        return Unfit("excluded: already failed this request", failed=True)
+        return Unfit("excluded: already failed this request", failed=True, excluded=True)
     if status.draining:
         return Unfit("draining: it takes no new requests")
     if model.state is ModelState.FAILED:

@@ -35,6 +35,7 @@ class Options:
         self.unfit: list[Candidate] = []
         self.failures: list[bool] = []  # of each holder that cannot: did something break there?
         self.back_s: float | None = None  # until the first of them is started again
+        self.excluded = False  # is one of them a node that this request has tried?
         self.gone: list[str] = []  # names whose holder went down a while ago
         self._existing, self._listed = existing, listed
         self._why: list[str] = []
@@ -46,6 +47,7 @@ class Options:
     def refuse(self, status: NodeStatus, model: ModelStatus, no: filters.Unfit) -> None:
         self.unfit.append(Candidate(status.node, model.name, excluded=no.why))
         self.failures.append(no.failed)
+        self.excluded = self.excluded or no.excluded
         if no.back_s is not None:
             self.back_s = no.back_s if self.back_s is None else min(self.back_s, no.back_s)
         self._why.append(f"{status.name or status.node}: {no.why}")

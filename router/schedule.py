@@ -284,8 +284,9 @@ class Scheduler:
 
     def _nobody(self, waiting: Waiting, options: Options, now: float) -> Refuse | None:
         """Nobody can serve it: it is refused. But a model that failed and is started again before the deadline is worth
-        its wait, in its place in the queue; whoever can serve it sooner takes it."""
-        request, back_s = waiting.request, options.back_s
+        its wait, in its place in the queue; whoever can serve it sooner takes it. Not for a request that bars somebody:
+        after a refusal its edge lets in again whom it has tried, and that may be sooner."""
+        request, back_s = waiting.request, None if options.excluded else options.back_s
         if back_s is not None and (request.deadline is None or now + back_s < request.deadline):
             waiting.wait_s = back_s
             return None

@@ -229,6 +229,12 @@ def test_another_node_that_serves_it_is_not_waited_beside() -> None:
     assert granted(s.step(NodeUp(node("b")), 1.0)) == [("1", "b")]
 
 
+def test_a_request_is_not_held_for_a_broken_node_while_it_bars_one_that_was_only_busy() -> None:
+    s = scheduler(node("a", BROKEN), node("b"))
+    assert refused(s.step(ask("1", excluded=("b",), deadline=600.0), 0.0)).error.code is ErrorCode.MODEL_FAILED
+    assert granted(s.step(ask("1", deadline=600.0), 1.0)) == [("1", "b")], "its edge asks again without bars"
+
+
 def test_one_that_is_back_too_late_is_refused_with_when() -> None:
     error = refused(scheduler(node("a", BROKEN)).step(ask("1", deadline=30.0), 0.0)).error
     assert error.code is ErrorCode.MODEL_FAILED
