@@ -26,13 +26,16 @@ _LOOK_S = 0.02
 
 
 class Entry(Struct, frozen=True):
-    """One worker: its pid (it leads a process group of that number), its Probe.birth, the token in its environment."""
+    """One worker: its pid (it leads a process group of that number), its Probe.birth, the token in its environment; and
+    the pid and birth of the daemon that spawned it."""
 
     pid: int
     birth: str
     token: str
     model: str
     port: int
+    daemon: int = 0
+    daemon_birth: str = ""
 
 
 class Registry:
@@ -52,7 +55,8 @@ class Registry:
     def add(self, pid: int, model: str, port: int) -> None:
         """`pid` was spawned just now, with our token."""
         with self._lock:
-            self._entries[pid] = Entry(pid, self._probe.birth(pid), self.token, model, port)
+            me, birth = os.getpid(), self._probe.birth
+            self._entries[pid] = Entry(pid, birth(pid), self.token, model, port, me, birth(me))
             self._write()
 
     def remove(self, pid: int) -> None:
@@ -69,8 +73,9 @@ class Registry:
 
     def end_orphans(self) -> list[str]:
         """Ends what earlier daemons of this home left running; a sentence about each. Call it before the first `add`,
-        with the home's lock held."""
-        found = (read_file(self._file, list[Entry]) if self._file is not None else None) or []
+        with the home's lock held. Whose daemon still runs belongs to another home, which this one is a copy of."""
+        known = (read_file(self._file, list[Entry]) if self._file is not None else None) or []
+        found = [entry for entry in known if not self._has_daemon(entry)]
         ours = {entry.pid: self._processes(entry) for entry in found}
         for entry in found:
             self._kill(entry, ours[entry.pid])
@@ -86,9 +91,14 @@ class Registry:
                 self._left.append(entry)
                 said[-1] = f"the worker of {entry.model} (pid {entry.pid}) of an earlier daemon does not end"
         with self._lock:
-            if found:
+            if known:
                 self._write()
         return said
+
+    def _has_daemon(self, entry: Entry) -> bool:
+        """Whether another daemon than this one, who spawned it, is alive."""
+        other = entry.daemon not in (0, os.getpid()) and entry.daemon_birth != ""
+        return other and self._probe.birth(entry.daemon) == entry.daemon_birth
 
     def _processes(self, entry: Entry) -> list[int]:
         """Which processes of an entry's group live and are ours."""

@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 import psutil
 import pytest
+from msgspec import structs
 
 from node.io.probe import Probe
 from node.io.process import TOKEN_VARIABLE
@@ -104,6 +105,21 @@ def test_its_children_go_with_it_also_when_it_went_first(file: Path, spawn: Spaw
         while alive(grandchild.pid):  # somebody else's to wait for, once its parent is gone
             assert time.monotonic() < deadline
             time.sleep(0.01)
+
+
+def test_a_copied_home_leaves_the_workers_of_the_original_alone(file: Path, spawn: Spawn) -> None:
+    """The copy has workers.json too, and all in it is right; but their daemon lives."""
+    original = Registry(file)
+    daemon, child = spawn(), spawn(token=original.token)
+    original.add(child.pid, "qwen", 8000)
+    (entry,) = entries(file)
+    birth = Probe().birth(daemon.pid)
+    for of, ends in (((daemon.pid, birth), False), ((daemon.pid, "an earlier one"), True)):
+        copied = structs.replace(entry, daemon=of[0], daemon_birth=of[1])
+        file.write_bytes(msgspec.json.encode([copied]))
+        assert len(Registry(file).end_orphans()) == ends
+        assert alive(child.pid) is not ends
+        assert entries(file) == []
 
 
 def test_a_decoy_with_a_reused_pid_is_left_alone(file: Path, spawn: Spawn) -> None:
