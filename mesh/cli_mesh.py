@@ -12,6 +12,7 @@ import click
 from mesh import config, render, render_routes
 from mesh.cli_base import Commands, address, as_json, client, duration, home, warn
 from mesh.client import MeshClientError
+from mesh.settings import DRAIN_MAX_S
 
 WATCH_EVERY_S = 1.0
 
@@ -178,9 +179,17 @@ def _why(route_id: str, as_json: bool) -> None:
     render.show(render_routes.why(route, names))
 
 
+def _drain_time(written: str) -> float:
+    """An argument like "30m" that a drain can last: seconds."""
+    for_s = duration(written)
+    if not 0 < for_s <= DRAIN_MAX_S:
+        raise click.BadParameter(f"{written!r}: must be more than 0 s and at most {DRAIN_MAX_S / 86400:.0f} days")
+    return for_s
+
+
 @mesh.command()
 @click.argument("node")
-@click.option("--for", "for_s", type=duration, metavar="T", help='Until then, like "30m"; default: until undrain.')
+@click.option("--for", "for_s", type=_drain_time, metavar="T", help='Until then, like "30m"; default: until undrain.')
 @as_json
 def drain(node: str, for_s: float | None, as_json: bool) -> None:
     """Give NODE no new work; what it runs goes on to its end."""

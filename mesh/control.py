@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 JOINED_S = 2.0  # for an answer to say who coordinates; a node alone decides in half a second
 ADDED_S = 2.0  # for a peer that was added to be linked and heard before its state is told
 FOLLOW_LOOK_S = 1.0  # who follows the routes of a node without any is looked for so often
-DRAIN_SEEN_S = 5.0  # until a drain asked of another node must show in its report
+DRAIN_SEEN_S = 5.0  # until a drain asked of another node must show in its report,
+DRAIN_RENEWED_S = 1.0  # and the new end of one that is on already: it may be the same again
 
 
 T = TypeVar("T")
@@ -218,6 +219,7 @@ class DaemonControl:
         view = d.membership.view()
         node = resolve(view, text)
         shown = view.names()[node]
+        before = self._reason(node) if self._drains(node) else ""
         if node == d.id:
             self.drain_here(on, for_s)
             await d.files.flush()
@@ -231,6 +233,8 @@ class DaemonControl:
             hint = "`mlx-stack mesh status` shows its state"
             text = f"{shown} has not confirmed within {DRAIN_SEEN_S:.0f} s"
             raise MeshError("unanswered", text, hint=hint, status=504)
+        if on and node != d.id and before:
+            await self._until(lambda: self._reason(node) != before, DRAIN_RENEWED_S)
         return {"node": shown, "id": node, "draining": on, "reason": self._reason(node)}
 
     def drain_here(self, on: bool, for_s: float | None) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from msgspec import Struct
 
+DRAIN_MAX_S = 366 * 86400.0  # `mesh drain --for`: a time no timer takes is no time
+
 
 class MembershipSettings(Struct, frozen=True, kw_only=True):
     """When silence means something. Seconds.
@@ -99,6 +101,8 @@ class HeartbeatSettings(Struct, frozen=True, kw_only=True):
     """The UDP endpoint."""
 
     answered_s: float = 2.0  # an address that spoke so recently is the only one used
+    unmet_s: float = 10.0  # who was neither heard nor linked in so long may be nobody:
+    unmet_every_s: float = 1.0  # it is spoken to so often only, until it is met
     buffer_bytes: int = 256 << 10  # waiting in the socket's transport; more is dropped: a late heartbeat is worthless
     addresses_max: int = 16
     ways_max: int = 1024  # addresses whose socket is remembered

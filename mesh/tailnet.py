@@ -209,10 +209,13 @@ class Tailscale:
 
     async def _by_program(self, program: str, problem: MeshError) -> _Status:
         """`problem` is what the LocalAPI said. Raises MeshError."""
-        process = await asyncio.create_subprocess_exec(
-            program, "status", "--json", env={**os.environ, "TAILSCALE_BE_CLI": "1"},
-            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-        )  # fmt: skip
+        try:
+            process = await asyncio.create_subprocess_exec(
+                program, "status", "--json", env={**os.environ, "TAILSCALE_BE_CLI": "1"},
+                stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+            )  # fmt: skip
+        except OSError as error:  # no program after all, or none for this processor
+            raise problem from error
         try:
             async with asyncio.timeout(self._settings.program_s):
                 printed, said = await process.communicate()
@@ -250,7 +253,8 @@ def _problem(error: Exception) -> MeshError:
     said = str(error)
     if isinstance(error, tslocal.DaemonNotRunningError):
         if "refused" not in said:
-            return MeshError("tailscale_missing", "Tailscale is not installed here", hint="or it is not running")
+            return MeshError("tailscale_missing", "Tailscale is not installed here, or does not run",
+                             hint="start it, or `mlx-stack mesh add` an IP address")  # fmt: skip
         return MeshError("tailscale_stale", "Tailscale left its socket or port file behind, but nobody answers there",
                          hint="start Tailscale")  # fmt: skip
     denied = isinstance(error, tslocal.AccessDeniedError) or "Permission denied" in said

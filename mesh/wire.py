@@ -15,6 +15,7 @@ from msgspec import Meta, Raw, Struct
 from election.messages import Kind as MessageKind
 from election.messages import Message
 from mesh.errors import MeshError
+from mesh.settings import DRAIN_MAX_S
 from node.types import NodeId, NodeReport, Port
 from router.account import Account
 from router.frames import CoordinatorFrame, EdgeFrame
@@ -28,7 +29,7 @@ Via: TypeAlias = Literal["mdns", "static", "tailscale", "gossip"]
 
 
 # Bounds of what others say, checked when decoding: a port no socket takes, a time no timer takes.
-DrainSeconds: TypeAlias = Annotated[float, Meta(gt=0, le=366 * 86400)]
+DrainSeconds: TypeAlias = Annotated[float, Meta(gt=0, le=DRAIN_MAX_S)]
 Text: TypeAlias = Annotated[str, Meta(max_length=256)]  # names, versions, nonces: what is passed on must stay small
 Id: TypeAlias = Annotated[NodeId, Meta(max_length=64)]
 Addresses: TypeAlias = Annotated[tuple[Annotated[str, Meta(max_length=64)], ...], Meta(max_length=64)]

@@ -82,6 +82,8 @@ def test_bare_and_help_list_every_command() -> None:
         (("mesh", "routes", "--last", "0"), "--last"),
         (("mesh", "add", "http://x"), "HOST:PORT"),
         (("mesh", "drain", "a", "--for", "soon"), "must be seconds"),
+        (("mesh", "drain", "a", "--for", "0s"), "more than 0 s"),
+        (("mesh", "drain", "a", "--for", "400d"), "at most 366 days"),
         (("mesh", "routes", "--why", "x", "--follow"), "exclude each other"),
         (("models", "--json", "add", "x"), "belongs behind the command"),
         (("config", "reset"), "--yes"),

@@ -249,7 +249,7 @@ async def test_every_state_in_words(socket_path: str, state: str, code: str, sai
 
 async def test_neither_socket_nor_program() -> None:
     error = await failure(Tailscale(QUICK, socket=NO_SOCKET, programs=("no-such-program",)))
-    assert (error.code, error.message) == ("tailscale_missing", "Tailscale is not installed here")
+    assert (error.code, error.message) == ("tailscale_missing", "Tailscale is not installed here, or does not run")
 
 
 async def test_a_program_that_cannot_reach_its_daemon(program: Callable[..., None]) -> None:
@@ -337,3 +337,11 @@ def test_names_that_mean_nobody_or_several() -> None:
 
 def test_the_shortest_name_that_finds_it() -> None:
     assert [NET.name_of(m) for m in NET.machines] == ["mini", "mini.tail9.ts.net", "studio", "studio-1", "lent"]
+
+
+async def test_a_program_that_cannot_be_started_is_none(tmp_path: Path) -> None:
+    broken = tmp_path / "tailscale"
+    broken.write_bytes(b"\x00no program")
+    broken.chmod(0o755)
+    error = await failure(Tailscale(QUICK, socket=NO_SOCKET, programs=(str(broken),)))
+    assert error.code == "tailscale_missing"
