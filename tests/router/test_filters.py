@@ -71,7 +71,9 @@ def test_broken_is_told_from_full() -> None:
     failed = model(state=ModelState.FAILED, error="no such directory")
     assert unfit(node(failed), failed, REQUEST) == Unfit("failed there: no such directory", failed=True)
     tried = Request(id=RequestId("1"), models=("qwen",), excluded=(NodeId("n"),))
-    assert unfit(node(model()), model(), tried) == Unfit("excluded: already failed this request", failed=True)
+    assert unfit(node(model()), model(), tried) == Unfit(
+        "excluded: already failed this request", failed=True, excluded=True
+    )
     draining = NodeStatus(node=NodeId("n"), draining=True, models=(model(),))
     no = unfit(draining, model(), REQUEST)
     assert no is not None
