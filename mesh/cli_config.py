@@ -11,7 +11,7 @@ from mesh import config as configuration
 from mesh import render, values
 from mesh.cli_base import Commands, as_json, client, home, warn
 from mesh.client import MeshClientError
-from mesh.config import KEYS, Config, Key
+from mesh.config import KEYS, Config, ConfigError, Key
 
 
 @click.group(cls=Commands)
@@ -74,7 +74,10 @@ def set_(key: str, value: str, as_json: bool) -> None:
     place = home()
     entry = configuration.find_key(key)
     configuration.set_values(place, {entry.name: value})
-    found = configuration.load(place)
+    try:
+        found = configuration.load(place)
+    except ConfigError as error:  # What else stands there may be wrong, and be what is mended next.
+        raise ConfigError(f"{entry.name} is written, but {error}") from error
     running = place.running() is not None
     if running:
         try:

@@ -211,7 +211,8 @@ def find_key(name: str, where: str = "") -> Key:
     if key is not None:
         return key
     near = difflib.get_close_matches(name.lower().replace("_", "-"), _BY_NAME, n=1, cutoff=0.5)
-    hint = f"did you mean '{near[0]}'?" if near else "`mlx-stack config list` shows all keys"
+    known = "correct it, or remove the line" if where else "`mlx-stack config list` shows all keys"
+    hint = f"did you mean '{near[0]}'?" if near else known
     raise ConfigError(f"unknown key '{name}'{_in(where)}: {hint}")
 
 

@@ -209,6 +209,11 @@ def test_config_refuses(home: Home) -> None:
     found = run("config", "set", "prot", "1")
     assert (found.exit_code, found.stderr) == (1, "Error: unknown key 'prot': did you mean 'port'?\n")
     assert run("config", "set", "port", "x").exit_code == 1
+    (home.root / "config.yaml").write_text("quux: 1\nmesh-priority: high\n")
+    found = run("config", "set", "node-name", "zed")
+    assert (found.exit_code, found.stdout) == (1, "")
+    assert found.stderr.startswith("Error: node-name is written, but unknown key 'quux' in ")
+    assert "remove the line" in found.stderr
     home.config.write_text("a: [")
     found = run("config", "list", "--json")
     assert (found.exit_code, found.stdout) == (1, "")
