@@ -40,6 +40,9 @@ class _Target:
     addresses: tuple[tuple[str, int], ...]
     answered: tuple[str, int] | None = None
     answered_at: float = 0.0
+    since: float = 0.0  # when it was set first
+    next_at: float = 0.0  # when one that was never met is spoken to again
+    met: bool = False  # it was heard, or linked
 
 
 class Heartbeats:
@@ -89,24 +92,41 @@ class Heartbeats:
         targets = tuple((a, peer_port) for a in addresses[: self._settings.addresses_max])
         known = self._targets.get(node)
         if known is None:
-            self._targets[node] = _Target(targets)
+            self._targets[node] = _Target(targets, since=asyncio.get_running_loop().time())
         else:
             known.addresses = targets
+
+    def met(self, node: NodeId) -> None:
+        """There is a link with it: it is no ghost, though its datagrams may not arrive."""
+        if node in self._targets:
+            self._targets[node].met = True
 
     def forget(self, node: NodeId) -> None:
         self._targets.pop(node, None)
 
     def send(self, message: Message, to: NodeId | None) -> None:
-        """To one peer, or to all (None). Never blocks: what cannot leave now is dropped and counted.
-        Raises WireError(too_large)."""
+        """To one peer, or to all (None), of these more seldom to who was never met. Never blocks: what cannot
+        leave now is dropped and counted. Raises WireError(too_large)."""
         data = encode_message(message)
         now = asyncio.get_running_loop().time()
         for target in self._targets.values() if to is None else filter(None, [self._targets.get(to)]):
             if target.answered and now - target.answered_at < self._settings.answered_s:
                 self._send(data, target.answered)
                 continue
+            if to is None and self._unknown(target, now):
+                continue
             for address in dict.fromkeys((*target.addresses, *([target.answered] if target.answered else []))):
                 self._send(data, address)
+
+    def _unknown(self, target: _Target, now: float) -> bool:
+        """It was never met, and it is not its turn: anybody may announce any number, at anybody's addresses."""
+        s = self._settings
+        if target.met or now < target.since + s.unmet_s:
+            return False
+        if now < target.next_at:
+            return True
+        target.next_at = now + s.unmet_every_s
+        return False
 
     def _send(self, data: bytes, address: tuple[str, int]) -> None:
         try:
@@ -159,7 +179,7 @@ class Heartbeats:
         self.counts.received += 1
         target = self._targets.get(NodeId(message.sender))
         if target is not None:
-            target.answered = address
+            target.answered, target.met = address, True
             target.answered_at = asyncio.get_running_loop().time()
         self._on_message(message, address[0])
 

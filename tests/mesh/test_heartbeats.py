@@ -85,6 +85,34 @@ async def test_all_addresses_until_one_answered_then_that_one() -> None:
         await until(lambda: len(b.heard) == 2)
 
 
+async def test_who_never_answers_is_spoken_to_seldom() -> None:
+    seldom = HeartbeatSettings(unmet_s=0.0, unmet_every_s=3600.0)
+    async with opened("127.0.0.1") as (b,):
+        heard: list[Message] = []
+        beats = Heartbeats(on_message=lambda m, _: heard.append(m), settings=seldom)
+        port = free_port()
+        await beats.open(["127.0.0.1"], port)
+        beats.set_peer(B, ["127.0.0.1"], b.port)
+        for n in range(5):
+            beats.send(message(seq=n), None)
+        assert beats.counts.sent == 1
+        beats.send(message(seq=5), B)
+        assert beats.counts.sent == 2, "what is said to it alone is said"
+        b.beats.set_peer(A, ["127.0.0.1"], port)
+        b.beats.send(message(B), A)
+        await until(lambda: heard)
+        for n in range(5):
+            beats.send(message(seq=n), None)
+        assert beats.counts.sent == 7
+        beats.set_peer(A, ["127.0.0.1"], b.port)
+        beats.send(message(seq=9), None)
+        beats.met(A)
+        for n in range(2):
+            beats.send(message(seq=9 + n), None)
+        assert beats.counts.sent == 7 + 2 + 4, "who is linked is no ghost, though no datagram of it comes"
+        beats.close()
+
+
 async def test_a_peer_that_moved_is_answered_where_it_speaks_from() -> None:
     async with opened("127.0.0.1", "127.0.0.1") as (a, b):
         a.beats.set_peer(B, ["127.0.0.9"], 9)
