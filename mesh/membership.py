@@ -201,14 +201,14 @@ class Membership:
         s, strangers = self._settings, [p for p in self._peers.values() if not p.reached]
         full = len(self._peers) >= s.peers_max
         if full or (not linked and len(strangers) >= s.strangers_max):
-            old = [p for p in strangers if p.ended or linked] or [p for p in self._peers.values() if full and p.ended]
+            old = [p for p in strangers if p.ended or p.incompatible or linked]
+            old = old or [p for p in self._peers.values() if full and p.ended]
             if not old:
                 return None
             self._forget(min(old, key=lambda p: p.ended_at if p.ended else p.since).seen.id, "too many nodes", out)
-        peer = Member(seen=seen, since=now, life=Liveness(self._settings, far=seen.far), boot=seen.boot)
-        peer.seen = structs.replace(seen, addresses=self._bounded(seen.addresses))
-        self._peers[seen.id] = peer
-        peer.sighted = seen.via == "mdns"
+        seen = structs.replace(seen, addresses=self._bounded(seen.addresses))
+        sighted, life = seen.via == "mdns", Liveness(s, far=seen.far)
+        peer = self._peers[seen.id] = Member(seen=seen, since=now, life=life, boot=seen.boot, sighted=sighted)
         out.add(Known(seen.id, peer.ranks_last))
         if not incompatible(seen.protocol, seen.version):
             out.add(Dial(peer.seen, at_once=True))
@@ -382,6 +382,10 @@ class Membership:
     def gossip(self) -> tuple[PeerSeen, ...]:
         """Peers worth telling others about: reached, and alive."""
         return tuple(p.seen for p in self._peers.values() if p.reached and not p.ended and not p.incompatible)
+
+    def shuns(self, node: str | None) -> bool:
+        """It was removed here, or said goodbye to this node: whoever else follows it, this node cannot."""
+        return node in self.removed or any(p.left for id_, p in self._peers.items() if id_ == node)
 
     def ranks_last(self, node: NodeId) -> bool:
         """This peer is far and on the added side; so is whom it calls near."""

@@ -331,7 +331,8 @@ class Overlay:
             return
         if NodeId(message.sender) in self._membership.removed:
             return
-        self._election.tell(Heard(message))
+        if not self._membership.shuns(message.coordinator):
+            self._election.tell(Heard(message))
         if message.role is not Role.FOLLOWER:
             self._title.rival(NodeId(message.sender))
         self._tell(Beat(NodeId(message.sender), message.boot))
@@ -339,6 +340,7 @@ class Overlay:
     def _on_link(self, event: events.Event) -> None:
         self._tell(event)
         if isinstance(event, LinkUp):
+            self._heartbeats.met(event.hello.id)
             self._links.send(event.hello.id, State(self._daemon.report()))
             self._links.send(event.hello.id, Gossip(self._membership.gossip()))
         elif isinstance(event, LinkEnded):

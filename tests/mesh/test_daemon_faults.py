@@ -247,3 +247,27 @@ async def test_what_no_socket_and_no_timer_takes_is_dropped_where_it_comes_in(tm
         await until(lambda: daemon.overlay is not None and daemon.overlay.dropped().get("garbled") == 1)
         assert [n.report.name for n in daemon.membership.view().nodes] == ["solo", "stranger"]
         assert not daemon.host.draining
+
+
+async def test_who_was_removed_and_who_removed_it_do_not_follow_each_other(tmp_path: Path) -> None:
+    """The third node follows one of the two, and would tell the other of it."""
+    same = {"mesh_enabled": True, "mesh_name": f"removed{os.getpid()}"}
+    async with (
+        daemon_of(tmp_path, "ann", mesh_priority=200, **same) as ann,
+        daemon_of(tmp_path, "ben", mesh_priority=100, **same) as ben,
+        daemon_of(tmp_path, "cat", mesh_priority=50, **same) as cat,
+    ):
+        three = (ann, ben, cat)
+        rules = lambda: [d.membership.view().coordinator for d in three]  # noqa: E731
+        await until(lambda: all(len(d.membership.alive()) == 2 for d in three) and len({*rules()} - {None}) == 1, 30)
+        first = next(d for d in three if d.id == rules()[0])
+        other, third = (d for d in three if d is not first)
+        assert other.overlay
+        other.overlay.remove(first.id)
+
+        def settled() -> bool:
+            views = {d.id: d.membership.view() for d in three}
+            apart = views[first.id].coordinator == first.id and views[other.id].coordinator != first.id
+            return apart and views[first.id].alone and views[third.id].coordinator in (other.id, third.id)
+
+        await until(settled, 30)

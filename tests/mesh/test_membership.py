@@ -510,6 +510,13 @@ def test_ten_thousand_announced_nodes_take_a_bounded_place_and_keep_nobody_out()
     assert {A, B} == {p.id for p in w.m.gossip()} == {p.id for p in w.m.to_keep()}
 
 
+def test_strangers_of_another_protocol_keep_no_place_from_a_node_of_ours() -> None:
+    w = World(strangers_max=4)
+    w.tell(*[Seen(seen(NodeId(f"{n:016x}"), protocol=PROTOCOL + 1)) for n in range(100)])
+    w.tell(Seen(seen(B)))
+    assert w.node(B).state is NodeState.WAITING
+
+
 def test_one_that_is_linked_displaces_one_that_was_only_announced() -> None:
     w = World(peers_max=4, strangers_max=4)
     w.tell(*strangers(4))
