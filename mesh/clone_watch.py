@@ -19,6 +19,7 @@ from mesh.clones import Ask, Clones, Met, Say, Spoke, Suspected, TakeNewId, Tick
 from mesh.driver import Driver
 from mesh.gather import STATUS
 from mesh.log import event as log_event
+from mesh.lookup import body_of
 from mesh.settings import CloneSettings
 from node.types import NodeId
 
@@ -99,11 +100,11 @@ class CloneWatch:
     async def _is_of_this_id(self, place: Ask) -> bool:
         """Asked without a hello first: another node might take that for a lost link."""
         url = URL.build(scheme="http", host=place.address, port=place.peer_port, path=STATUS)
-        with suppress(TimeoutError, aiohttp.ClientError, OSError, ValueError):
+        with suppress(TimeoutError, aiohttp.ClientError, OSError, ValueError, RecursionError):
             async with (
                 asyncio.timeout(self._settings.answer_s),
                 self._daemon.session.get(url, allow_redirects=False) as answer,
             ):
-                said: Any = json.loads(await answer.content.read(self._settings.answer_bytes))
+                said: Any = json.loads(await body_of(answer, self._settings.answer_bytes))
                 return isinstance(said, dict) and said.get("id") == self._daemon.id
         return False

@@ -206,12 +206,12 @@ class Lookup:
             async with asyncio.timeout(s.connect_s):
                 url = URL.build(scheme="http", host=ip, port=port, path=WELL_KNOWN)
                 async with self._session.get(url, allow_redirects=False) as answer:
-                    body = await answer.content.read(s.answer_bytes)
+                    body = await body_of(answer, s.answer_bytes)
                     status = answer.status
         except (TimeoutError, OSError, aiohttp.ClientError) as error:
             raise _why_not(where, error) from error
         if status == 200:
-            with suppress(ValueError):  # else some other program's answer
+            with suppress(ValueError, RecursionError):  # else some other program's answer
                 return msgspec.json.decode(body, type=WellKnown)
         raise MeshError("not_a_node", f"{where} answers HTTP but is no mlx-stack node",
                         hint=f"give the address and `port` of its edge, by default {s.port}", status=502)  # fmt: skip
@@ -233,6 +233,14 @@ class Lookup:
         writer.close()
         with suppress(OSError):
             await writer.wait_closed()
+
+
+async def body_of(answer: aiohttp.ClientResponse, bytes_max: int) -> bytes:
+    """All of it, at most `bytes_max`; `read(n)` alone gives what happens to be there. Raises ClientError."""
+    try:
+        return await answer.content.readexactly(bytes_max)
+    except asyncio.IncompleteReadError as short:
+        return short.partial
 
 
 def _why_not(where: str, error: Exception) -> MeshError:

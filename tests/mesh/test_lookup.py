@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from mesh.addresses import Address, Addresses
 from mesh.errors import MeshError
-from mesh.lookup import WELL_KNOWN, Lookup, split_address
+from mesh.lookup import WELL_KNOWN, Lookup, body_of, split_address
 from mesh.settings import PeersSettings
 from mesh.tailnet import Machine, Tailnet, Tailscale
 from mesh.wire import PROTOCOL, PeerSeen, WellKnown
@@ -183,6 +183,7 @@ async def test_every_failure_has_a_name_and_a_way_out() -> None:
         web.Response(text="<html>"),
         web.Response(text='{"id": "x"}'),
         web.Response(body=b"x" * 200_000),
+        web.Response(text='{"x": ' + "[" * 30_000),
         web.Response(status=301, headers={"location": "http://127.0.0.1:1/"}),
     ],
 )
@@ -191,6 +192,29 @@ async def test_http_that_is_no_node_is_said(answer: web.Response) -> None:
         error = await failure(f"127.0.0.1:{port}")
     assert error.code == "not_a_node"
     assert "answers HTTP but is no mlx-stack node" in error.message
+
+
+async def test_an_answer_in_pieces_is_read_whole() -> None:
+    body = msgspec.json.encode(
+        WellKnown(id=A, name="mini", mesh_id="m", version="0.1", protocol=PROTOCOL, peer_port=4001)
+    )
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(body) + body[:9])
+        await writer.drain()
+        await asyncio.sleep(0.05)  # a packet of its own: the kernel would join the two
+        writer.write(body[9:])
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(talk, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+    async with server, aiohttp.ClientSession() as session:
+        async with session.get(url) as answer:
+            assert await body_of(answer, 1 << 16) == body
+        async with session.get(url) as answer:
+            assert await body_of(answer, 20) == body[:20]
 
 
 async def test_what_is_not_even_http_is_said() -> None:
