@@ -383,9 +383,9 @@ class Membership:
         """Peers worth telling others about: reached, and alive."""
         return tuple(p.seen for p in self._peers.values() if p.reached and not p.ended and not p.incompatible)
 
-    def shuns(self, node: str | None) -> bool:
+    def shuns(self, node: NodeId) -> bool:
         """It was removed here, or said goodbye to this node: whoever else follows it, this node cannot."""
-        return node in self.removed or any(p.left for id_, p in self._peers.items() if id_ == node)
+        return node in self.removed or ((peer := self._peers.get(node)) is not None and peer.left)
 
     def ranks_last(self, node: NodeId) -> bool:
         """This peer is far and on the added side; so is whom it calls near."""

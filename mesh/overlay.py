@@ -331,7 +331,7 @@ class Overlay:
             return
         if NodeId(message.sender) in self._membership.removed:
             return
-        if not self._membership.shuns(message.coordinator):
+        if not self._membership.shuns(NodeId(message.coordinator or "")):
             self._election.tell(Heard(message))
         if message.role is not Role.FOLLOWER:
             self._title.rival(NodeId(message.sender))

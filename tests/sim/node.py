@@ -120,7 +120,8 @@ class Node:
         world, election = self.world, self.election
         world.steps += 2
         now = world.now + self.offset
-        effects = election.step(heard, now)
+        shunned = self.membership.shuns(NodeId(heard.message.coordinator or ""))
+        effects = [] if shunned else election.step(heard, now)
         if effects or election.reign is not self.reign:
             self._elected(heard, effects)
         elif election.deadline - self.offset < self.wake_at:
