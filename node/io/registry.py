@@ -74,13 +74,15 @@ class Registry:
     def end_orphans(self) -> list[str]:
         """Ends what earlier daemons of this home left running; a sentence about each. Call it before the first `add`,
         with the home's lock held. Whose daemon still runs belongs to another home, which this one is a copy of."""
-        known = (read_file(self._file, list[Entry]) if self._file is not None else None) or []
+        there = self._file is not None and self._file.exists()
+        known = read_file(self._file, list[Entry]) if self._file is not None else None
+        said = [f"{self._file} is damaged and set aside: who ran is not known"] if there and known is None else []
+        known = known or []
         found = [entry for entry in known if not self._has_daemon(entry)]
         ours = {entry.pid: self._processes(entry) for entry in found}
         for entry in found:
             self._kill(entry, ours[entry.pid])
         deadline = time.monotonic() + _END_LIMIT_S
-        said = []
         for entry in found:
             if not ours[entry.pid]:
                 continue

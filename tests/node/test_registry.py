@@ -156,7 +156,8 @@ def test_a_daemon_that_ends_at_once_takes_its_own_with_it(file: Path, spawn: Spa
 def test_a_damaged_registry_is_set_aside(file: Path, content: bytes) -> None:
     file.parent.mkdir()
     file.write_bytes(content)
-    assert Registry(file).end_orphans() == []
+    (said,) = Registry(file).end_orphans()
+    assert str(file) in said
     assert file.with_name("workers.json.bad").read_bytes() == content
 
 
