@@ -56,7 +56,8 @@ class Watch:
                     return why
                 every_s = self._settings.stats_every_s * (_IDLE_FACTOR if self._idle and not self._frozen_since else 1)
                 waiting = {f for f in (exited, self._probing, self._doubts) if f is not None and not f.done()}
-                await asyncio.wait(waiting, timeout=every_s, return_when=asyncio.FIRST_COMPLETED)
+                if waiting:  # else it has ended during the look
+                    await asyncio.wait(waiting, timeout=every_s, return_when=asyncio.FIRST_COMPLETED)
             if self._probing is not None:
                 self._probing.cancel()
         return exited.result()

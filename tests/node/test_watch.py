@@ -11,7 +11,7 @@ from msgspec import structs
 from node.errors import NodeError, NodeErrorCode
 from node.facts import ModelFact
 from node.headroom import GIB
-from node.io.engine import ModelSpec
+from node.io.engine import ModelSpec, WorkerStats
 from node.openai import DONE
 from node.settings import NodeSettings
 from node.types import ModelState
@@ -197,3 +197,26 @@ def test_the_bounds_are_in_order() -> None:
     assert settings.idle_probe_first_s <= settings.idle_probe_cap_s
     assert settings.hang_floor_s <= settings.hang_blind_s
     assert settings.leak_factor > 1
+
+
+async def test_a_worker_that_ends_while_it_is_looked_at_is_said_to_have_ended() -> None:
+    """A call fails, so a doubt is raised, and the process is gone before that look is over."""
+    async with running(Rig(NO_PROBES), spec()) as rig:
+        await ready(rig)
+        worker, hosted = rig.engine.workers[0], rig.host._roster.find("a")
+        stats = worker.stats
+
+        async def die() -> WorkerStats:
+            worker.crash.set_result("ended by SIGKILL")
+            for _ in range(5):  # the task that waits for its end has its turn
+                await asyncio.sleep(0)
+            hosted.doubt()
+            worker.stats = stats  # type: ignore[method-assign]
+            return worker.alive
+
+        rig.probe.worker_bytes = lambda _pid, **_: hosted.doubt() or 0  # type: ignore[method-assign, assignment, func-returns-value]
+        worker.stats = die  # type: ignore[method-assign]
+        await until(lambda: len(rig.engine.workers) == 2)
+        await ready(rig)
+        assert any("ended by SIGKILL" in why for why in whys(rig)), whys(rig)
+        assert not any("Futures" in why for why in whys(rig)), whys(rig)
