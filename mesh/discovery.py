@@ -182,6 +182,8 @@ class Discovery:
             self._swallowed = not came
 
     async def _open(self, interfaces: tuple[str, ...]) -> None:
+        if self._advert is None:
+            raise MdnsError("closed while it looked at its interfaces")
         await self._mdns.open(interfaces, self._service())
         self._interfaces = interfaces
         self.name.opened()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, assert_never
 
 from election.machine import Election
 from election.messages import Effect, Event, Follow, Leave, Remember, Role, Send, Tick
+from election.peers import TERM_MAX
 from election.settings import ElectionSettings
 from mesh import clock
 from mesh.driver import Driver
@@ -102,9 +103,16 @@ class Electing:
         return self._daemon.home.mesh / "term"
 
     def _term_on_disk(self) -> int:
-        """0 when there is none; a file that holds no term is moved aside."""
+        """0 when there is none; a file that holds no term, or one that nobody would believe, is moved aside."""
 
         def note(text: str) -> None:
             log_event(_log, logging.WARNING, "note", text)
 
-        return read_or_set_aside(self._term_file, lambda data: int(data.decode()), note) or 0
+        return read_or_set_aside(self._term_file, _term_of, note) or 0
+
+
+def _term_of(data: bytes) -> int:
+    term = int(data[:64].decode())
+    if not 0 <= term < TERM_MAX:
+        raise ValueError(f"{term} is no term")
+    return term

@@ -74,7 +74,7 @@ def _kind_of_port(port: str) -> Kind:
 
 def _mac_ports() -> dict[str, Kind]:
     try:
-        done = subprocess.run(PORTS, capture_output=True, text=True, check=True, timeout=_PORTS_S)
+        done = subprocess.run(PORTS, capture_output=True, check=True, timeout=_PORTS_S)
     except (OSError, subprocess.SubprocessError):
         return {}
-    return ports_of(done.stdout)
+    return ports_of(done.stdout.decode(errors="replace"))  # people name their ports

@@ -95,10 +95,13 @@ class Mdns:
         await self._zc.async_update_service(_info(service))
 
     async def browse(self, on_seen: Callable[[str], None]) -> None:
-        """Calls `on_seen(instance)` for each other instance that appears or changes; asks for all of them anew."""
+        """Calls `on_seen(instance)` for each other instance that appears or changes; asks for all of them anew. Raises
+        MdnsError."""
         assert self._zc is not None
         if self._browser is not None:
             await self._browser.async_cancel()
+        if self._zc is None:
+            raise MdnsError("closed while it was opened")
         # QM: several daemons may share port 5353 on this machine, and a unicast answer would reach only one of them.
         listener = _Listener(lambda name: on_seen(name.removesuffix(f".{SERVICE}")))
         self._browser = AsyncServiceBrowser(

@@ -70,7 +70,7 @@ class NetWatch:
     def __init__(self, changed: Callable[[int], None]) -> None:
         self._changed = changed
         self._sock: socket.socket | None = None
-        self._running: dict[int, bool] = {}
+        self._running: set[int] = set()  # interfaces whose cable is in
         self._parse = linux_notices if sys.platform == "linux" else mac_notices
         self.trusted = False  # it tells of changes: nobody needs to look
 
@@ -106,9 +106,10 @@ class NetWatch:
         if notice.interface == 0:
             self._changed(0)
             return
-        was = self._running.get(notice.interface)
-        self._running[notice.interface] = notice.running
-        if notice.running and not was:
+        if not notice.running:
+            self._running.discard(notice.interface)
+        elif notice.interface not in self._running:
+            self._running.add(notice.interface)
             self._changed(notice.interface)
 
 

@@ -249,6 +249,17 @@ async def test_what_no_socket_and_no_timer_takes_is_dropped_where_it_comes_in(tm
         assert not daemon.host.draining
 
 
+@pytest.mark.parametrize("kept", ["-3", str(2**70), "seven", "9" * 10_000])
+async def test_a_term_that_is_none_is_set_aside(tmp_path: Path, kept: str) -> None:
+    folder = tmp_path / "solo" / "mesh"
+    folder.mkdir(parents=True)
+    (folder / "term").write_text(kept)
+    async with daemon_of(tmp_path, mesh_enabled=True, mesh_name=f"term{os.getpid()}") as solo:
+        await until(lambda: solo.membership.view().coordinator == solo.id)
+        assert solo.membership.view().term == 0
+    assert [p.read_text() for p in folder.glob("term.broken-*")] == [kept]
+
+
 async def test_who_was_removed_and_who_removed_it_do_not_follow_each_other(tmp_path: Path) -> None:
     """The third node follows one of the two, and would tell the other of it."""
     same = {"mesh_enabled": True, "mesh_name": f"removed{os.getpid()}"}

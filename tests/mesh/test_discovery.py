@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 import socket
-from collections.abc import AsyncIterator, Callable
+import threading
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -22,6 +23,7 @@ from mesh.addresses import Address, Addresses
 from mesh.advert import TXT_BYTES_MAX, Advert, seen_of, txt_bytes
 from mesh.discovery import Discovery, multicast_problem
 from mesh.flood import FloodGate
+from mesh.interfaces import Kind
 from mesh.mdns import SERVICE
 from mesh.settings import DiscoverySettings, FloodSettings
 from mesh.wire import PROTOCOL, PeerSeen
@@ -347,3 +349,22 @@ def test_a_txt_record_that_is_too_long_is_none_of_ours() -> None:
     txt: dict[str, str | None] = dict(advert().txt())
     assert seen_of(txt, ["10.0.0.2"]) is not None
     assert seen_of({**txt, **{f"x{i}": "y" * 250 for i in range(5)}}, ["10.0.0.2"]) is None
+
+
+async def test_closed_while_it_learns_what_its_interfaces_are() -> None:
+    asked, answer = threading.Event(), threading.Event()
+
+    def kinds(names: Collection[str]) -> dict[str, Kind]:
+        asked.set()
+        answer.wait(20)
+        return dict.fromkeys(names, Kind.ETHERNET)
+
+    addresses = Addresses(["127.0.0.1"], read=lambda: (LOOPBACK,), kinds=kinds)
+    discovery = Discovery(A, on_found=lambda _: None, addresses=addresses, settings=QUICK)
+    running_ = asyncio.ensure_future(discovery.run(advert()))
+    await until(asked.is_set)
+    await discovery.close(successor=False)
+    answer.set()
+    await asyncio.wait([running_], timeout=0.2)
+    assert not running_.done()
+    running_.cancel()
