@@ -15,6 +15,7 @@ from mesh import config as configuration
 from mesh.config import ConfigError
 from mesh.errors import MeshError
 from mesh.gather import Gatherer
+from mesh.lookup import bare_address
 from mesh.names import resolve
 from mesh.status import Json, mesh_json, model_details, node_json
 from mesh.store import route_json
@@ -150,6 +151,7 @@ class DaemonControl:
         configuration.set_values(self._daemon.home, changes)
 
     async def add_peer(self, address: str) -> Json:
+        address = bare_address(address)
         peer = await self._overlay().add(address)
         await self._set_peers([*self._daemon.config.mesh_peers, address])
 

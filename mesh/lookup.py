@@ -40,11 +40,16 @@ class _There(Struct, frozen=True):
     addresses: tuple[str, ...]
 
 
+def bare_address(text: str) -> str:
+    """A URL without all that is no address, as `mesh-peers` has it."""
+    return text.strip().removeprefix("http://").removeprefix("https://").rstrip("/").removesuffix("/v1").rstrip("/")
+
+
 def split_address(text: str, default_port: int) -> tuple[str, int]:
     """Host and port of `host`, `host:port`, `::1`, `[::1]` or `[::1]:port`, and of a URL with these.
 
     Raises MeshError(bad_address)."""
-    bare = text.strip().removeprefix("http://").removeprefix("https://").removesuffix("/v1").rstrip("/")
+    bare = bare_address(text)
     if bare.count(":") > 1 and not bare.startswith("["):
         host, port = bare, ""  # an IPv6 address as it is
     elif bare.startswith("["):

@@ -15,9 +15,10 @@ from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mesh import values
 from mesh.addresses import Address, Addresses
 from mesh.errors import MeshError
-from mesh.lookup import WELL_KNOWN, Lookup, body_of, split_address
+from mesh.lookup import WELL_KNOWN, Lookup, bare_address, body_of, split_address
 from mesh.settings import PeersSettings
 from mesh.tailnet import Machine, Tailnet, Tailscale
 from mesh.wire import PROTOCOL, PeerSeen, WellKnown
@@ -37,11 +38,13 @@ QUICK = PeersSettings(connect_s=0.5)
         ("[::1]", ("::1", 4000)),
         ("[fe80::1%en0]:4100", ("fe80::1%en0", 4100)),
         ("http://mini:4000/v1", ("mini", 4000)),
+        ("http://mini:4100/v1/", ("mini", 4100)),
         (" mini ", ("mini", 4000)),
     ],
 )
 def test_addresses_as_people_write_them(text: str, expected: tuple[str, int]) -> None:
     assert split_address(text, 4000) == expected
+    assert values.hosts([bare_address(text)]), "`mesh add` keeps it in `mesh-peers`"
 
 
 @pytest.mark.parametrize(
