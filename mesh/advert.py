@@ -22,7 +22,7 @@ Txt = dict[str, str]
 
 
 class Advert(Struct, frozen=True, kw_only=True):
-    """`role` is F, L or S as in election; `host` the name it holds as coordinator, if that is not the usual one."""
+    """`role` is F, L or S as in election; `host` the name it holds as coordinator."""
 
     id: NodeId
     boot: str

@@ -61,7 +61,7 @@ class Discovery:
         self._came_back_by: float | None = None  # our own announcement should have come back to us
         self._swallowed = False  # it has not
         self._asking: set[str] = set()
-        self._peer_hosts: dict[str, str] = {}
+        self._peer_hosts: dict[NodeId, str] = {}
         self._retry_at = 0.0
         self.problem = ""
         self.name = NameOwner(self._mdns, NameSettings().ttl_s)
@@ -114,9 +114,11 @@ class Discovery:
         self._interfaces = ()
         await self._mdns.close()
 
-    def name_of_mesh(self, mesh: str) -> str:
-        """The host name of the mesh's URL: what this node or the coordinator says it holds, else the usual one."""
-        held = self.name.chosen or next(iter(self._peer_hosts.values()), "")
+    def name_of_mesh(self, mesh: str, coordinator: NodeId | None = None) -> str:
+        """The host name of the mesh's URL: what this node or the coordinator says it holds, else what a former one
+        said (it may be dead, and never took it back), else the usual one."""
+        said = self._peer_hosts
+        held = self.name.chosen or (said.get(coordinator) if coordinator else "") or next(iter(said.values()), "")
         return (held or hosts_of(mesh)[0]).rstrip(".")
 
     @property

@@ -44,7 +44,8 @@ class Notices:
     def all(self) -> list[str]:
         """One line each, with what to do: why others cannot be found, whom this node misses, who disturbs."""
         problems = [f"mesh-peers {address}: {why}" for address, why in self._static.problems.items()]
-        named = self._title.notes(self._discovery.name_of_mesh(self._name))
+        coordinator = self._membership.view().coordinator
+        named = self._title.notes(self._discovery.name_of_mesh(self._name, coordinator))
         others = [*self._clones.notes(), *self._noise.notes(clock.now())]
         return [*self._discovery.notes(), *self._missed(), *named, *others, *problems]
 

@@ -318,8 +318,8 @@ class Overlay:
         view = self._membership.view()
         found = view.node(coordinator) if coordinator else None
         port = found.report.port if found else self._config.port
-        host = "localhost" if self._addresses.loopback_only else self._discovery.name_of_mesh(self._config.mesh_name)
-        return f"http://{host}:{port}/v1"
+        host = self._discovery.name_of_mesh(self._config.mesh_name, coordinator)
+        return f"http://{'localhost' if self._addresses.loopback_only else host}:{port}/v1"
 
     # What comes in
 

@@ -278,6 +278,15 @@ async def test_followers_learn_an_unusual_name() -> None:
         await until(lambda: a.discovery.name_of_mesh("default") == "mlx-mesh.local")
 
 
+async def test_a_dead_coordinators_name_gives_way_to_the_present_ones() -> None:
+    a, b, c = Node(A, [LOOPBACK]), Node(B, [LOOPBACK]), NodeId(secrets.token_hex(8))
+    async with running(a), running(b, role="L", host="mlx-mesh-bbbb.local"):
+        await until(lambda: a.discovery.name_of_mesh("default", B) == "mlx-mesh-bbbb.local")
+        assert a.discovery.name_of_mesh("default", c) == "mlx-mesh-bbbb.local", "the best that is known"
+        async with running(Node(c, [LOOPBACK]), role="L", host="mlx-mesh.local"):
+            await until(lambda: a.discovery.name_of_mesh("default", c) == "mlx-mesh.local")
+
+
 async def test_the_name_of_another_mesh_is_not_ours() -> None:
     a, b = Node(A, [LOOPBACK]), Node(B, [LOOPBACK])
     async with running(a), running(b, role="L", host="theirs.local", mesh="theirs"):
