@@ -230,7 +230,7 @@ class Node:
         self.title.opened()
 
     def take_gossip(self, teller: NodeId, peers: tuple[PeerSeen, ...]) -> None:
-        """As Overlay._on_gossip."""
+        """As Inbox._gossip."""
         beside = self.membership.ranks_last(teller)
         for peer in peers:
             there = beside and not peer.far
