@@ -62,9 +62,7 @@ class Rail:
         self.budget_bytes = settings.memory_budget_bytes
         self.deadline: float | None = None
         self._models: dict[str, Resident] = {}
-        self._turn: list[
-            str
-        ] = []  # reserved, not loaded yet; the first one is loading, and so are slow ones, which left
+        self._turn: list[str] = []  # reserved, not loaded yet; the first is loading (as are slow ones, which left this)
         self._line: list[str] = []  # waits for room, first come first
         self._claim: _Claim | None = None
         self._over_since: float | None = None  # since when more is reserved than the budget allows
