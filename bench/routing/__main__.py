@@ -21,7 +21,7 @@ from bench.routing.peers import PEERS, THEORY
 from bench.routing.runs import OURS, Run, Runs
 from router.replay.result import Result
 
-CALLS = 600
+CALLS = 1500
 
 
 def main() -> None:

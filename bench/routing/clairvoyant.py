@@ -4,15 +4,13 @@ what a policy is measured against. None is a proven optimum.
 
 from __future__ import annotations
 
-import copy
 import math
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from random import Random
 
 from router.replay.cache import shared
 from router.replay.peers import Router
-from router.replay.server import STREAM_SLOWDOWN, Server
+from router.replay.server import STREAM_SLOWDOWN
 from router.replay.trace import Job
 from router.replay.world import Move
 
@@ -35,7 +33,7 @@ class LateBinding(Router):
         self._queue: list[Job] = []
         self._new: dict[int, int] = {}  # job -> tokens it has to read where it was sent
         self._busy = [0.0] * len(self.world.servers)  # until when prompts are read
-        self._hot = [server.machine.own.name for server in self.world.servers]  # model of the last one sent
+        self._hot = [server.machine.home.name for server in self.world.servers]  # model of the last one sent
         self._gap: dict[str, float] = {}  # mean seconds between calls of a model
         self._seen: dict[str, float] = {}
 
@@ -83,15 +81,15 @@ class LateBinding(Router):
         model = machine.serves(job.model)
         assert model is not None
         drain = max((self._left_s(i, other) for other in self.running[i].values()), default=0.0)
-        return drain + machine.loads_s(model), machine.loads_s(machine.own) if model is not machine.own else 0.0
+        return drain + model.load_s, machine.home.load_s if model is not machine.home else 0.0
 
     def _guard(self, i: int, job: Job, seconds: float) -> float:
         """Expected delay of coming calls of the machine's own model while it serves another for `seconds`."""
         machine = self.world.servers[i].machine
-        own = machine.own.name
+        own = machine.home.name
         if job.model == own or own not in self._gap:
             return 0.0
-        back = machine.loads_s(machine.own)
+        back = machine.home.load_s
         held = (seconds + back) ** 2 / 2 if self._hot[i] == own else seconds * (seconds / 2 + back)
         return GUARD / self._gap[own] / len(self.homes[own]) * held
 
@@ -191,35 +189,14 @@ class Replay(Router):
         return self.able[job.model]
 
     def pick(self, job: Job) -> int:
-        servers = self.world.servers
-        return self.least(self.pool(job), lambda i: self._future_s(servers[i], job) - self._future_s(servers[i], None))
-
-    def _future_s(self, server: Server, extra: Job | None) -> float:
         now = self.world.now
-        twin = copy.copy(server)
-        twin.pending = deque(_detached(job) for job in server.pending)
-        twin.reading = [_detached(job) for job in server.reading]
-        twin.writing = [copy.copy(job) for job in server.writing]
-        on_the_wire = [job for job in self.running[server.index].values() if job.delivered is None]
-        for job in (*on_the_wire, *([] if extra is None else [extra])):
-            arrived = copy.copy(job)
-            twin.deliver(arrived, now)
-            arrived.blocks = ()
-        twin.poke(now)
-        total = 0.0
-        while twin.segment is not None:
-            end = twin.segment.end
-            first, done = twin.finish()
-            total += sum((j.first_at or end) - now for j in first) + sum((j.done_at or end) - now for j in done)
-            twin.begin(end)
-        return total
 
+        def added(i: int) -> float:
+            server = self.world.servers[i]
+            sent = [other for other in self.running[i].values() if other.delivered is None]  # on the wire
+            return server.future([*sent, job], now) - server.future(sent, now)
 
-def _detached(job: Job) -> Job:
-    """A copy that leaves no trace in the real cache."""
-    twin = copy.copy(job)
-    twin.blocks = ()
-    return twin
+        return self.least(self.pool(job), added)
 
 
 REFERENCES: dict[str, Callable[[], Router]] = {

@@ -19,7 +19,7 @@ def mac(
     speeds: dict[str, tuple[float, float]],
     slots: int = 8,
 ) -> Machine:
-    """`speeds`: model -> tokens/s it reads and one stream writes; the first is the machine's own."""
+    """`speeds`: model -> tokens/s it reads and one stream writes; the first is its own, others it can swap in."""
     models = tuple(
         Served(
             name=m,
@@ -29,6 +29,7 @@ def mac(
             context_s=KV[m] / (bandwidth * 1e9),
             cache_tokens=int(cache_gb * 1e9 / KV[m]),
             load_s=LOAD_BASE_S + GB[m] / LOAD_GB_S,
+            own=m == next(iter(speeds)),
         )
         for m, (read, write) in speeds.items()
     )

@@ -32,7 +32,7 @@ class Herd(Router):
 
     @staticmethod
     def _spare_gb(server: Server) -> float:
-        return (server.machine.memory_bytes * 0.75 - server.machine.own.size_bytes) / GB
+        return (server.machine.memory_bytes * 0.75 - server.machine.home.size_bytes) / GB
 
     def _depth(self, i: int, model: str) -> int:
         waiting = len(self._queues.get((i, model), ()))

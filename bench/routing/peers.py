@@ -129,7 +129,7 @@ class LlmD(Prefixes):
         most, fewest = max(waiting.values()), min(waiting.values())
 
         def score(i: int) -> float:
-            used = min(1.0, seen[i].tokens / max(1, self.world.servers[i].machine.own.cache_tokens))
+            used = min(1.0, seen[i].tokens / max(1, self.world.servers[i].machine.home.cache_tokens))
             queue = 1.0 if most == fewest else (most - waiting[i]) / (most - fewest)
             return 2 * queue + 2 * (1 - used) + 3 * self.match(i, job) / job.prompt
 

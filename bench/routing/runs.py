@@ -92,7 +92,7 @@ class Runs:
     def do(self, runs: Iterable[Run]) -> dict[Run, Result]:
         wanted = list(dict.fromkeys(runs))
         bases = {run: _base(run) for run in wanted}
-        capacities = {b: r.jobs / r.makespan for b, r in self._all(dict.fromkeys(bases.values(), 1.0)).items()}
+        capacities = {b: r.jobs / r.makespan_s for b, r in self._all(dict.fromkeys(bases.values(), 1.0)).items()}
         return self._all({run: capacities[bases[run]] for run in wanted})
 
     def _all(self, runs: Mapping[Run, float]) -> dict[Run, Result]:

@@ -6,7 +6,7 @@ memory bandwidth, as the scheduler's own prior does (docs/scoring.md).
 
 from __future__ import annotations
 
-from msgspec import Struct, structs
+from msgspec import Struct
 
 GB = 1e9
 PREFILL_PER_READ = 7.6  # tokens/s for each time the weights can be read in a second,
@@ -17,7 +17,8 @@ LOAD_GB_S = 3.0
 
 class Served(Struct, frozen=True, kw_only=True):
     """One model on one machine. `step_s`: one decode step of one stream; `context_s` more for each token of context of
-    every stream; `cache_tokens` that its prompt cache holds; `load_s` from absent to ready."""
+    every stream; `cache_tokens` that its prompt cache holds; `load_s` from absent to ready; `own`: it stands in that
+    machine's stack file, so others send requests for it there too."""
 
     name: str
     size_bytes: int
@@ -26,13 +27,14 @@ class Served(Struct, frozen=True, kw_only=True):
     context_s: float = 0.0
     cache_tokens: int = 50_000
     load_s: float = 0.0
+    own: bool = True
 
 
 class Machine(Struct, frozen=True, kw_only=True):
-    """One Mac. The first of `models` is its own: in memory at the start, and what the others are swapped for.
+    """One Mac. The first of `models`, its `home` model, is in memory at the start.
 
-    `resident`: all of them are in memory together and take turns on the GPU (`turn_s` between them); else one at a
-    time. `cache_seqs` bounds the prompt cache by whole sequences instead of tokens; 0: it does not.
+    `resident`: all of them are in memory together, a process each, and share the GPU; else one at a time. `cache_seqs`
+    bounds the prompt cache by whole sequences instead of tokens; 0: it does not.
     """
 
     name: str
@@ -43,7 +45,6 @@ class Machine(Struct, frozen=True, kw_only=True):
     slots: int = 8
     rtt_s: float = 0.002
     resident: bool = False
-    turn_s: float = 0.2
     cache_seqs: int = 0
     # How mlx_lm.server is set (version 0.32: its defaults)
     prompts: int = 8  # read side by side,
@@ -53,16 +54,12 @@ class Machine(Struct, frozen=True, kw_only=True):
     context_scale: float = 30_000.0  # tokens of context that double the price of reading one more
 
     @property
-    def own(self) -> Served:
+    def home(self) -> Served:
         return self.models[0]
 
     def serves(self, name: str) -> Served | None:
         """The model of that name, or None."""
         return next((m for m in self.models if m.name == name), None)
-
-    def loads_s(self, model: Served) -> float:
-        """Seconds until `model` can begin when another one was running."""
-        return self.turn_s if self.resident else model.load_s
 
 
 def served(
@@ -94,8 +91,3 @@ def served(
 def kv_bytes_of(size_bytes: int) -> float:
     """Bytes that one token of context takes: 131 kB for 8B models of 4.6 GB, 328 kB for 70B of 40 GB, and between."""
     return 131e3 * float(max(size_bytes / GB / 4.6, 0.05) ** 0.42)
-
-
-def resident(machine: Machine) -> Machine:
-    """The same machine with all its models in memory."""
-    return structs.replace(machine, resident=True)

@@ -35,8 +35,9 @@ class Router:
         self.running = [{} for _ in world.servers]
         self.unread = [{} for _ in world.servers]
         for server in world.servers:
-            self.homes.setdefault(server.machine.own.name, []).append(server.index)
             for model in server.machine.models:
+                if model.own:
+                    self.homes.setdefault(model.name, []).append(server.index)
                 self.able.setdefault(model.name, []).append(server.index)
         self.start()
 

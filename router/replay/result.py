@@ -23,12 +23,12 @@ class Result(Struct, frozen=True, kw_only=True):
     while a job waited that it could do."""
 
     jobs: int
-    ttft_mean: float
-    ttft_p50: float
-    ttft_p99: float
-    e2e_mean: float
-    e2e_p99: float
-    makespan: float
+    ttft_s_mean: float
+    ttft_s_p50: float
+    ttft_s_p99: float
+    e2e_s_mean: float
+    e2e_s_p99: float
+    makespan_s: float
     hit: float
     idle_s: float
     refused: int
@@ -48,12 +48,12 @@ def result(world: World) -> Result:
     asked = sum(s.prompt_tokens for s in world.servers)
     return Result(
         jobs=len(world.jobs),
-        ttft_mean=sum(first) / len(first),
-        ttft_p50=percentile(first, 0.5),
-        ttft_p99=percentile(first, 0.99),
-        e2e_mean=sum(whole) / len(whole),
-        e2e_p99=percentile(whole, 0.99),
-        makespan=makespan,
+        ttft_s_mean=sum(first) / len(first),
+        ttft_s_p50=percentile(first, 0.5),
+        ttft_s_p99=percentile(first, 0.99),
+        e2e_s_mean=sum(whole) / len(whole),
+        e2e_s_p99=percentile(whole, 0.99),
+        makespan_s=makespan,
         hit=sum(s.cached_tokens for s in world.servers) / max(1, asked),
         idle_s=world.idle_s,
         refused=world.refused,

@@ -63,21 +63,21 @@ class Shipped:
     def status(self, server: Server) -> NodeStatus:
         """What the node would report now."""
         machine = server.machine
-        largest = max(m.size_bytes for m in machine.models)
+        sizes = [m.size_bytes for m in machine.models]
         return NodeStatus(
             node=_node(server.index),
             name=machine.name,
             chip=machine.chip,
             bandwidth=self._bandwidth[server.index],
-            headroom_bytes=max(0, machine.memory_bytes * 3 // 4 - largest) if machine.resident else 0,
-            evictable_bytes=None if machine.resident else largest,
+            headroom_bytes=max(0, machine.memory_bytes * 3 // 4 - sum(sizes)) if machine.resident else 0,
+            evictable_bytes=None if machine.resident else max(sizes),
             rtt_s=machine.rtt_s,
             models=tuple(
                 ModelStatus(
                     name=m.name,
                     fingerprint=m.name,
                     state=server.state(m.name),
-                    own=m is machine.own or machine.resident,
+                    own=m.own,
                     slots=machine.slots,
                     size_bytes=m.size_bytes,
                     load_s=m.load_s,

@@ -186,9 +186,9 @@ class World:
         self._report_at = (at // every + 1) * every
         self.reports = [
             Seen(
-                len(s.pending) + len(s.reading),
-                len(s.writing),
-                sum(j.prompt + j.written for j in s.writing) + sum(j.prompt for j in s.reading),
+                len(s.unread),
+                sum(len(batch.writing) for batch in s.batches),
+                sum(j.prompt + j.written for j in s.running),
             )
             for s in self.servers
         ]

@@ -30,7 +30,7 @@ def test_every_router_plays_agents_to_their_end(name: str, fleet: str) -> None:
     got = result(World(FLEETS[fleet], jobs, ROUTERS[name]()).run())
     assert got.jobs == 40
     assert sum(share.jobs for share in got.machines) == 40
-    assert 0 < got.ttft_mean <= got.ttft_p99 <= got.e2e_p99
+    assert 0 < got.ttft_s_mean <= got.ttft_s_p99 <= got.e2e_s_p99
 
 
 def burst(count: int, **facts: object) -> list[Job]:
@@ -78,12 +78,12 @@ def test_synthetic_traces_are_the_same_each_time(make: object) -> None:
 def played(ttft: float) -> Result:
     return Result(
         jobs=1,
-        ttft_mean=ttft,
-        ttft_p50=ttft,
-        ttft_p99=ttft,
-        e2e_mean=ttft,
-        e2e_p99=ttft,
-        makespan=1.0,
+        ttft_s_mean=ttft,
+        ttft_s_p50=ttft,
+        ttft_s_p99=ttft,
+        e2e_s_mean=ttft,
+        e2e_s_p99=ttft,
+        makespan_s=1.0,
         hit=0.0,
         idle_s=12.0,
         refused=0,

@@ -105,12 +105,34 @@ def test_another_model_waits_until_all_has_ended_and_is_loaded_then() -> None:
     assert server.loads == 2
 
 
-def test_resident_models_take_turns_and_are_all_ready() -> None:
+def test_resident_models_are_all_ready_and_need_no_load() -> None:
     server = Server(0, machine(resident=True))
     other = Job(0, 250, 1, model="large")
     run(server, [(0.0, other)])
-    assert other.first_at == pytest.approx(0.2 + 1.0 + 4 * STEP_S)
+    assert other.first_at == pytest.approx(1.0 + 4 * STEP_S)
     assert {server.state("small"), server.state("large")} == {ModelState.READY}
+    assert server.loads == 0
+
+
+def test_resident_models_share_the_gpu() -> None:
+    one, other = Job(0, 1, 200, model="small"), Job(1, 1, 50, model="large")
+    run(Server(0, machine(resident=True)), [(0.0, one), (0.0, other)])
+    # Step by step in turn, until the shorter answer has ended; neither waits for all of the other.
+    assert other.done_at == pytest.approx(50 * STEP_S + 50 * STEP_S * 4, rel=0.05)
+    assert one.done_at == pytest.approx(200 * STEP_S + 50 * STEP_S * 4, rel=0.05)
+
+
+def test_looking_ahead_changes_nothing() -> None:
+    server = Server(0, machine())
+    server.deliver(Job(0, 1000, 10, model="small"), 0.0)
+    end = server.poke(0.0)
+    more = Job(1, 1000, 10, blocks=(1, 2), block_tokens=500, model="large")
+    alone, both = server.future([], 0.0), server.future([more], 0.0)
+    assert alone == pytest.approx((1.0 + STEP_S) + (1.0 + 10 * STEP_S))
+    assert both > alone + 2 * 8.0, "its model has to be loaded"
+    assert server.segment is not None
+    assert (server.segment.end, server.model, more.delivered) == (end, "small", None)
+    assert server.caches["large"].match((1, 2)) == 0
 
 
 def test_a_prompt_that_goes_on_from_another_reads_only_the_rest() -> None:
