@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.report import publish, show
-from bench.routing import figures, traces
+from bench.routing import figures, timing, traces
 from bench.routing.clairvoyant import REFERENCES
 from bench.routing.fleets import FLEETS
 from bench.routing.peers import PEERS, THEORY
@@ -32,7 +32,9 @@ def main() -> None:
     parser.add_argument("--traces", nargs="+", default=[], help="names of files in $TRACES, without .jsonl")
     parser.add_argument("--loads", nargs="+", type=float, default=list(figures.LOADS))
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="replays side by side")
-    parser.add_argument("--quick", action="store_true", help="without stale reports, wrong caches and slow machines")
+    parser.add_argument(
+        "--quick", action="store_true", help="without stale reports, wrong caches, slow machines, timing"
+    )
     parser.add_argument("--rows", action="store_true", help="each scenario, ratio to the best clairvoyant and peer")
     parser.add_argument("--policies", action="store_true", help="every policy's ratio to the best clairvoyant")
     parser.add_argument("--fresh", action="store_true", help="do again what bench/out holds of others")
@@ -52,7 +54,7 @@ def main() -> None:
     if options.policies:
         _policies(matrix, results)
     rows = figures.main_figures(matrix, results)
-    rows += [] if options.quick else figures.robust_figures(matrix, results)
+    rows += [] if options.quick else figures.robust_figures(matrix, results) + timing.figures()
     if options.dry:
         show("routing", rows)
     else:

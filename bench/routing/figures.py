@@ -148,7 +148,7 @@ class Doubt(Struct, frozen=True):
     name: str
     knows: Knows
     scenarios: list[tuple[str, str, float]]
-    most: float
+    most: float | None
 
     def run(self, matrix: Matrix, scenario: tuple[str, str, float]) -> Run:
         return structs.replace(matrix.run(scenario), knows=self.knows)
@@ -160,6 +160,7 @@ def _doubts(matrix: Matrix) -> list[Doubt]:
     cached = [s for s in some if s[1] in matrix.cached]
     doubts = [Doubt(f"reports {STALE_S:g} s old", Knows(report_age_s=STALE_S), swapping, 1.02)]
     doubts += [Doubt(f"prompt caches believed {f:g}x", Knows(cache_factor=f), cached, 1.05) for f in CACHE_FACTORS]
+    doubts.append(Doubt("nothing said of evictable memory", Knows(evictable=False), swapping, None))
     return [d for d in doubts if d.scenarios]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
@@ -109,9 +110,11 @@ class Runs:
         found |= zip(missing, done, strict=True)
         kept = {self._key(run): r for run, r in zip(missing, done, strict=True) if not run.ours}
         if kept:
-            self._store |= kept
+            self._store = _read_store() | self._store | kept
             STORE.parent.mkdir(parents=True, exist_ok=True)
-            STORE.write_bytes(msgspec.json.encode(self._store))
+            new = STORE.with_suffix(f".{os.getpid()}")
+            new.write_bytes(msgspec.json.encode(self._store))
+            new.replace(STORE)
         return found
 
     def _key(self, run: Run) -> str:
@@ -133,6 +136,6 @@ def _read_store() -> dict[str, Result]:
 def _code_digest() -> str:
     """Of all that can change what a peer or a reference does."""
     folders = (ROOT / "router" / "replay", Path(__file__).parent)
-    ours = {"shipped.py", "figures.py", "__main__.py"}
+    ours = {"shipped.py", "figures.py", "timing.py", "__main__.py"}
     files = sorted(file for folder in folders for file in folder.glob("*.py") if file.name not in ours)
     return blake2b(b"".join(file.read_bytes() for file in files), digest_size=8).hexdigest()

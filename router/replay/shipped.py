@@ -20,16 +20,19 @@ from router.replay.world import Move, World
 from router.schedule import Grant, Refuse, Request, Scheduler, SchedulerEffect, SchedulerEvent
 from router.settings import RouterSettings
 
+BUDGET_PART = 0.75  # of a machine's memory is for models
 AGAIN_S = 1.0  # a refused job without a better word asks again after this
 
 
 class Knows(Struct, frozen=True, kw_only=True):
     """How well the scheduler is told. `bandwidth_error`: the chip's figure is off by up to this part; `cache_factor`:
-    prompt caches are reported so many times their size; `report_age_s`: changes of a node reach it so late."""
+    prompt caches are reported so many times their size; `report_age_s`: changes of a node reach it so late; not
+    `evictable`: a machine of one model at a time reports what its memory leaves beside it, and nothing to evict."""
 
     bandwidth_error: float = 0.25
     cache_factor: float = 1.0
     report_age_s: float = 0.0
+    evictable: bool = True
 
 
 class Shipped:
@@ -63,14 +66,14 @@ class Shipped:
     def status(self, server: Server) -> NodeStatus:
         """What the node would report now."""
         machine = server.machine
-        sizes = [m.size_bytes for m in machine.models]
+        headroom, evictable = self._memory(server)
         return NodeStatus(
             node=_node(server.index),
             name=machine.name,
             chip=machine.chip,
             bandwidth=self._bandwidth[server.index],
-            headroom_bytes=max(0, machine.memory_bytes * 3 // 4 - sum(sizes)) if machine.resident else 0,
-            evictable_bytes=None if machine.resident else max(sizes),
+            headroom_bytes=headroom,
+            evictable_bytes=evictable,
             rtt_s=machine.rtt_s,
             models=tuple(
                 ModelStatus(
@@ -87,6 +90,14 @@ class Shipped:
                 for m in machine.models
             ),
         )
+
+    def _memory(self, server: Server) -> tuple[int, int | None]:
+        """(headroom, evictable) bytes."""
+        machine, budget = server.machine, server.machine.memory_bytes * BUDGET_PART
+        if not machine.resident and self._knows.evictable:
+            return 0, max(m.size_bytes for m in machine.models)
+        held = sum(m.size_bytes for m in machine.models if machine.resident or m.name == server.model)
+        return max(0, int(budget) - held), None
 
     # What happens
 

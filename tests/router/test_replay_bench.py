@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from random import Random
 
 import pytest
 
-from bench.routing import figures, traces
+from bench.routing import figures, timing, traces
 from bench.routing.clairvoyant import REFERENCES
 from bench.routing.fleets import FLEETS, MIX, by_sequences
 from bench.routing.peers import PEERS, THEORY
 from bench.routing.runs import OURS, Run
 from router.replay.result import Result, Share, result
-from router.replay.trace import Job, arrive, jobs_of
+from router.replay.trace import Job, Trace, arrive, jobs_of
 from router.replay.world import World
 
 ROUTERS = {**PEERS, **THEORY, **REFERENCES}
@@ -67,8 +68,7 @@ def test_caches_by_sequences_are_an_option_of_a_fleet() -> None:
 
 
 @pytest.mark.parametrize("make", [traces.chat, traces.documents, traces.agents], ids=lambda make: make.__name__)
-def test_synthetic_traces_are_the_same_each_time(make: object) -> None:
-    assert callable(make)
+def test_synthetic_traces_are_the_same_each_time(make: Callable[[], Trace]) -> None:
     one, again = make(), make()
     assert traces.digest(one) == traces.digest(again)
     assert all(row.i >= 1 and row.o >= 1 for row in one.rows)
@@ -120,3 +120,39 @@ def test_a_run_is_known_by_all_that_changes_it() -> None:
         Run(fleet="tiers", trace="some", load=0.6, policy="llm-d", calls=10, slow=((0.4, 3, 0.5),)),
     ]
     assert len({run.key, *(other.key for other in others)}) == 4
+
+
+@pytest.mark.parametrize(
+    ("fleet", "trace", "rate", "policy", "ttft_mean", "ttft_p99", "e2e_mean", "hit"),
+    [
+        ("hetero4", traces.chat, 1.2, "least in flight", 19.3232, 153.9836, 35.2682, 0.0),
+        ("hetero4", traces.documents, 0.25, "llm-d", 17.2357, 128.7070, 41.2644, 0.2836),
+        ("tiers", traces.agents, 0.6, "herd", 5.9006, 39.8030, 17.2729, 0.8687),
+        ("tiers", traces.documents, 0.05, "late binding", 39.7822, 303.0762, 64.7738, 0.1707),
+        ("equal2", traces.agents, 0.6, "replay, greedy", 2.8028, 11.7811, 12.3328, 0.9143),
+    ],
+    ids=lambda value: getattr(value, "__name__", str(value)),
+)
+def test_the_model_is_the_one_that_research_measured(
+    fleet: str,
+    trace: Callable[[], Trace],
+    rate: float,
+    policy: str,
+    ttft_mean: float,
+    ttft_p99: float,
+    e2e_mean: float,
+    hit: float,
+) -> None:
+    """Figures of the simulator that the goals of bench-routing come from, on the same requests."""
+    made = trace()
+    jobs = jobs_of(made, MIX[fleet], 150, Random(5))
+    arrive(made, jobs, rate, Random(11), Random(3))
+    got = result(World(FLEETS[fleet], jobs, ROUTERS[policy]()).run())
+    assert (got.ttft_s_mean, got.ttft_s_p99) == pytest.approx((ttft_mean, ttft_p99), rel=1e-3)
+    assert (got.e2e_s_mean, got.hit) == pytest.approx((e2e_mean, hit), rel=1e-3)
+
+
+def test_thinking_time_is_measured_on_full_and_on_empty_queues() -> None:
+    for row in timing.figures(events=50):
+        assert row.value is not None
+        assert row.value > 0

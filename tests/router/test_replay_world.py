@@ -203,3 +203,13 @@ def test_a_cache_can_be_reported_wrongly_and_the_chip_too() -> None:
     assert status.models[0].cache_tokens == 4 * world.servers[0].machine.home.cache_tokens
     assert status.bandwidth != 120
     assert 90 <= status.bandwidth <= 150
+
+
+def test_a_node_that_says_nothing_of_eviction_reports_what_memory_is_left() -> None:
+    policy = Shipped(RouterSettings(), Random(3), Knows(evictable=False))
+    studio = Machine(name="studio", models=machines()[1].models, bandwidth=800, memory_bytes=int(64e9))
+    world = World([studio], one_foreign_job(), policy)
+    status = policy.status(world.servers[0])
+    assert (status.headroom_bytes, status.evictable_bytes) == (int(48e9 - 15e9), None)
+    world.run()
+    assert policy.status(world.servers[0]).headroom_bytes == int(48e9 - 2e9), "the small one is in memory now"
