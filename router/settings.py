@@ -70,14 +70,25 @@ class RouterSettings(Struct, frozen=True, kw_only=True):
     begin_s: float = 0.03  # from a grant to the first prompt token read
     decode_weight: float = 0.25  # of seconds of decoding against seconds to the first token
     stream_slowdown: float = 0.15  # one more stream makes a decode step this much longer
-    headroom_s: float = 0.01  # the most that little memory left can cost: it only breaks ties
+    hurt_weight: float = 0.25  # of seconds that those who run there lose
+    guard_weight: float = 1.0  # of seconds that requests for a machine's own model will lose
+    guard_cap: float = 8.0  # the most that a busy model's queue can multiply that by
+    rate_forget: float = 0.1  # how fast the rate of requests for a name follows what is seen
+    chunk_tokens: int = 2048  # prompts are read in pieces of so many, and streams take a step between two
+    headroom_weight: float = 0.25  # of the load that the next one costs when this one leaves no memory
+    headroom_s: float = 0.01  # the most that little memory left can cost a loaded model: it only breaks ties
     headroom_half_bytes: float = 16e9  # bytes left at which it costs half of that
+    late_part: float = 0.25  # a prompt is taken to be read still for this part of its time past its expected end,
+    late_cap_s: float = 10.0  # at most this long
 
     # What is learned
     prefill_prior: float = 7.6  # tokens/s per (GB/s of memory bandwidth / GB of weights)
     decode_prior: float = 0.8
     prior_weight: float = 0.2  # in samples; constant, so the prior never fades
+    position_scale: float = 30_000.0  # tokens before it that double the price of reading one more
     forget: float = 0.97  # weight of what was known, per new sample
+    decode_forget: float = 0.85  # the same for writing speeds: their samples are less noisy
+    refresh_s: float = 5.0  # how stale the fading of what was learned may be
     fade_s: float = 900.0  # and per second unused: e^-1 in this time
     prior_distance: float = 50.0  # a sample further than this factor from the prior counts as that far
     bandwidth_unknown: float = 50.0  # GB/s where the hardware does not say
@@ -89,6 +100,10 @@ class RouterSettings(Struct, frozen=True, kw_only=True):
     load_base_s: float = 1.0  # loading a model whose node does not say how long: this plus bytes / rate
     load_bytes_per_s: float = 3e9
     speeds_limit: int = 1024  # (node, model) pairs remembered
+    mirror_blocks: int = 131_072  # blocks of prompts in all mirrors of caches: about 25 MB
+    cached_least: float = 0.5  # a node that finds less than this part of what the mirror says proves it wrong
+    conversations_limit: int = 16_384  # whose weights are remembered
+    kinds_limit: int = 256  # (names, excluded nodes) whose candidates are kept from one walk to the next
 
     # Between edge and coordinator
     answer_s: float = 0.5  # an ask without any answer for so long is sent again,
