@@ -15,10 +15,9 @@ CALLS = 1600  # of a synthetic trace
 
 
 def folder() -> Path | None:
-    """$TRACES, else `../shared/traces` beside the project or beside the checkout it is a worktree of; None: neither."""
-    named = os.environ.get("TRACES")
-    places = [Path(named)] if named else [ROOT.parent / "shared" / "traces"]
-    return next((place for place in places if any(place.glob("*.jsonl"))), None)
+    """$TRACES, else `../shared/traces` beside the project; None when there are no traces."""
+    place = Path(os.environ.get("TRACES") or ROOT.parent / "shared" / "traces")
+    return place if any(place.glob("*.jsonl")) else None
 
 
 def load(names: tuple[str, ...] = ()) -> dict[str, Trace]:
