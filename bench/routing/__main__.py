@@ -31,6 +31,7 @@ def main() -> None:
     parser.add_argument("--fleets", nargs="+", choices=list(FLEETS), default=list(FLEETS))
     parser.add_argument("--traces", nargs="+", default=[], help="names of files in $TRACES, without .jsonl")
     parser.add_argument("--loads", nargs="+", type=float, default=list(figures.LOADS))
+    parser.add_argument("--seed", type=int, default=1, help="draws how wrong the bandwidths are that ours is told")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="replays side by side")
     parser.add_argument(
         "--quick", action="store_true", help="without stale reports, wrong caches, slow machines, timing"
@@ -43,7 +44,9 @@ def main() -> None:
     began = time.monotonic()
     found = traces.load(tuple(options.traces))
     cached = tuple(name for name, trace in found.items() if trace.block)
-    matrix = figures.Matrix(tuple(options.fleets), tuple(found), tuple(options.loads), options.calls, cached)
+    matrix = figures.Matrix(
+        tuple(options.fleets), tuple(found), tuple(options.loads), options.calls, cached, options.seed
+    )
     runs = Runs(options.jobs, fresh=options.fresh)
     wanted = figures.main_runs(matrix)
     wanted += [] if options.quick else figures.robust_runs(matrix)

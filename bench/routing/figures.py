@@ -50,6 +50,7 @@ class Matrix(Struct, frozen=True):
     loads: tuple[float, ...]
     calls: int
     cached: tuple[str, ...]  # of the traces, those whose prompts have beginnings in common
+    seed: int = 1  # of what ours is told wrongly
 
     def scenarios(self, fleets: Iterable[str] | None = None) -> list[tuple[str, str, float]]:
         chosen = [f for f in self.fleets if fleets is None or f in fleets]
@@ -57,7 +58,7 @@ class Matrix(Struct, frozen=True):
 
     def run(self, scenario: tuple[str, str, float], policy: str = OURS) -> Run:
         fleet, trace, load = scenario
-        return Run(fleet=fleet, trace=trace, load=load, policy=policy, calls=self.calls)
+        return Run(fleet=fleet, trace=trace, load=load, policy=policy, calls=self.calls, seed=self.seed)
 
 
 def main_runs(matrix: Matrix) -> list[Run]:

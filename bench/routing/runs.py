@@ -26,7 +26,6 @@ from router.replay.world import Policy, Slow, World
 from router.settings import RouterSettings
 
 OURS = "ours"
-SEED = 1
 STORE = OUT / "routing_store.json"
 CAPACITY = "late binding"  # the reference whose throughput with everything there at once is load 1.0
 
@@ -45,7 +44,7 @@ class Run(Struct, frozen=True, kw_only=True):
     slow: tuple[tuple[float, int, float], ...] = ()
     seqs: int = 0
     knows: Knows = Knows()
-    seed: int = SEED
+    seed: int = 1
 
     @property
     def key(self) -> str:
