@@ -3,7 +3,8 @@
 A client's k-th waiting request stands in round `base + k`; rounds are served in order, and within one the oldest goes
 first. Whoever has nothing waiting has no claim from before: it joins the round that is being served. With one client
 this is plain first come, first served. `low` requests stand behind all others until they have waited for
-`low_priority_s`; then they count as if they had come that much later, so they never starve.
+`low_priority_s`; then they count as if they had come that much later, so they never starve. A short turn of a
+conversation that a node remembers counts as a little older: it is over soon, and waits longest for its size.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ class Waiting:
 
     __slots__ = ("low", "order", "request", "since", "wait_s")
 
-    def __init__(self, request: Request, since: float, number: int, later_s: float) -> None:
+    def __init__(self, request: Request, since: float, number: int, later_s: float, early_s: float) -> None:
         self.request, self.since, self.low = request, since, later_s > 0
-        self.order = since + later_s, number
+        self.order = since + later_s - early_s, number
         self.wait_s = 0.0
 
     @property
@@ -54,11 +55,11 @@ class Queue:
     def get(self, request: RequestId) -> Waiting | None:
         return self._all.get(request)
 
-    def add(self, request: Request, since: float) -> Waiting:
-        """It is not in the queue yet."""
+    def add(self, request: Request, since: float, early_s: float = 0.0) -> Waiting:
+        """It is not in the queue yet, and counts as if it had come `early_s` earlier."""
         self._number += 1
         later_s = self._low_s if request.priority == "low" else 0.0
-        waiting = Waiting(request, since, self._number, later_s)
+        waiting = Waiting(request, since, self._number, later_s, early_s)
         self._all[request.id] = waiting
         self._line_up(waiting)
         return waiting

@@ -180,6 +180,20 @@ class Fleet:
             self._options[kind] = options
         return options
 
+    def early_s(self, request: Request, now: float) -> float:
+        """How much earlier `request` counts to have come: most for one that a node could answer at once from its
+        cache, 0 for one that nobody knows."""
+        settings, least = self._settings, 0.0
+        if not request.blocks:
+            return 0.0
+        for status, model in self.options(request, now).fits:
+            held = self.mirrors.of(status.node, model).match(request.blocks) * request.block_tokens
+            if held >= settings.early_part * request.prompt_tokens:
+                new = max(0, request.prompt_tokens - held)
+                read_s = self.speeds.pace(status, model, now).read_s(new, held)
+                least = max(least, settings.early_s - settings.early_per_s * read_s)
+        return least
+
     def _fit(self, options: Options, request: Request, name: str, status: NodeStatus) -> ModelStatus | None:
         """The model that `name` means there, if it can serve the request; else the reason goes into `options`."""
         model = filters.match(status, name)
@@ -198,8 +212,9 @@ class Fleet:
 
     def spot(self, status: NodeStatus, now: float) -> Spot:
         tally = self._ledger.tally(status.node)
-        spot = Spot(tally.busy_s(self._settings, now) if tally.reading else 0.0, tally.streams)
+        spot = Spot(tally.busy_s(now) if tally.reading else 0.0, tally.streams)
         spot.streams += max(0, status.foreign_in_flight)
+        spot.later = tally.later(now)
         return spot
 
     def lane(

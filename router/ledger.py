@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from node.types import NodeId, RequestId
 from router.events import Request
 from router.settings import RouterSettings
+
+NO_LOAD = 0.001  # less is forgotten
 
 
 class Flight:
@@ -62,12 +65,15 @@ class Tally:
     """One node in the account. `reading` flights have no first token yet; the others are `streams`.
 
     `stalled` sums the seconds in which streams stood still because prompts were read, `streamed` is the integral of
-    their number: with both, a writing speed can be told from what disturbed it.
+    their number: with both, a writing speed can be told from what disturbed it. `load` is the part of the last minutes
+    in which prompts were read.
     """
 
-    __slots__ = ("busy_until", "flights", "reading", "since", "stalled", "streamed", "summed_at")
+    __slots__ = ("_settings", "busy_until", "flights", "load", "reading", "since", "stalled", "streamed", "summed_at")
 
-    def __init__(self) -> None:
+    def __init__(self, settings: RouterSettings) -> None:
+        self._settings = settings
+        self.load = 0.0
         self.flights: dict[str, dict[RequestId, Flight]] = {}
         self.reading: dict[RequestId, Flight] = {}
         self.busy_until = self.since = 0.0  # the prompts granted will have been read; those being read began
@@ -81,23 +87,35 @@ class Tally:
     def streams(self) -> int:
         return self.count - len(self.reading)
 
-    def busy_s(self, settings: RouterSettings, now: float) -> float:
+    def busy_s(self, now: float) -> float:
         """Expected seconds until all that was granted has been read. One that is late is believed for a while."""
         if not self.reading:
             return 0.0
         left = self.busy_until - now
-        return (
-            left if left > 0.0 else 0.1 * (self.late_until(settings) - now) if now < self.late_until(settings) else 0.0
-        )
+        return left if left > 0.0 else max(0.0, 0.1 * (self.late_until - now))
 
-    def late_until(self, settings: RouterSettings) -> float:
+    @property
+    def late_until(self) -> float:
         """Past this a prompt that has no first token yet is no longer waited for."""
+        settings = self._settings
         return self.busy_until + min(settings.late_cap_s, settings.late_part * max(0.0, self.busy_until - self.since))
 
     def sum_up(self, now: float) -> None:
-        """Before the number of streams changes."""
-        self.streamed += self.streams * max(0.0, now - self.summed_at)
+        """Before the number of streams or of prompts changes."""
+        past_s = max(0.0, now - self.summed_at)
+        self.streamed += self.streams * past_s
         self.summed_at = now
+        if self.reading or self.load > NO_LOAD:
+            self.load += (1 - math.exp(-past_s / self._settings.later_s)) * (bool(self.reading) - self.load)
+        else:
+            self.load = 0.0
+
+    def later(self, now: float) -> float:
+        """Seconds that those who will come lose for each second that one more prompt is read: the busier, the more of
+        them find it busy."""
+        self.sum_up(now)
+        most = self._settings.later_cap
+        return min(most, self.load / (1 - self.load)) if self.load < 1 else most
 
     def expect(self, now: float) -> None:
         """Whose prompts are still to be read is known: they are read from now on."""
@@ -108,10 +126,11 @@ class Tally:
 class Ledger:
     """Every flight, by request and by node."""
 
-    def __init__(self) -> None:
+    def __init__(self, settings: RouterSettings) -> None:
+        self._settings = settings
         self._all: dict[RequestId, Flight] = {}
         self._tallies: dict[NodeId, Tally] = {}
-        self._nothing = Tally()
+        self._nothing = Tally(settings)
 
     def __contains__(self, request: RequestId) -> bool:
         return request in self._all
@@ -133,7 +152,7 @@ class Ledger:
         """A second flight of one request replaces the first: a request runs in one place."""
         self.remove(flight.request.id, now)
         self._all[flight.request.id] = flight
-        tally = self._tallies.setdefault(flight.node, Tally())
+        tally = self._tallies.setdefault(flight.node, Tally(self._settings))
         tally.sum_up(now)
         if flight.first_at is None:
             for other in tally.reading.values():
@@ -186,10 +205,10 @@ class Ledger:
         """Flights that somebody should have ended long ago."""
         return [f for f in self._all.values() if f.lost_at <= now]
 
-    def wakes(self, settings: RouterSettings, now: float) -> Iterator[float]:
+    def wakes(self, now: float) -> Iterator[float]:
         """When prompts that have no first token yet are no longer waited for: a slot is worth a look then."""
         for tally in self._tallies.values():
             if tally.reading:
-                late = tally.late_until(settings)
+                late = tally.late_until
                 if late > now:
                     yield late

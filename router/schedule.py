@@ -72,7 +72,7 @@ class Scheduler:
 
     def __init__(self, settings: RouterSettings, rng: Random) -> None:
         self._settings, self._rng = settings, rng
-        self._ledger = Ledger()
+        self._ledger = Ledger(settings)
         self._fleet = Fleet(settings, self._ledger)
         self._lessons = Lessons(settings, self._fleet, self._ledger)
         self._queue = Queue(settings.low_priority_s)
@@ -89,7 +89,7 @@ class Scheduler:
             waiting = self._queue.ordered(self._walked)
             times += [w.request.deadline for w in waiting if w.request.deadline is not None]
             times += self._pauses.values()
-            times += self._ledger.wakes(self._settings, self._walked)
+            times += self._ledger.wakes(self._walked)
             times += [self._walked + self._settings.recheck_s] if self._passed else []
         return min(times, default=None)
 
@@ -158,7 +158,7 @@ class Scheduler:
             text = f"the queue is full: {len(self._queue)} requests wait already"
             wait_s = min(max(1.0, self._queue.ordered(now)[0].wait_s), 60.0)
             return [Refuse(request.id, self._refusal(ErrorCode.MESH_SATURATED, text, wait_s))]
-        self._queue.add(request, since)
+        self._queue.add(request, since, self._fleet.early_s(request, now))
         return []
 
     def _first(self, request: RequestId, cached_tokens: int, now: float) -> None:

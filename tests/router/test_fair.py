@@ -60,6 +60,14 @@ def test_low_priority_stands_behind_the_rest_until_it_has_waited_long() -> None:
     assert names(queue, 30.0) == ["a", "low", "b"]  # From now on it is one of the others, and has its turn.
 
 
+def test_one_that_is_over_soon_goes_a_little_before_its_turn() -> None:
+    queue = Queue(30.0)
+    queue.add(request("long", "a"), 1.0)
+    queue.add(request("older"), 0.0)
+    queue.add(request("short", "b"), 3.0, early_s=2.5)
+    assert names(queue) == ["older", "short", "long"]
+
+
 def test_told_anew_it_keeps_its_place_even_as_another_client() -> None:
     queue = Queue(30.0)
     queue.add(request("1", "a"), 1.0)
