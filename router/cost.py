@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from node.types import ModelStatus, NodeStatus, Pressure
 from router.events import Candidate, Request, Term
-from router.prefix import Blocks, Mirror, shared
+from router.prefix import Mirror, start
 from router.settings import RouterSettings
 from router.speed import Pace
 
@@ -22,7 +22,7 @@ NAMES = ("wait", "load", "prefill", "decode", "network", "hurt", "guard", "headr
 class Spot:
     """One node in one walk. `busy_s` until its prompts have been read; `later` seconds lost to those who will come, for
     each second that a prompt is read there; `hot` is the model that the walk has put there,
-    `leaving` those that go for it; `ahead` the prompts that the walk has placed there."""
+    `leaving` those that go for it; `ahead` the blocks of prompts that the walk has placed there."""
 
     __slots__ = ("ahead", "busy_s", "hot", "later", "leaving", "rest_s", "streams")
 
@@ -32,7 +32,7 @@ class Spot:
         self.hot: str | None = None
         self.leaving: tuple[str, ...] = ()
         self.rest_s = 0.0  # what was placed last will write so long
-        self.ahead: list[Blocks] = []
+        self.ahead: set[int] = set()
 
 
 class Guard(NamedTuple):
@@ -131,9 +131,8 @@ class Lane:
         if not blocks:
             return 0
         found = self.mirror.match(blocks)
-        for ahead in self.spot.ahead:
-            if ahead[0] == blocks[0]:
-                found = max(found, shared(ahead, blocks))
+        if self.spot.ahead:
+            found = max(found, start(blocks, self.spot.ahead))
         return max(0, min(found * request.block_tokens, request.prompt_tokens - 1))
 
 
@@ -149,15 +148,18 @@ class Price(NamedTuple):
     read_s: float
     write_s: float
     taken: int
+    output: float
+    token_s: float  # of reading, on average
 
 
-def price(lane: Lane, request: Request, output: float, settings: RouterSettings) -> Price:
-    """`output` = expected tokens of the answer."""
+def price(lane: Lane, request: Request, output: float, settings: RouterSettings, cached: int | None = None) -> Price:
+    """`output` = expected tokens of the answer; `cached` prompt tokens, if that is known already."""
     spot, pace = lane.spot, lane.pace
     streams, step_s, slower = spot.streams, pace.step_s, settings.stream_slowdown
-    cached = lane.cached(request)
+    cached = lane.cached(request) if cached is None else cached
     tokens = request.prompt_tokens - cached
-    read_s = settings.begin_s + tokens * (pace.token_s + pace.place_s * (cached + tokens / 2))
+    token_s = pace.token_s + pace.place_s * (cached + tokens / 2)
+    read_s = settings.begin_s + tokens * token_s
     hurt = 0.0
     if streams > 0:
         read_s += math.ceil(tokens / settings.chunk_tokens) * step_s * (1 + slower * (streams - 1))
@@ -174,19 +176,22 @@ def price(lane: Lane, request: Request, output: float, settings: RouterSettings)
     guard = lane.guard.seconds(load_s + read_s + write_s) if lane.guard.weight else 0.0
     network = lane.status.rtt_s if lane.status.rtt_s > 0 else 0.0
     decode = settings.decode_weight * write_s
-    headroom = headroom_s(lane, load_s, settings)
+    headroom = headroom_s(lane, settings) if load_s > 0.0 else tie_s(lane.status, settings)
     terms = (wait_s, load_s, read_s, decode, network, hurt, guard, headroom)
-    return Price(lane, sum(terms), terms, cached, streams, spot.later, read_s, write_s, lane.taken)
+    total = wait_s + load_s + read_s + decode + network + hurt + guard + headroom
+    return Price(lane, total, terms, cached, streams, spot.later, read_s, write_s, lane.taken, output, token_s)
 
 
-def headroom_s(lane: Lane, load_s: float, settings: RouterSettings) -> float:
-    """A load that leaves little memory costs part of the load that somebody needs next; else it only breaks ties."""
-    left = lane.status.headroom_bytes
-    if load_s <= 0.0:
-        half = settings.headroom_half_bytes
-        return settings.headroom_s * half / (half + max(0, left))
-    size = lane.model.size_bytes or settings.size_unknown_bytes
-    left = 0 if lane.status.pressure is not Pressure.NORMAL else max(0, left - size)
+def tie_s(status: NodeStatus, settings: RouterSettings) -> float:
+    """Of two nodes that cost the same, the one with more memory left."""
+    half = settings.headroom_half_bytes
+    return settings.headroom_s * half / (half + max(0, status.headroom_bytes))
+
+
+def headroom_s(lane: Lane, settings: RouterSettings) -> float:
+    """A load that leaves little memory costs part of the load that somebody needs next."""
+    status, size = lane.status, lane.model.size_bytes or settings.size_unknown_bytes
+    left = 0 if status.pressure is not Pressure.NORMAL else max(0, status.headroom_bytes - size)
     return settings.headroom_weight * lane.whole_s * size / (size + left)
 
 
@@ -204,16 +209,16 @@ def place(found: Price) -> None:
     lane.hold(start_s + found.read_s + found.write_s)
 
 
-def explain(found: Price, request: Request, output: float, settings: RouterSettings) -> Candidate:
+def explain(found: Price, request: Request, settings: RouterSettings) -> Candidate:
     """The same seconds, with a why each."""
     lane = found.lane
     whys = (
         _why_wait(found),
         _why_load(found),
         _why_prefill(found, request, settings),
-        _why_decode(found, output, settings),
+        _why_decode(found, settings),
         f"{lane.status.rtt_s * 1000:.1f} ms there and back",
-        _why_hurt(found, output, settings),
+        _why_hurt(found, settings),
         lane.guard.why,
         _why_headroom(found),
     )
@@ -221,9 +226,10 @@ def explain(found: Price, request: Request, output: float, settings: RouterSetti
     return Candidate(lane.status.node, lane.model.name, found.total, terms)
 
 
-def _why_decode(found: Price, output: float, settings: RouterSettings) -> str:
+def _why_decode(found: Price, settings: RouterSettings) -> str:
     beside = f" beside {found.streams} other answer{'s' if found.streams > 1 else ''}" if found.streams else ""
-    return f"{output:.0f} tokens expected in {found.write_s:.1f} s{beside}; {settings.decode_weight:.0%} of that counts"
+    expected = f"{found.output:.0f} tokens expected in {found.write_s:.1f} s{beside}"
+    return f"{expected}; {settings.decode_weight:.0%} of that counts"
 
 
 def _why_wait(found: Price) -> str:
@@ -252,15 +258,15 @@ def _why_prefill(found: Price, request: Request, settings: RouterSettings) -> st
     tokens = request.prompt_tokens - found.cached
     cached = f"{found.cached} of {request.prompt_tokens} tokens are in its prompt cache, " if found.cached else ""
     source = f"learned from {pace.learned} samples" if pace.learned else "expected of this hardware"
-    rate = tokens / max(1e-9, pace.read_s(tokens, found.cached)) if tokens else 1 / pace.token_s
-    return f"{cached}{tokens} to read at {rate:.0f} tokens/s ({source}), {settings.begin_s:g} s to begin"
+    return f"{cached}{tokens} to read at {1 / found.token_s:.0f} tokens/s ({source}), {settings.begin_s:g} s to begin"
 
 
-def _why_hurt(found: Price, output: float, settings: RouterSettings) -> str:
+def _why_hurt(found: Price, settings: RouterSettings) -> str:
     parts = []
     lane = found.lane
     if found.streams:
-        each_s = found.read_s + settings.stream_slowdown * lane.pace.step_s * output
+        slower = settings.stream_slowdown
+        each_s = found.read_s + slower * found.write_s / (1 + slower * found.streams)
         parts.append(f"{found.streams} other answer{'s' if found.streams > 1 else ''} there lose {each_s:.1f} s each")
     if lane.evicts:
         parts.append(f"what leaves memory takes {lane.back_s:.1f} s to load again")

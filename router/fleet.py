@@ -8,21 +8,34 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from msgspec import structs
 
 from node.types import ModelState, ModelStatus, NodeId, NodeStatus
 from router import filters
-from router.cost import Lane, Spot
+from router.cost import Lane, Spot, tie_s
 from router.errors import ErrorCode
 from router.events import Candidate, Request
 from router.ledger import Ledger, Tally
 from router.prefix import Mirrors
 from router.settings import RouterSettings
-from router.speed import Rates, Speeds
+from router.speed import Learner, Rates, Speeds
 from router.swap import CAN_ANSWER, IN_MEMORY, Demand, Swaps
 
 COMING = (ModelState.LOADING,)
+
+
+class Ready(NamedTuple):
+    """A candidate that could begin at once as long as nothing runs there."""
+
+    key: tuple[NodeId, str]
+    status: NodeStatus
+    model: ModelStatus
+    learner: Learner
+    tally: Tally
+    network_s: float
+    tie_s: float
 
 
 class Options:
@@ -33,6 +46,7 @@ class Options:
         self.models, self.name, self.note = models, "", ""
         self.fits: list[tuple[NodeStatus, ModelStatus]] = []
         self.weights: set[str] = set()  # fingerprints among these
+        self.ready: tuple[Ready, ...] | None = None  # for the shortcut; None: not looked at yet, (): it is none
         self.unfit: list[Candidate] = []
         self.failures: list[bool] = []  # of each holder that cannot: did something break there?
         self.back_s: float | None = None  # until the first of them is started again
@@ -207,6 +221,32 @@ class Fleet:
             options.refuse(status, model, no)
             return None
         return model
+
+    def ready(self, options: Options, now: float) -> tuple[Ready, ...]:
+        """All candidates, if each of them could begin at once as long as nothing runs there; else none."""
+        if options.ready is None:
+            plain = len(options.weights) < 2 and all(
+                model.state in CAN_ANSWER
+                and status.foreign_in_flight <= 0
+                and model.foreign_in_flight <= 0
+                and (model.own or len(status.models) == 1)
+                for status, model in options.fits
+            )
+            for status, model in options.fits:
+                self.mirrors.of(status.node, model)
+            options.ready = tuple(
+                Ready(
+                    (status.node, model.name),
+                    status,
+                    model,
+                    self.speeds.learner(status, model, now),
+                    self._ledger.tally(status.node),
+                    max(0.0, status.rtt_s),
+                    tie_s(status, self._settings),
+                )
+                for status, model in (options.fits if plain else ())
+            )
+        return options.ready
 
     # One walk's view
 

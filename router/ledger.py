@@ -9,7 +9,7 @@ from node.types import NodeId, RequestId
 from router.events import Request
 from router.settings import RouterSettings
 
-NO_LOAD = 0.001  # less is forgotten
+LITTLE = 0.02  # a node that reads prompts for a smaller part of the time lets nobody wait
 
 
 class Flight:
@@ -105,14 +105,14 @@ class Tally:
         past_s = max(0.0, now - self.summed_at)
         self.streamed += self.streams * past_s
         self.summed_at = now
-        if self.reading or self.load > NO_LOAD:
+        if self.reading or self.load > 0.0:
             self.load += (1 - math.exp(-past_s / self._settings.later_s)) * (bool(self.reading) - self.load)
-        else:
-            self.load = 0.0
 
     def later(self, now: float) -> float:
         """Seconds that those who will come lose for each second that one more prompt is read: the busier, the more of
         them find it busy."""
+        if self.load <= LITTLE and not self.reading:
+            return 0.0
         self.sum_up(now)
         most = self._settings.later_cap
         return min(most, self.load / (1 - self.load)) if self.load < 1 else most
@@ -130,7 +130,6 @@ class Ledger:
         self._settings = settings
         self._all: dict[RequestId, Flight] = {}
         self._tallies: dict[NodeId, Tally] = {}
-        self._nothing = Tally(settings)
 
     def __contains__(self, request: RequestId) -> bool:
         return request in self._all
@@ -145,14 +144,17 @@ class Ledger:
         return self._all.get(request)
 
     def tally(self, node: NodeId) -> Tally:
-        """An empty one for a node with nothing."""
-        return self._tallies.get(node, self._nothing)
+        """The one of that node, until the node is dropped."""
+        tally = self._tallies.get(node)
+        if tally is None:
+            tally = self._tallies[node] = Tally(self._settings)
+        return tally
 
     def add(self, flight: Flight, now: float) -> None:
         """A second flight of one request replaces the first: a request runs in one place."""
         self.remove(flight.request.id, now)
         self._all[flight.request.id] = flight
-        tally = self._tallies.setdefault(flight.node, Tally(self._settings))
+        tally = self.tally(flight.node)
         tally.sum_up(now)
         if flight.first_at is None:
             for other in tally.reading.values():

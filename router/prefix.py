@@ -12,7 +12,7 @@ Memory: at most `mirror_blocks` blocks in all mirrors together, about 200 bytes 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Container
 
 from node.types import ModelStatus, NodeId
 from router.settings import RouterSettings
@@ -20,17 +20,19 @@ from router.settings import RouterSettings
 Blocks = tuple[int, ...]
 
 
-def shared(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many blocks two prompts have in common from their starts."""
-    if not one or not other or one[0] != other[0]:
+def start(blocks: Blocks, known: Container[int]) -> int:
+    """How many blocks from the start are in `known`. It holds the starts of all that it holds."""
+    if not blocks or blocks[0] not in known:
         return 0
-    low, high = 1, min(len(one), len(other))
+    low, high = 1, len(blocks)
+    if blocks[high - 1] in known:
+        return high
     while low < high:
-        middle = (low + high + 1) // 2
-        if one[middle - 1] == other[middle - 1]:
-            low = middle
+        middle = (low + high) // 2
+        if blocks[middle] in known:
+            low = middle + 1
         else:
-            high = middle - 1
+            high = middle
     return low
 
 
@@ -71,19 +73,7 @@ class Mirror:
 
     def match(self, blocks: Blocks) -> int:
         """How many blocks from the start are there."""
-        known = self._blocks
-        if not blocks or blocks[0] not in known:
-            return 0
-        low, high = 1, len(blocks)
-        if blocks[high - 1] in known:
-            return high
-        while low < high:
-            middle = (low + high) // 2
-            if blocks[middle] in known:
-                low = middle + 1
-            else:
-                high = middle
-        return low
+        return start(blocks, self._blocks)
 
     def insert(self, blocks: Blocks, block_tokens: int) -> int:
         """Such a prompt is being read there. Returns what the belief in its start rests on, for `missed`."""
@@ -159,6 +149,10 @@ class Mirrors:
             return self._empty
         mirror.bound(model.cache_seqs, model.cache_tokens)
         return mirror
+
+    def get(self, key: tuple[NodeId, str]) -> Mirror | None:
+        """The mirror of (node, MODEL.name), bounded as it was when it was last asked for with `of`."""
+        return self._mirrors.get(key)
 
     def insert(self, node: NodeId, model: ModelStatus, blocks: Blocks, block_tokens: int) -> int:
         """A prompt is granted there; see Mirror. An engine that reports neither bound has no cache that we know of."""

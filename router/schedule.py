@@ -7,10 +7,11 @@ this scheduler sent out itself (`ledger`) counts at once; reports of nodes only 
 
 from __future__ import annotations
 
+from functools import partial
 from random import Random
 
 from node.types import NodeId, RequestId, Usage
-from router.cost import price
+from router.cost import Price, price
 from router.errors import ErrorCode, Refusal
 from router.events import (
     Adopt,
@@ -39,8 +40,9 @@ from router.fleet import Fleet, Options
 from router.ledger import Flight, Ledger
 from router.lessons import Lessons
 from router.settings import RouterSettings
+from router.shortcut import Found, quickest
 from router.speed import Rates
-from router.walk import Choice, Kind, Walk
+from router.walk import Choice, Kind, Walk, decision
 
 __all__ = [
     "Adopt",
@@ -158,8 +160,24 @@ class Scheduler:
             text = f"the queue is full: {len(self._queue)} requests wait already"
             wait_s = min(max(1.0, self._queue.ordered(now)[0].wait_s), 60.0)
             return [Refuse(request.id, self._refusal(ErrorCode.MESH_SATURATED, text, wait_s))]
+        if not len(self._queue) and not self._pauses and (request.deadline is None or request.deadline > now):
+            options = self._fleet.options(request, now)
+            found = quickest(self._fleet, options, request, self._settings, now)
+            if found is not None:
+                return [self._grant_at_once(request, found, options, since, now)]
         self._queue.add(request, since, self._fleet.early_s(request, now))
         return []
+
+    def _grant_at_once(self, request: Request, found: Found, options: Options, since: float, now: float) -> Grant:
+        best = found.price(found.best, request, self._settings, self._fleet)
+        self._fly(request, best, now)
+        settings, fleet = self._settings, self._fleet
+
+        def why() -> Decision:
+            choice = found.choice(best, request, settings, fleet)
+            return decision(choice, request, now - since, options, settings)
+
+        return Grant(request.id, best.lane.status.node, best.lane.model.name, why)
 
     def _first(self, request: RequestId, cached_tokens: int, now: float) -> None:
         flight = self._ledger.get(request)
@@ -234,7 +252,7 @@ class Scheduler:
             walk.hold(kind, choice, waiting)
             return None
         first = walk.start(waiting)
-        effect = self._grant(first, choice, walk.decision(choice, first, kind.options), now)
+        effect = self._grant(first, choice, kind.options, now)
         walk.started(choice)
         return effect
 
@@ -249,16 +267,21 @@ class Scheduler:
         retry_s = max(self._settings.retry_after_s, 1.25 * (back_s or 0.0))  # Its spread never says too soon.
         return Refuse(request.id, self._refusal(code, text, None if code is ErrorCode.MODEL_NOT_FOUND else retry_s))
 
-    def _grant(self, waiting: Waiting, choice: Choice, reasons: Decision, now: float) -> Grant:
+    def _grant(self, waiting: Waiting, choice: Choice, options: Options, now: float) -> Grant:
         request, lane = waiting.request, choice.best.lane
-        node, model = lane.status.node, lane.model.name
-        flight = Flight(request, node, model, now, self._lost_at(request, now))
-        self._lessons.granted(flight, choice.best)
-        self._ledger.add(flight, now)
+        self._fly(request, choice.best, now)
         self._passed.pop(lane.key, None)
+        why = partial(decision, choice, request, now - waiting.since, options, self._settings)
+        return Grant(request.id, lane.status.node, lane.model.name, why)
+
+    def _fly(self, request: Request, price: Price, now: float) -> None:
+        """It takes its slot."""
+        lane = price.lane
+        flight = Flight(request, lane.status.node, lane.model.name, now, self._lost_at(request, now))
+        self._lessons.granted(flight, price)
+        self._ledger.add(flight, now)
         if flight.load_s > 0:
             self._fleet.changed()
-        return Grant(request.id, node, model, reasons)
 
     def _too_late(self, kind: Kind, waited_s: float) -> Refusal:
         """The deadline passed in the queue: says what it was waiting for."""

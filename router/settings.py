@@ -120,7 +120,7 @@ class RouterSettings(Struct, frozen=True, kw_only=True):
     position_scale: float = 30_000.0  # tokens before it that double the price of reading one more
     forget: float = 0.97  # weight of what was known, per new sample
     decode_forget: float = 0.85  # the same for writing speeds: their samples are less noisy
-    refresh_s: float = 5.0  # how stale the fading of what was learned may be
+    refresh_s: float = 30.0  # how stale the fading of what was learned may be
     fade_s: float = 900.0  # and per second unused: e^-1 in this time
     prior_distance: float = 50.0  # a sample further than this factor from the prior counts as that far
     bandwidth_unknown: float = 50.0  # GB/s where the hardware does not say

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from typing import NamedTuple
 
 from msgspec import Struct
 
@@ -111,46 +112,50 @@ class Mean:
         return math.exp(-max(0.0, now - self.at) / self._settings.fade_s)
 
 
-class Pace:
+class Pace(NamedTuple):
     """What to expect of one model on one node, in seconds: `token_s` for the first token of a prompt, `place_s` more
-    for each token before it, `step_s` for one decode step of one stream. Positive and finite, `place_s` maybe 0."""
+    for each token before it, `step_s` for one decode step of one stream. Positive and finite, `place_s` maybe 0.
+    `learned` counts samples."""
 
-    __slots__ = ("_decode", "_fit", "_fresh_at", "_prior", "_settings", "load_s", "place_s", "step_s", "token_s")
-
-    def __init__(self, settings: RouterSettings) -> None:
-        self._settings = settings
-        self._fit, self._decode = Fit(settings), Mean(settings)
-        self._prior = (0.0, 0.0)  # seconds per thousand tokens read, and per token written
-        self._fresh_at = -math.inf
-        self.load_s: float | None = None  # of its last load
-        self.token_s = self.place_s = self.step_s = 0.0
-
-    @property
-    def learned(self) -> int:
-        return self._fit.count + self._decode.count
+    token_s: float
+    place_s: float
+    step_s: float
+    learned: int = 0
 
     def read_s(self, tokens: int, position: int) -> float:
         """Seconds to read `tokens` after `position` others."""
         return tokens * (self.token_s + self.place_s * (position + tokens / 2))
 
+
+class Learner:
+    """Learns the pace of one model on one node. `pace` is to be trusted until `stale_at`."""
+
+    __slots__ = ("_decode", "_fit", "_prior", "_settings", "load_s", "pace", "stale_at")
+
+    def __init__(self, settings: RouterSettings) -> None:
+        self._settings = settings
+        self._fit, self._decode = Fit(settings), Mean(settings)
+        self._prior = (0.0, 0.0)  # seconds per thousand tokens read, and per token written
+        self.load_s: float | None = None  # of its last load
+        self.pace = Pace(0.0, 0.0, 0.0)
+        self.stale_at = -math.inf
+
     def refresh(self, prior: tuple[float, float], now: float) -> None:
         """What was learned fades with time, and the hardware may report anew: done again every few seconds."""
-        if prior == self._prior and now - self._fresh_at < self._settings.refresh_s:
+        if prior == self._prior and now < self.stale_at:
             return
-        self._prior, self._fresh_at = prior, now
+        self._prior, self.stale_at = prior, now + self._settings.refresh_s
         a, k = self._fit.value(prior[0], now)
-        self.token_s, self.place_s = a / TOKENS, k / TOKENS / POSITION
-        self.step_s = self._decode.value(prior[1], now)
+        step_s = self._decode.value(prior[1], now)
+        self.pace = Pace(a / TOKENS, k / TOKENS / POSITION, step_s, self._fit.count + self._decode.count)
 
     def read(self, tokens: int, position: int, seconds: float, now: float) -> None:
         self._fit.add(tokens, position, seconds, prior=self._prior[0], now=now)
-        self._fresh_at = -math.inf
-        self.refresh(self._prior, now)
+        self.stale_at = -math.inf
 
     def wrote(self, step_s: float, now: float) -> None:
         self._decode.add(step_s, self._prior[1], now)
-        self._fresh_at = -math.inf
-        self.refresh(self._prior, now)
+        self.stale_at = -math.inf
 
 
 class Speeds:
@@ -158,14 +163,18 @@ class Speeds:
 
     def __init__(self, settings: RouterSettings) -> None:
         self._settings = settings
-        self._paces: OrderedDict[tuple[NodeId, str], Pace] = OrderedDict()
+        self._learners: OrderedDict[tuple[NodeId, str], Learner] = OrderedDict()
         self._output: OrderedDict[str, float] = OrderedDict()
 
     def pace(self, status: NodeStatus, model: ModelStatus, now: float) -> Pace:
         """What to expect of `model` on that node, now."""
-        pace = self._of(status.node, model.name)
-        pace.refresh(prior(status, model, self._settings), now)
-        return pace
+        return self.learner(status, model, now).pace
+
+    def learner(self, status: NodeStatus, model: ModelStatus, now: float) -> Learner:
+        """The one of `model` on that node, with a fresh pace."""
+        learner = self._of(status.node, model.name)
+        learner.refresh(prior(status, model, self._settings), now)
+        return learner
 
     def rates(self, status: NodeStatus, model: ModelStatus, now: float) -> Rates:
         """The same in tokens per second, for people."""
@@ -178,7 +187,7 @@ class Speeds:
         """`tokens` new prompt tokens after `position` cached ones took `seconds`, nothing else being read there.
         Too short ones are ignored."""
         if tokens >= self._settings.read_least_tokens and seconds > 0:
-            self.pace(status, model, now).read(tokens, position, seconds, now)
+            self.learner(status, model, now).read(tokens, position, seconds, now)
 
     def wrote(
         self, status: NodeStatus, model: ModelStatus, tokens: int, seconds: float, *, streams: float, now: float
@@ -186,7 +195,7 @@ class Speeds:
         """One stream wrote `tokens` in `seconds` while `streams` (itself included) ran on average."""
         if tokens >= self._settings.decode_least_tokens and seconds > 0:
             beside = 1 + self._settings.stream_slowdown * (max(1.0, streams) - 1)
-            self.pace(status, model, now).wrote(seconds / tokens / beside, now)
+            self.learner(status, model, now).wrote(seconds / tokens / beside, now)
 
     def ended(self, model: str, tokens: int) -> None:
         """An answer of `model` had so many tokens."""
@@ -206,21 +215,21 @@ class Speeds:
 
     def load_s(self, node: NodeId, model: ModelStatus) -> float:
         """Seconds from absent to ready: measured here, else as the node says, else from bytes."""
-        pace = self._paces.get((node, model.name))
-        if pace is not None and pace.load_s is not None:
-            return pace.load_s
+        learner = self._learners.get((node, model.name))
+        if learner is not None and learner.load_s is not None:
+            return learner.load_s
         return model.load_s or self._settings.load_base_s + model.size_bytes / self._settings.load_bytes_per_s
 
-    def _of(self, node: NodeId, model: str) -> Pace:
+    def _of(self, node: NodeId, model: str) -> Learner:
         key = node, model
-        pace = self._paces.get(key)
-        if pace is None:
-            pace = self._paces[key] = Pace(self._settings)
-            if len(self._paces) > self._settings.speeds_limit:
-                self._paces.popitem(last=False)
+        learner = self._learners.get(key)
+        if learner is None:
+            learner = self._learners[key] = Learner(self._settings)
+            if len(self._learners) > self._settings.speeds_limit:
+                self._learners.popitem(last=False)
         else:
-            self._paces.move_to_end(key)
-        return pace
+            self._learners.move_to_end(key)
+        return learner
 
 
 def prior(status: NodeStatus, model: ModelStatus, settings: RouterSettings) -> tuple[float, float]:

@@ -34,10 +34,10 @@ class Choice:
     """Where one request goes in this walk: `best` of `prices`. `idle_s` when the cheapest was passed over because this
     lane had stood idle for so long."""
 
-    __slots__ = ("best", "idle_s", "others", "output", "prices")
+    __slots__ = ("best", "idle_s", "others", "prices")
 
-    def __init__(self, best: Price, prices: list[Price], output: float) -> None:
-        self.best, self.prices, self.output = best, prices, output
+    def __init__(self, best: Price, prices: list[Price]) -> None:
+        self.best, self.prices = best, prices
         self.idle_s: float | None = None
         self.others: list[Lane] = []  # that hold other weights than the conversation began with
 
@@ -92,7 +92,7 @@ class Walk:
             )
             for o in lanes
         ]
-        choice = Choice(cheapest(prices), prices, output)
+        choice = Choice(cheapest(prices), prices)
         choice.others = others
         if not choice.best.lane.open and self._idle:
             since = self._now - settings.idle_bound_s
@@ -133,42 +133,11 @@ class Walk:
         self.passed.update(p.lane.key for p in choice.prices if p.lane.open)
         place(best)
         if waiting.request.blocks:
-            lane.spot.ahead.append(waiting.request.blocks)
+            lane.spot.ahead.update(waiting.request.blocks)
         kind.planned += 1
         kind.wait_s = max(kind.wait_s, waiting.wait_s)
         kind.spacing_s = (best.read_s + best.write_s) / sum(o.slots for o in kind.lanes)
         kind.full = kind.planned >= self._settings.look_ahead or not any(o.open for o in kind.lanes)
-
-    def decision(self, choice: Choice, waiting: Waiting, options: Options) -> Decision:
-        """Why `waiting` goes where it goes: everyone who was looked at, cheapest first, then everyone who cannot."""
-        request, best = waiting.request, choice.best
-        priced = [
-            explain(p, request, self._fleet.output(p.lane.model.name, request), self._settings) for p in choice.prices
-        ]
-        priced.sort(key=lambda c: (c.total_s or 0.0, c.node))
-        idle = None
-        if choice.idle_s is not None:
-            idle = f"it stood idle for {choice.idle_s:.0f} s while requests it can serve waited for a better node"
-        facts: dict[str, str | int | float | list[str] | None] = {
-            "id": request.id,
-            "models": list(request.models),
-            "model": options.name,
-            "fallback": options.note,
-            "idle": idle,
-            "prompt_tokens": request.prompt_tokens,
-            "cached_tokens": best.cached,
-            "max_tokens": request.max_tokens,
-            "expected_tokens": round(choice.output),
-            "priority": request.priority,
-            "excluded": list(request.excluded),
-        }
-        others = [Candidate(o.status.node, o.model.name, excluded=OTHER_WEIGHTS) for o in choice.others]
-        return Decision(
-            request=facts,
-            chosen=best.lane.status.node,
-            waited_ms=max(0.0, self._now - waiting.since) * 1000,
-            candidates=(*priced, *others, *options.unfit),
-        )
 
 
 def cheapest(prices: Sequence[Price]) -> Price:
@@ -178,3 +147,33 @@ def cheapest(prices: Sequence[Price]) -> Price:
         if other.total < best.total or (other.total == best.total and other.lane.key < best.lane.key):
             best = other
     return best
+
+
+def decision(choice: Choice, request: Request, waited_s: float, options: Options, settings: RouterSettings) -> Decision:
+    """Why `request` goes where it goes: everyone who was looked at, cheapest first, then everyone who cannot."""
+    best = choice.best
+    priced = [explain(p, request, settings) for p in choice.prices]
+    priced.sort(key=lambda c: (c.total_s or 0.0, c.node))
+    idle = None
+    if choice.idle_s is not None:
+        idle = f"it stood idle for {choice.idle_s:.0f} s while requests it can serve waited for a better node"
+    facts: dict[str, str | int | float | list[str] | None] = {
+        "id": request.id,
+        "models": list(request.models),
+        "model": options.name,
+        "fallback": options.note,
+        "idle": idle,
+        "prompt_tokens": request.prompt_tokens,
+        "cached_tokens": best.cached,
+        "max_tokens": request.max_tokens,
+        "expected_tokens": round(best.output),
+        "priority": request.priority,
+        "excluded": list(request.excluded),
+    }
+    others = [Candidate(o.status.node, o.model.name, excluded=OTHER_WEIGHTS) for o in choice.others]
+    return Decision(
+        request=facts,
+        chosen=best.lane.status.node,
+        waited_ms=max(0.0, waited_s) * 1000,
+        candidates=(*priced, *others, *options.unfit),
+    )

@@ -31,8 +31,7 @@ def lane(
 ) -> Lane:
     model = ModelStatus(name=name, state=ModelState.READY, slots=slots, size_bytes=4 * GB)
     status = NodeStatus(node=NodeId("n"), rtt_s=rtt_s, headroom_bytes=headroom, models=(model,))
-    pace = Pace(SETTINGS)
-    pace.refresh((1000 / tps[0], 1 / tps[1]), 0.0)
+    pace = Pace(1 / tps[0], 1 / tps[0] / 30_000, 1 / tps[1])
     made = Lane(status, model, pace, Mirror(), spot or Spot(0.0, streams))
     made.load_s = made.whole_s = load_s
     if load_s > 0:
@@ -89,7 +88,7 @@ def test_a_prompt_on_a_busy_machine_is_paid_for_by_those_who_come_later() -> Non
     assert terms(busy)["hurt"] == pytest.approx(0.25 * 4.0 * terms(busy)["prefill"])
     assert total(busy) > free
     found = price(busy, request(), 100.0, SETTINGS)
-    why = explain(found, request(), 100.0, SETTINGS).terms[5].why
+    why = explain(found, request(), SETTINGS).terms[5].why
     assert why == "prompts are read there so often that those to come lose 8.2 s; 25% of that counts"
 
 
@@ -99,7 +98,7 @@ def test_what_the_cache_holds_is_not_read_again_nor_what_is_ahead_in_the_walk() 
     warm.mirror.insert((1, 2), 100)
     ask = request(400, blocks=(1, 2, 3), block_tokens=100)
     assert price(warm, ask, 1.0, SETTINGS).cached == 200
-    warm.spot.ahead.append((1, 2, 3, 4))
+    warm.spot.ahead.update((1, 2, 3, 4))
     assert price(warm, ask, 1.0, SETTINGS).cached == 300
     whole = request(300, blocks=(1, 2, 3), block_tokens=100)
     assert price(warm, whole, 1.0, SETTINGS).cached == 299  # The last token is always read.
@@ -188,7 +187,7 @@ def test_the_explained_terms_are_the_total(
     if evicts and busy.load_s > 0:
         busy.evicts, busy.back_s, busy.guard = ("own",), 3.0, Guard(weight, 3.0, why="own")
     found = price(busy, request(tokens), output, SETTINGS)
-    shown = explain(found, request(tokens), output, SETTINGS)
+    shown = explain(found, request(tokens), SETTINGS)
     assert shown.total_s == found.total
     assert shown.total_s == sum(t.seconds for t in shown.terms)
     assert [t.name for t in shown.terms] == list(NAMES)
@@ -234,7 +233,7 @@ def test_every_why_is_a_sentence_for_people() -> None:
     busy.hold(4.0)
     busy.evicts, busy.back_s = ("own",), 7.0
     found: Price = price(busy, request(), 100.0, SETTINGS)
-    why = {t.name: t.why for t in explain(found, request(), 100.0, SETTINGS).terms}
+    why = {t.name: t.why for t in explain(found, request(), SETTINGS).terms}
     assert why["wait"] == "all 2 slots are taken, one is free in about 3.0 s"
     assert why["prefill"].endswith("tokens/s (expected of this hardware), 0.03 s to begin")
     assert why["decode"] == "100 tokens expected in 6.5 s beside 2 other answers; 25% of that counts"
@@ -245,5 +244,5 @@ def test_every_why_is_a_sentence_for_people() -> None:
     busy.spot.busy_s = 9.0
     free = lane(slots=2)
     free.spot.busy_s = 9.0
-    why = {t.name: t.why for t in explain(price(free, request(), 1.0, SETTINGS), request(), 1.0, SETTINGS).terms}
+    why = {t.name: t.why for t in explain(price(free, request(), 1.0, SETTINGS), request(), SETTINGS).terms}
     assert why["wait"] == "2 of 2 slots free, but other prompts are read first for about 9.0 s"

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from node.types import ModelStatus, NodeId
-from router.prefix import Mirror, Mirrors, shared
+from router.prefix import Mirror, Mirrors, start
 from router.settings import RouterSettings
 
 Blocks = tuple[int, ...]
@@ -27,14 +27,19 @@ def mirror(seqs: int = 0, tokens: int = 0) -> Mirror:
     return made
 
 
-@given(paths, paths)
-def test_what_two_prompts_share_is_found_by_halving(one: list[int], other: list[int]) -> None:
-    plain = 0
-    for a, b in zip(chained(one), chained(other), strict=False):
+def shared(one: Blocks, other: Blocks) -> int:
+    count = 0
+    for a, b in zip(one, other, strict=False):
         if a != b:
             break
-        plain += 1
-    assert shared(chained(one), chained(other)) == plain
+        count += 1
+    return count
+
+
+@given(paths, st.lists(paths, max_size=5))
+def test_how_much_of_a_start_is_known_is_found_by_halving(path: list[int], known: list[list[int]]) -> None:
+    blocks = {block for each in known for block in chained(each)}
+    assert start(chained(path), blocks) == max((shared(chained(path), chained(k)) for k in known), default=0)
 
 
 class Lru:
