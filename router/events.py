@@ -20,7 +20,8 @@ class Request(Struct, frozen=True, kw_only=True):
     """What placing needs to know of a request; never its text.
 
     `models` are names in order of preference: the one asked for, then its fallbacks. `blocks` are chained hashes of
-    the prompt's starts, `block_tokens` tokens each. `excluded` nodes have already failed this request.
+    the prompt's starts, `block_tokens` tokens each; `conversation` is one of all up to the first thing said in it (0:
+    not known). `excluded` nodes have already failed this request.
     """
 
     id: RequestId
@@ -33,6 +34,7 @@ class Request(Struct, frozen=True, kw_only=True):
     priority: Literal["normal", "low"] = "normal"
     deadline: float | None = None
     excluded: tuple[NodeId, ...] = ()
+    conversation: int = 0
 
 
 class Term(Struct, frozen=True):
