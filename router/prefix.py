@@ -48,14 +48,14 @@ class Known:
 class Mirror:
     """The cache of one model on one node as we believe it is."""
 
-    __slots__ = ("_blocks", "_number", "_seqs", "_seqs_limit", "_tokens", "_tokens_limit", "_width")
+    __slots__ = ("_blocks", "_kept", "_number", "_seqs", "_seqs_limit", "_tokens_limit", "_width")
 
     def __init__(self) -> None:
         self._seqs_limit = self._tokens_limit = 0
-        self._width = 0  # tokens of a block
+        self._width = 0  # tokens of a block, as last said: edges learn it, a block is the same bytes for all of them
         self._seqs: OrderedDict[int, tuple[Blocks, int]] = OrderedDict()  # last block -> all blocks, number
         self._blocks: OrderedDict[int, Known] = OrderedDict()
-        self._tokens = self._number = 0
+        self._kept = self._number = 0  # blocks of all sequences, or of none
 
     def bound(self, seqs: int, tokens: int) -> None:
         """What its node reports; 0 = no such bound."""
@@ -79,21 +79,19 @@ class Mirror:
         """Such a prompt is being read there. Returns what the belief in its start rests on, for `missed`."""
         matched = self.match(blocks)
         rests_on = self._blocks[blocks[matched - 1]].put if matched else 0
-        if block_tokens != self._width:
-            self.clear()  # Blocks of another length are other blocks.
-            self._width = block_tokens
+        self._width = block_tokens
         self._number += 1
         if self._seqs_limit > 0:
             for block in blocks[:matched]:
                 if block in self._seqs:  # This one continues it.
                     self._remove(self._seqs.pop(block)[0])
             self._seqs[blocks[-1]] = blocks, self._number
-            self._tokens += len(blocks) * block_tokens
+            self._kept += len(blocks)
         for block in reversed(blocks):  # Ends become older than the starts they need.
             known = self._blocks.get(block)
             if known is None:
                 known = self._blocks[block] = Known()
-                self._tokens += block_tokens if self._seqs_limit <= 0 else 0
+                self._kept += 1 if self._seqs_limit <= 0 else 0
             else:
                 self._blocks.move_to_end(block)
             known.count, known.put = known.count + 1, self._number
@@ -110,7 +108,7 @@ class Mirror:
     def clear(self) -> None:
         self._seqs.clear()
         self._blocks.clear()
-        self._tokens = 0
+        self._kept = 0
 
     def forget_oldest(self) -> None:
         """What the node would evict next."""
@@ -118,10 +116,10 @@ class Mirror:
             self._remove(self._seqs.popitem(last=False)[1][0])
         elif self._blocks:
             self._blocks.popitem(last=False)
-            self._tokens -= self._width
+            self._kept -= 1
 
     def _remove(self, blocks: Blocks) -> None:
-        self._tokens -= len(blocks) * self._width
+        self._kept -= len(blocks)
         for block in blocks:
             known = self._blocks[block]
             known.count -= 1
@@ -129,7 +127,7 @@ class Mirror:
                 del self._blocks[block]
 
     def _shrink(self) -> None:
-        while (0 < self._seqs_limit < len(self._seqs)) or (0 < self._tokens_limit < self._tokens):
+        while (0 < self._seqs_limit < len(self._seqs)) or (0 < self._tokens_limit < self._kept * self._width):
             self.forget_oldest()
 
 
