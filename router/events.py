@@ -20,8 +20,9 @@ class Request(Struct, frozen=True, kw_only=True):
     """What placing needs to know of a request; never its text.
 
     `models` are names in order of preference: the one asked for, then its fallbacks. `blocks` are chained hashes of
-    the prompt's starts, `block_tokens` tokens each; `conversation` is one of all up to the first thing said in it (0:
-    not known). `excluded` nodes have already failed this request.
+    the prompt's starts, `block_tokens` tokens each; `whole` is a hash of all of it, `follows` the `whole` of the
+    request whose answer this one goes on from (0: not known, or none). `excluded` nodes have already failed this
+    request.
     """
 
     id: RequestId
@@ -34,7 +35,18 @@ class Request(Struct, frozen=True, kw_only=True):
     priority: Literal["normal", "low"] = "normal"
     deadline: float | None = None
     excluded: tuple[NodeId, ...] = ()
-    conversation: int = 0
+    whole: int = 0
+    follows: int = 0
+
+    @property
+    def marks(self) -> tuple[int, ...]:
+        """What a later turn of the same conversation knows this one by: the last of these."""
+        return (self.whole,) if self.whole else self.blocks
+
+    @property
+    def knows(self) -> tuple[int, ...]:
+        """Marks that earlier turns may have left."""
+        return (self.follows,) if self.whole else self.blocks
 
 
 class Term(Struct, frozen=True):

@@ -33,7 +33,7 @@ class Waiting:
     def equality(self) -> Hashable:
         """Requests with the same are interchangeable for placing. (Blocks are chained: the last one names them all.)"""
         r = self.request
-        return r.models, r.excluded, r.prompt_tokens, r.max_tokens, r.blocks[-1:]
+        return r.models, r.excluded, r.prompt_tokens, r.max_tokens, r.blocks[-1:], r.follows
 
 
 class Queue:

@@ -26,7 +26,7 @@ class Lessons:
         flight.clean = flight.load_s <= 0 and not self._ledger.tally(flight.node).reading
         request = flight.request
         flight.rests_on = self._fleet.mirrors.insert(flight.node, lane.model, request.blocks, request.block_tokens)
-        self._fleet.mirrors.begin(request.blocks, lane.model.fingerprint)
+        self._fleet.mirrors.begin(request.marks, lane.model.fingerprint)
 
     def first(self, flight: Flight, cached_tokens: int, now: float) -> None:
         """Its first token: the model is loaded there. An engine that says nothing of its cache says 0; then the end of

@@ -19,7 +19,6 @@ from router.settings import PromptSettings
 
 _HASH_BYTES = 8
 _MARK_BYTES = 16  # of each message: about what a chat template puts around it
-_OPENING = frozenset({"system", "developer"})  # roles that come before the conversation itself
 _UNSEEN = frozenset({"type", "cache_control"})  # fields of a part that its model does not see
 
 
@@ -34,14 +33,15 @@ class Message(Struct):
 
 class Prompt(Struct, frozen=True, kw_only=True):
     """`size_bytes` of text, `tokens` of a prompt that is given in tokens. `guessed`: part of the size is a guess (an
-    image, a form), so it says nothing about bytes per token. `conversation`: hash of all up to the first thing said
-    in it, 0 = none; it stays the same from turn to turn."""
+    image, a form), so it says nothing about bytes per token. `whole`: hash of all of it; `follows`: the `whole` of the
+    request whose answer this one goes on from, 0 = it goes on from none."""
 
     size_bytes: int = 0
     tokens: int = 0
     guessed: bool = False
     blocks: tuple[int, ...] = ()
-    conversation: int = 0
+    whole: int = 0
+    follows: int = 0
 
 
 class _Function(Struct):
@@ -63,14 +63,17 @@ class _Layout:
         self._bounds = bounds
         self._kept: list[bytes] = []
         self._room = bounds.block_bytes * bounds.blocks_limit
+        self._hashed = hashlib.blake2b(digest_size=_HASH_BYTES, person=b"whole")
         self.size = 0
         self.guessed = False
 
     def add(self, data: bytes) -> None:
         self.size += len(data)
         if self._room > 0:
-            self._kept.append(data[: self._room])
-            self._room -= len(data)
+            kept = data[: self._room]
+            self._room -= len(kept)
+            self._kept.append(kept)
+            self._hashed.update(kept)
 
     def mark(self, role: str, name: bytes = b"") -> None:
         """Begins a message; no text can look like it."""
@@ -91,15 +94,14 @@ class _Layout:
         self.add(hashed.digest() * (self._bounds.media_bytes // _MARK_BYTES))
 
     def hash(self) -> int:
-        """Of all that is kept so far."""
-        hashed = hashlib.blake2b(digest_size=_HASH_BYTES, person=b"conversation")
-        for part in self._kept:
-            hashed.update(part)
+        """Of all so far: what is kept of it, and its length."""
+        hashed = self._hashed.copy()
+        hashed.update(self.size.to_bytes(8))
         return int.from_bytes(hashed.digest())
 
-    def prompt(self, conversation: int) -> Prompt:
+    def prompt(self, follows: int = 0) -> Prompt:
         blocks = chain(b"".join(self._kept), self._bounds.block_bytes)
-        return Prompt(size_bytes=self.size, guessed=self.guessed, blocks=blocks, conversation=conversation)
+        return Prompt(size_bytes=self.size, guessed=self.guessed, blocks=blocks, whole=self.hash(), follows=follows)
 
 
 def chain(data: bytes, block_bytes: int) -> tuple[int, ...]:
@@ -119,8 +121,10 @@ def of_chat(tools: Sequence[Raw], messages: Sequence[Message], bounds: PromptSet
         if said := _bytes(raw):
             layout.mark("tools")
             layout.add(said)
-    conversation = 0
+    follows = 0
     for message in messages:
+        if message.role == "assistant":
+            follows = layout.hash()
         layout.mark(message.role, _bytes(message.name))
         if isinstance(message.content, str):
             layout.text(message.content)
@@ -131,17 +135,14 @@ def of_chat(tools: Sequence[Raw], messages: Sequence[Message], bounds: PromptSet
             else:
                 layout.text(text)
         _add_calls(layout, _bytes(message.tool_calls))
-        if not conversation and message.role not in _OPENING:
-            conversation = layout.hash()
-    return layout.prompt(conversation)
+    return layout.prompt(follows)
 
 
 def of_text(text: str, bounds: PromptSettings) -> Prompt:
     """A prompt without roles."""
     layout = _Layout(bounds)
     layout.text(text)
-    prompt = layout.prompt(0)
-    return msgspec.structs.replace(prompt, conversation=prompt.blocks[0]) if prompt.blocks else prompt
+    return layout.prompt()
 
 
 def of_several(prompts: Sequence[str | int | list[int]]) -> Prompt:

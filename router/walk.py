@@ -104,8 +104,8 @@ class Walk:
 
     def _same_weights(self, kind: Kind, request: Request) -> tuple[list[Lane], list[Lane]]:
         """Where a name means different weights, a conversation stays on those it began with, as long as they live."""
-        if len(kind.options.weights) > 1 and request.blocks:
-            began = self._fleet.mirrors.began(request.blocks)
+        if len(kind.options.weights) > 1 and request.knows:
+            began = self._fleet.mirrors.began(request.knows)
             same = [o for o in kind.lanes if o.model.fingerprint == began]
             if same:
                 return same, [o for o in kind.lanes if o.model.fingerprint != began]

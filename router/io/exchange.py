@@ -42,6 +42,7 @@ from router.attempts import (
 )
 from router.errors import Refusal, RouterError
 from router.events import Request
+from router.explain import compact
 from router.frames import CancelAsk, CoordinatorFrame, Done, First, Granted, Queued, Refused, Taken
 from router.io import envelope
 from router.io.carry import Hop
@@ -96,7 +97,16 @@ class Exchange:
             return fields  # the head goes out before anything is certain
         fields["x-mesh-attempts"] = str(len(self._machine.facts) + (self._carried is not None))
         fields["x-mesh-queue-ms"] = str(round(self._machine.waited_s * 1e3))
+        if (explained := self._explained()) is not None:
+            fields["x-mesh-decision"] = explained
         return fields
+
+    def _explained(self) -> str | None:
+        """The decision, when the client wants to know."""
+        decision = self._record.decision(self._means.view())
+        if decision is None or self._record.said is None or not self._record.said.explain:
+            return None
+        return compact(decision, self._settings.explain_limit_bytes)
 
     async def run(self, closed: Refusal | None) -> web.StreamResponse:
         """`closed`: it is refused with this, unread. Raises nothing but CancelledError. The RouteFact is reported
@@ -245,7 +255,8 @@ class Exchange:
             prompt_tokens=lengths.tokens(model, asked.prompt),
             blocks=asked.prompt.blocks,
             block_tokens=lengths.block_tokens(model),
-            conversation=asked.prompt.conversation,
+            whole=asked.prompt.whole,
+            follows=asked.prompt.follows,
             max_tokens=asked.max_tokens,
             client=said.client,
             priority=said.priority,
@@ -328,6 +339,8 @@ class Exchange:
                         self._record.first_at = self._clock()
                         early = usage_of(block)
                         self._feed(FirstByte(opened.attempt, early.usage.cached if early is not None else 0))
+                        if reply.status and (explained := self._explained()) is not None:
+                            await reply.keep_alive(f": x-mesh-decision {explained}\n\n".encode())
                     await reply.block(block)
                 elif self._record.first_at is None:
                     raise NodeError(NodeErrorCode.MODEL_FAILED, "the engine ended without an answer")

@@ -356,7 +356,7 @@ async def test_what_the_client_says_reaches_the_coordinator(rig: Rig) -> None:
     assert request.client.startswith("key:")
     assert "secret" not in request.client
     assert request.prompt_tokens == round((16 + len(ASK[0]["content"])) / 4)
-    assert request.conversation != 0
+    assert (request.whole != 0, request.follows) == (True, 0)
     assert rig.host.calls[0].deadline_s <= 5.0
     assert rig.facts[0].client_request_id == "mine-1"
     await send(rig, "/v1/chat/completions", json=body, headers={"x-request-id": "bad id\t" + "x" * 200})
@@ -802,6 +802,39 @@ async def test_an_engine_that_tells_its_cache_early(rig: Rig) -> None:
     rig.host.scripts = [says(early, *PARIS)]
     await send(rig, "/v1/chat/completions", json=message())
     assert ("first", 1, 4) in rig.dispatch.said
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_the_decision_is_told_to_who_asks(rig: Rig, stream: bool) -> None:
+    body = message(stream=stream)
+    _, _, headers = await send(rig, "/v1/chat/completions", json=body, headers={"x-mesh-explain": "1"})
+    assert json.loads(headers["x-mesh-decision"])["chosen"] == "studio"
+    _, _, headers = await send(rig, "/v1/chat/completions", json=body)
+    assert "x-mesh-decision" not in headers
+
+
+async def test_the_decision_follows_a_head_that_went_out_before_it() -> None:
+    async def slow(_: Call) -> AsyncGenerator[bytes, None]:
+        await until(lambda: bool(comforted))
+        yield chunk("Paris", "stop")
+        yield DONE
+
+    comforted: list[bytes] = []
+    async with rigged(EdgeSettings(head_hold_s=0.05, comfort_every_s=0.05)) as (rig, _):
+        rig.host.scripts = [slow]
+        async with (
+            aiohttp.ClientSession() as session,
+            session.post(
+                f"{rig.url}/v1/chat/completions", json=message(stream=True), headers={"x-mesh-explain": "1"}
+            ) as response,
+        ):
+            assert "x-mesh-decision" not in response.headers
+            comforted.append(await response.content.readuntil(b"\n\n"))
+            blocks = (await response.content.read()).split(b"\n\n")
+    told = [n for n, block in enumerate(blocks) if block.startswith(b": x-mesh-decision ")]
+    assert len(told) == 1
+    assert json.loads(blocks[told[0]].removeprefix(b": x-mesh-decision "))["chosen"] == "studio"
+    assert blocks[told[0] + 1].startswith(b"data: {")
 
 
 # Other endpoints

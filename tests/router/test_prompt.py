@@ -11,11 +11,14 @@ BOUNDS = PromptSettings()
 def test_a_prompt_is_its_length_and_hashes() -> None:
     found = of_chat((msgspec.Raw(b"null"), msgspec.Raw()), [Message("user", "hä?")], BOUNDS)
     assert (found.size_bytes, found.blocks, found.guessed) == (16 + 4, (), False)
-    assert found.conversation != 0
+    assert (found.whole != 0, found.follows) == (True, 0)
 
 
-def test_the_system_prompt_is_no_conversation_yet() -> None:
-    assert of_chat((), [Message("system", "x" * 999)], BOUNDS).conversation == 0
+def test_a_turn_names_the_one_before() -> None:
+    talk = [Message("system", "x"), Message("user", "hi")]
+    before = of_chat((), talk, BOUNDS)
+    after = of_chat((), [*talk, Message("assistant", "hello"), Message("user", "so?")], BOUNDS)
+    assert after.follows == before.whole != after.whole
 
 
 def test_calls_count_with_their_arguments() -> None:
@@ -27,8 +30,7 @@ def test_calls_count_with_their_arguments() -> None:
 
 def test_text_tokens_and_forms() -> None:
     assert of_text("x" * 256, BOUNDS).blocks == chain(b"x" * 256, 256)
-    assert of_text("x" * 256, BOUNDS).conversation == chain(b"x" * 256, 256)[0]
-    assert of_text("x", BOUNDS) == Prompt(size_bytes=1)
+    assert of_text("x", BOUNDS).size_bytes == 1
     assert of_several([1, 2]) == Prompt(tokens=2)
     assert of_form(BOUNDS) == Prompt(size_bytes=BOUNDS.media_bytes, guessed=True)
 

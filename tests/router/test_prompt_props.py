@@ -43,8 +43,8 @@ def test_a_talk_that_goes_on_keeps_every_block(talk: list[Any], more: list[Any])
     before, after = prompt(talk), prompt([*talk, *more])
     assert after.blocks[: len(before.blocks)] == before.blocks
     assert after.size_bytes >= before.size_bytes
-    if any(m["role"] != "system" for m in talk):
-        assert after.conversation == before.conversation != 0
+    answered = prompt([*talk, {"role": "assistant", "content": "yes"}, {"role": "user", "content": "and?"}])
+    assert answered.follows == before.whole
 
 
 @given(talk=talks)
@@ -91,7 +91,7 @@ def test_it_is_bounded_and_whole_numbers_of_64_bits(talk: list[Any]) -> None:
 def test_a_role_is_more_than_its_text(text: str) -> None:
     user, tool = (prompt([{"role": role, "content": text}]) for role in ("user", "tool"))
     assert not set(user.blocks) & set(tool.blocks)
-    assert user.conversation != tool.conversation
+    assert user.whole != tool.whole
 
 
 @given(calls=st.recursive(st.none() | st.integers() | texts, lambda v: st.lists(v) | st.dictionaries(texts, v)))
@@ -103,7 +103,7 @@ def test_two_agents_that_share_a_system_prompt() -> None:
     system = {"role": "system", "content": "You help. " * 100}
     one, other = (prompt([system, {"role": "user", "content": f"Task {n} " * 80}], BOUNDS) for n in (1, 2))
     assert shared(one.blocks, other.blocks) == (16 + 1000 + 16) // 256
-    assert one.conversation != other.conversation
+    assert one.whole != other.whole
 
 
 def test_images_count_as_one_each_and_are_told_apart() -> None:
