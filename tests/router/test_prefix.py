@@ -154,3 +154,11 @@ def test_a_conversation_is_known_by_its_latest_turn_and_so_many_are() -> None:
     assert mirrors.began(chained("sys three")) is None  # They share no more than the system prompt.
     mirrors.begin(chained("sys three"), "x")
     assert mirrors.began(chained("sys one more")) is None
+
+
+@given(st.lists(st.tuples(paths, st.integers(8, 12)), max_size=12))
+def test_edges_may_differ_on_how_many_tokens_a_block_is(prompts: list[tuple[list[int], int]]) -> None:
+    it = mirror(seqs=100, tokens=10_000)
+    for path, width in prompts:
+        it.insert(chained(path), width)
+    assert all(it.match(chained(path)) == len(path) for path, _ in prompts)

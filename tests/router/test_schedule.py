@@ -490,6 +490,18 @@ def test_one_name_for_two_weights_and_a_conversation_stays_on_those_it_began_wit
     assert granted(s.step(ask("4", "standard", blocks=turns(6), prompt_tokens=600), 7.0)) == [("4", "b")]
 
 
+def test_short_turns_stay_on_their_weights_and_conversations_that_begin_alike_do_not() -> None:
+    a, b = (node(name, model(f"{name}-4b", aliases=("standard",), fingerprint=name, slots=1)) for name in ("a", "b"))
+    s = scheduler(a, b)
+    assert granted(s.step(ask("1", "standard", whole=11), 0.0)) == [("1", "a")]
+    assert granted(s.step(ask("2", "standard", whole=11), 0.0)) == [("2", "b")]  # says the same, follows nothing
+    s.step(Finished(RequestId("1"), "ok", Usage(100, 0, 9)), 4.0)
+    assert s.step(ask("3", "standard", whole=12, follows=11), 4.0) == []  # its weights are b's, which is taken
+    [grant] = s.step(Finished(RequestId("2"), "ok", Usage(100, 0, 9)), 5.0)
+    assert isinstance(grant, Grant)
+    assert (grant.id, grant.node) == ("3", "b")
+
+
 def test_a_swap_waits_until_those_who_run_have_ended_and_is_one_load() -> None:
     big = model("big", state=ModelState.ABSENT, size_bytes=9 * GB, slots=1)
     s = scheduler(node("a", model(size_bytes=9 * GB), big, headroom_bytes=GB, evictable_bytes=9 * GB))
