@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 SIM_MINUTES ?= 30
 PACKAGES := mesh node router election demo bench
 
-.PHONY: help setup run test lint sim bench-node bench-mesh clean
+.PHONY: help setup run test lint sim bench-node bench-mesh bench-routing clean
 
 help:  ## what can be made here
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -42,6 +42,9 @@ bench-node: $(READY)  ## memory estimated and measured, a node under chaos, an i
 
 bench-mesh: $(READY)  ## a mesh of real daemons under faults, on good and bad networks; writes bench/out/mesh.json
 	@$(BIN)/python -m bench.mesh $(ARGS)
+
+bench-routing: $(READY)  ## the scheduler on request traces, against clairvoyants and other routers; writes bench/out/routing.json
+	@$(BIN)/python -m bench.routing $(ARGS)
 
 clean:  ## away with what is made here, the demo model's cache included
 	rm -rf $(VENV) .cache bench/out *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import click
 
 from mesh import values
-from mesh.cli_group import Group
+from mesh.cli_group import Group, LateGroup
 from mesh.client import MeshClient, MeshClientError
 from mesh.config import ConfigError
 from mesh.errors import MeshError
@@ -49,6 +49,13 @@ class Commands(Group):
             return super().invoke(ctx)
         except (ConfigError, HomeError, MeshError, MeshClientError) as error:
             raise _told(error) from error
+
+
+class LateCommands(LateGroup, Commands):
+    """The same, where some of the commands are loaded when called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(super().list_commands(ctx))
 
 
 def duration(written: str) -> float:

@@ -66,7 +66,11 @@ class LateGroup(Group):
         assert isinstance(command, click.Command)
         return command
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's own signature
-        rows = [(name, help_line) for name, (_, _, help_line) in self._late.items()]
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        names = self.list_commands(ctx)
+        room = formatter.width - max(map(len, names)) - 6
+        lines = {name: help_line for name, (_, _, help_line) in self._late.items()}
+        lines |= {name: command.get_short_help_str(room) for name, command in self.commands.items()}
+        rows = [(name, lines[name]) for name in names]
         with formatter.section("Commands"):
             formatter.write_dl(rows)

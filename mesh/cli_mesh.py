@@ -10,14 +10,17 @@ from contextlib import contextmanager
 import click
 
 from mesh import config, render, render_routes
-from mesh.cli_base import Commands, address, as_json, client, duration, home, warn
+from mesh.cli_base import LateCommands, address, as_json, client, duration, home, warn
 from mesh.client import MeshClientError
 from mesh.settings import DRAIN_MAX_S
 
 WATCH_EVERY_S = 1.0
 
 
-@click.group(cls=Commands)
+LATE = {"simulate": ("mesh.cli_simulate", "simulate", "What this mesh, or another, would do with recorded requests.")}
+
+
+@click.group(cls=LateCommands, late=LATE)
 def mesh() -> None:
     """Many Macs as one: who is there, who coordinates, where requests ran."""
 

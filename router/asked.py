@@ -1,7 +1,7 @@
 """What does a client ask for? The few fields of a body that placing and answering need; the rest is never looked at.
 
 The body itself goes to the serving node unchanged, so unknown fields and tools pass through untouched. No message made
-here repeats any of the client's text but a model's name.
+here repeats any of the client's text but a model's name; of a prompt only its length and hashes are kept.
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ from typing import Annotated, TypeVar
 import msgspec
 from msgspec import Meta, Raw, Struct
 
+from router import prompt as prompting
 from router.errors import ErrorCode, RouterError
+from router.prompt import Prompt
+from router.settings import PromptSettings
 
 CHAT, COMPLETIONS = "chat/completions", "completions"
 
@@ -22,13 +25,6 @@ _Tokens = Annotated[int, Meta(ge=0)]
 
 class _StreamOptions(Struct):
     include_usage: bool | None = None
-
-
-class _Message(Struct):
-    """Its content may be text, parts, or null beside tool calls; what parts mean is the engine's business."""
-
-    role: str
-    content: str | list[dict[str, Raw]] | None = None
 
 
 class _Generate(Struct, kw_only=True):
@@ -42,7 +38,9 @@ class _Generate(Struct, kw_only=True):
 
 
 class _Chat(_Generate, kw_only=True):
-    messages: Annotated[list[_Message], Meta(min_length=1)]
+    messages: Annotated[list[prompting.Message], Meta(min_length=1)]
+    tools: Raw = Raw()
+    functions: Raw = Raw()
 
 
 class _Completion(_Generate, kw_only=True):
@@ -64,12 +62,16 @@ class Asked(Struct, frozen=True, kw_only=True):
     max_tokens: int = 0
     choices: int = 1
     keep_alive: float | None = None
+    prompt: Prompt = Prompt()
 
 
-def read(path: str, body: bytes, content_type: str) -> Asked:
+_BOUNDS = PromptSettings()
+
+
+def read(path: str, body: bytes, content_type: str, bounds: PromptSettings = _BOUNDS) -> Asked:
     """Raises RouterError(INVALID_REQUEST), with `param` where one field is at fault."""
     if path in (CHAT, COMPLETIONS):
-        asked: _Generate = _decode(body, _Chat if path == CHAT else _Completion)
+        asked: _Chat | _Completion = _decode(body, _Chat) if path == CHAT else _decode(body, _Completion)
         return Asked(
             model=asked.model,
             stream=bool(asked.stream),
@@ -77,14 +79,24 @@ def read(path: str, body: bytes, content_type: str) -> Asked:
             max_tokens=asked.max_completion_tokens or asked.max_tokens or 0,
             choices=asked.n or 1,
             keep_alive=keep_alive_s(asked.keep_alive),
+            prompt=_prompt(asked, bounds),
         )
     if content_type.lower().startswith("multipart/form-data"):
         model = form_field(body, content_type, "model")
         if not model:
             raise _invalid("the form has no field 'model'", "model")
-        return Asked(model=model)
+        return Asked(model=model, prompt=prompting.of_form(bounds))
     other = _decode(body, _Other)
-    return Asked(model=other.model, keep_alive=keep_alive_s(other.keep_alive))
+    prompt = Prompt(size_bytes=len(body), guessed=True)
+    return Asked(model=other.model, keep_alive=keep_alive_s(other.keep_alive), prompt=prompt)
+
+
+def _prompt(asked: _Chat | _Completion, bounds: PromptSettings) -> Prompt:
+    if isinstance(asked, _Chat):
+        return prompting.of_chat((asked.tools, asked.functions), asked.messages, bounds)
+    if isinstance(asked.prompt, str):
+        return prompting.of_text(asked.prompt, bounds)
+    return prompting.of_several(asked.prompt)
 
 
 _UNIT_S = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ns": 1e-9}

@@ -39,9 +39,11 @@ class Denied(Struct, frozen=True):
 
 
 class FirstByte(Struct, frozen=True):
-    """The first `data:` event has arrived and will be the next thing the client gets."""
+    """The first `data:` event has arrived and will be the next thing the client gets. `cached_tokens` where the engine
+    says it so early (few do; the usage at the end has it)."""
 
     attempt: int
+    cached_tokens: int = 0
 
 
 class Broke(Struct, frozen=True):
@@ -184,7 +186,7 @@ class Attempts:
                 return self._denied(event.refusal, now)
             case FirstByte() if self._runs(event.attempt) and not self._first:
                 self._first = True
-                return [First(self._id, self._attempt)]
+                return [First(self._id, self._attempt, event.cached_tokens)]
             case Broke() if self._runs(event.attempt):
                 return self._broke(event, now)
             case Completed() if self._runs(event.attempt):

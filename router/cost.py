@@ -1,33 +1,96 @@
-"""How soon would it answer? Terms in seconds, each with its why; a total is the sum of its terms.
+"""How soon would it answer, and what does that do to others? Terms in seconds, each with its why; a total is their sum.
 
-A Lane is one model on one node as one walk of the queue sees it: when its slots come free, what is being read there,
-how many streams run. Placing a request changes the lane, so the next request of the walk sees it.
+A Lane is one model on one node as one walk of the queue sees it, a Spot the node itself: what is being read there, how
+many streams run, what leaves its memory. Placing a request changes both, so the next request of the walk sees it.
 """
 
 from __future__ import annotations
 
-import heapq
+import math
+from bisect import insort
+from typing import NamedTuple
 
-from node.types import ModelStatus, NodeStatus
+from node.types import ModelStatus, NodeStatus, Pressure
 from router.events import Candidate, Request, Term
+from router.prefix import Mirror, start
 from router.settings import RouterSettings
-from router.speed import Rates
+from router.speed import Pace
 
-Seconds = tuple[float, float, float, float, float, float]  # wait, load, prefill, decode, network, headroom
+NAMES = ("wait", "load", "prefill", "decode", "network", "hurt", "guard", "headroom")
+
+
+class Spot:
+    """One node in one walk. `busy_s` until its prompts have been read; `later` seconds lost to those who will come, for
+    each second that a prompt is read there; `hot` is the model that the walk has put there,
+    `leaving` those that go for it; `ahead` the blocks of prompts that the walk has placed there."""
+
+    __slots__ = ("ahead", "busy_s", "hot", "later", "leaving", "rest_s", "streams")
+
+    def __init__(self, busy_s: float = 0.0, streams: int = 0) -> None:
+        self.busy_s, self.streams = busy_s, streams
+        self.later = 0.0
+        self.hot: str | None = None
+        self.leaving: tuple[str, ...] = ()
+        self.rest_s = 0.0  # what was placed last will write so long
+        self.ahead: set[int] = set()
+
+
+class Guard(NamedTuple):
+    """What a node's own models lose while another one takes their place: `weight` seconds for each second squared of
+    half their absence, which ends `back_s` after the request. `gone`: they are out already. `why` in words."""
+
+    weight: float = 0.0
+    back_s: float = 0.0
+    gone: bool = False
+    why: str = "no other model has to leave"
+
+    def seconds(self, held_s: float) -> float:
+        """Expected delay of their requests when they are away for `held_s`, and come back then."""
+        if not self.weight:
+            return 0.0
+        square = held_s * (held_s / 2 + self.back_s) if self.gone else (held_s + self.back_s) ** 2 / 2
+        return self.weight * square
+
+
+NO_GUARD = Guard()
 
 
 class Lane:
-    """`free` is a heap: seconds from now until each slot is free. `load_s` until the model could begin; `steady`
-    False while it can begin nothing now (loading, unloading, a pause after `node_busy`)."""
+    """`load_s` until the model could begin, `drain_s` of it until those that leave for it have ended (`evicts`);
+    `steady` False while it can begin nothing now (loading, unloading, a pause after `node_busy`)."""
 
-    __slots__ = ("free", "load_s", "load_why", "model", "pause_s", "rates", "reading_s", "status", "steady", "streams")
+    __slots__ = (
+        "back_s",
+        "coming",
+        "drain_s",
+        "evicts",
+        "guard",
+        "lefts",
+        "load_s",
+        "load_why",
+        "mirror",
+        "model",
+        "pace",
+        "pause_s",
+        "slots",
+        "spot",
+        "status",
+        "steady",
+        "taken",
+        "whole_s",
+    )
 
-    def __init__(self, status: NodeStatus, model: ModelStatus, rates: Rates, load_s: float, load_why: str) -> None:
-        self.status, self.model, self.rates = status, model, rates
-        self.load_s, self.load_why = load_s, load_why
-        self.free = [0.0] * max(1, model.slots)
-        self.reading_s = self.pause_s = 0.0
-        self.streams = 0
+    def __init__(self, status: NodeStatus, model: ModelStatus, pace: Pace, mirror: Mirror, spot: Spot) -> None:
+        self.status, self.model, self.pace, self.mirror, self.spot = status, model, pace, mirror, spot
+        self.load_s = self.drain_s = self.back_s = self.pause_s = 0.0
+        self.whole_s = 0.0  # of a load from absent
+        self.load_why = "loaded"
+        self.coming = False  # it loads already, whatever else is waited for
+        self.evicts: tuple[str, ...] = ()
+        self.guard = NO_GUARD
+        self.slots = max(1, model.slots)
+        self.taken = 0
+        self.lefts: list[float] = []  # of those that hold a slot: seconds until it is free, sorted
         self.steady = True
 
     @property
@@ -38,60 +101,186 @@ class Lane:
     @property
     def open(self) -> bool:
         """A request granted now could start now (or start the load that it needs)."""
-        return self.steady and self.free[0] <= 0.0
+        return self.steady and self.taken < self.slots and self.spot.busy_s <= 0.0 and self.drain_s <= 0.0
 
-    def occupy(self, seconds: float) -> None:
-        """A slot is taken for so long, from when it comes free: by a running request, or by one that will."""
-        heapq.heapreplace(self.free, self.free[0] + seconds)
+    def slot_s(self) -> float:
+        """Seconds until a slot is free."""
+        return 0.0 if self.taken < self.slots else self.lefts[self.taken - self.slots]
 
     def wait_s(self) -> float:
         """Seconds until a request could begin here: prompts are read one after another, and it needs a slot."""
-        return max(self.reading_s, self.free[0], self.pause_s)
+        return max(self.spot.busy_s, self.slot_s(), self.pause_s)
+
+    def hold(self, left_s: float) -> None:
+        """A slot is taken for so long from now, by one that runs or will run."""
+        self.taken += 1
+        insort(self.lefts, left_s)
+
+    def loads_s(self) -> float:
+        """Seconds of loading before a request could be read, as the walk has left this node."""
+        spot = self.spot
+        if spot.hot is None:
+            return self.load_s
+        if spot.hot == self.model.name:
+            return 0.0  # Whoever was placed before pays for it.
+        return self.whole_s + spot.rest_s if self.model.name in spot.leaving or self.load_s > 0 else self.load_s
+
+    def cached(self, request: Request) -> int:
+        """Prompt tokens that need not be read by then; always one less than the prompt at most."""
+        blocks = request.blocks
+        if not blocks:
+            return 0
+        found = self.mirror.match(blocks)
+        if self.spot.ahead:
+            found = max(found, start(blocks, self.spot.ahead))
+        return max(0, min(found * request.block_tokens, request.prompt_tokens - 1))
 
 
-def seconds(lane: Lane, request: Request, output: float, settings: RouterSettings) -> Seconds:
-    """The six terms. `output` = expected tokens of the answer."""
-    rates = lane.rates
-    left = max(0.0, lane.status.headroom_bytes - (lane.model.size_bytes if lane.load_s > 0 else 0))
-    slower = 1 + settings.stream_slowdown * lane.streams
-    return (
-        lane.wait_s(),
-        lane.load_s,
-        settings.begin_s + request.prompt_tokens / rates.prefill_tps,
-        settings.decode_weight * output * slower / rates.decode_tps,
-        max(0.0, lane.status.rtt_s),
-        settings.headroom_s * settings.headroom_half_bytes / (settings.headroom_half_bytes + left),
-    )
+class Price(NamedTuple):
+    """What one request would cost in one lane, and what that rests on (for `explain`)."""
+
+    lane: Lane
+    total: float
+    terms: tuple[float, float, float, float, float, float, float, float]  # as NAMES
+    cached: int
+    streams: int
+    later: float
+    read_s: float
+    write_s: float
+    taken: int
+    output: float
+    token_s: float  # of reading, on average
 
 
-def service_s(lane: Lane, request: Request, output: float, settings: RouterSettings) -> tuple[float, float]:
-    """Seconds that `request` would read and write there, once it has begun."""
-    read = settings.begin_s + request.prompt_tokens / lane.rates.prefill_tps
-    return read, output * (1 + settings.stream_slowdown * lane.streams) / lane.rates.decode_tps
+def price(lane: Lane, request: Request, output: float, settings: RouterSettings, cached: int | None = None) -> Price:
+    """`output` = expected tokens of the answer; `cached` prompt tokens, if that is known already."""
+    spot, pace = lane.spot, lane.pace
+    streams, step_s, slower = spot.streams, pace.step_s, settings.stream_slowdown
+    cached = lane.cached(request) if cached is None else cached
+    tokens = request.prompt_tokens - cached
+    token_s = pace.token_s + pace.place_s * (cached + tokens / 2)
+    read_s = settings.begin_s + tokens * token_s
+    hurt = 0.0
+    if streams > 0:
+        read_s += math.ceil(tokens / settings.chunk_tokens) * step_s * (1 + slower * (streams - 1))
+        hurt = settings.hurt_weight * streams * (read_s + slower * step_s * output)
+    if spot.later > 0.0:
+        hurt += settings.hurt_weight * spot.later * read_s
+    write_s = output * step_s * (1 + slower * streams)
+    wait_s = lane.wait_s()
+    load_s = lane.load_s if spot.hot is None else lane.loads_s()
+    if lane.coming:
+        load_s = max(0.0, load_s - wait_s)
+    if lane.evicts:
+        hurt += settings.hurt_weight * lane.back_s
+    guard = lane.guard.seconds(load_s + read_s + write_s) if lane.guard.weight else 0.0
+    network = lane.status.rtt_s if lane.status.rtt_s > 0 else 0.0
+    decode = settings.decode_weight * write_s
+    headroom = headroom_s(lane, settings) if load_s > 0.0 else tie_s(lane.status, settings)
+    terms = (wait_s, load_s, read_s, decode, network, hurt, guard, headroom)
+    total = wait_s + load_s + read_s + decode + network + hurt + guard + headroom
+    return Price(lane, total, terms, cached, streams, spot.later, read_s, write_s, lane.taken, output, token_s)
 
 
-def explain(lane: Lane, request: Request, output: float, settings: RouterSettings) -> Candidate:
+def tie_s(status: NodeStatus, settings: RouterSettings) -> float:
+    """Of two nodes that cost the same, the one with more memory left."""
+    half = settings.headroom_half_bytes
+    return settings.headroom_s * half / (half + max(0, status.headroom_bytes))
+
+
+def headroom_s(lane: Lane, settings: RouterSettings) -> float:
+    """A load that leaves little memory costs part of the load that somebody needs next."""
+    status, size = lane.status, lane.model.size_bytes or settings.size_unknown_bytes
+    left = 0 if status.pressure is not Pressure.NORMAL else max(0, status.headroom_bytes - size)
+    return settings.headroom_weight * lane.whole_s * size / (size + left)
+
+
+def place(found: Price) -> None:
+    """The rest of the walk sees this request there."""
+    lane, spot = found.lane, found.lane.spot
+    start_s = max(found.terms[0], 0.0) + found.terms[1]
+    spot.busy_s = start_s + found.read_s
+    spot.rest_s = found.write_s
+    if lane.evicts:
+        spot.hot, spot.leaving = lane.model.name, (*spot.leaving, *lane.evicts)
+    elif spot.hot is not None and spot.hot != lane.model.name:
+        spot.leaving = (*(m for m in spot.leaving if m != lane.model.name), spot.hot)
+        spot.hot = lane.model.name
+    lane.hold(start_s + found.read_s + found.write_s)
+
+
+def explain(found: Price, request: Request, settings: RouterSettings) -> Candidate:
     """The same seconds, with a why each."""
-    parts = seconds(lane, request, output, settings)
-    rates, free = lane.rates, sum(1 for s in lane.free if s <= 0.0)
-    source = f"learned from {rates.learned} samples" if rates.learned else "expected of this hardware"
+    lane = found.lane
     whys = (
-        _why_wait(lane, free),
-        lane.load_why,
-        f"{request.prompt_tokens} tokens at {rates.prefill_tps:.0f}/s ({source}) and {settings.begin_s:g} s to begin",
-        f"{settings.decode_weight:g} x {output:.0f} tokens at {rates.decode_tps:.1f}/s, beside {lane.streams} streams",
+        _why_wait(found),
+        _why_load(found),
+        _why_prefill(found, request, settings),
+        _why_decode(found, settings),
         f"{lane.status.rtt_s * 1000:.1f} ms there and back",
-        f"{lane.status.headroom_bytes / 1e9:.1f} GB of memory left there",
+        _why_hurt(found, settings),
+        lane.guard.why,
+        _why_headroom(found),
     )
-    names = ("wait", "load", "prefill", "decode", "network", "headroom")
-    terms = tuple(Term(n, s, w) for n, s, w in zip(names, parts, whys, strict=True))
-    return Candidate(lane.status.node, lane.model.name, sum(parts), terms)
+    terms = tuple(Term(n, s, w) for n, s, w in zip(NAMES, found.terms, whys, strict=True))
+    return Candidate(lane.status.node, lane.model.name, found.total, terms)
 
 
-def _why_wait(lane: Lane, free: int) -> str:
-    slots = f"{free} of {len(lane.free)} slots free"
-    if lane.pause_s > 0 and lane.pause_s >= max(lane.reading_s, lane.free[0]):
+def _why_decode(found: Price, settings: RouterSettings) -> str:
+    beside = f" beside {found.streams} other answer{'s' if found.streams > 1 else ''}" if found.streams else ""
+    expected = f"{found.output:.0f} tokens expected in {found.write_s:.1f} s{beside}"
+    return f"{expected}; {settings.decode_weight:.0%} of that counts"
+
+
+def _why_wait(found: Price) -> str:
+    lane, wait_s = found.lane, found.terms[0]
+    slots = f"{max(0, lane.slots - found.taken)} of {lane.slots} slots free"
+    if wait_s <= 0:
+        return slots
+    if lane.pause_s >= wait_s:
         return "it said it was full a moment ago"
-    if free == 0:
-        return f"no slot free for another {lane.free[0]:.1f} s"
-    return f"{slots}, {lane.reading_s:.1f} s of prompts to read first" if lane.reading_s > 0 else slots
+    if found.taken >= lane.slots:
+        return f"all {lane.slots} slots are taken, one is free in about {wait_s:.1f} s"
+    return f"{slots}, but other prompts are read first for about {wait_s:.1f} s"
+
+
+def _why_load(found: Price) -> str:
+    lane, load_s = found.lane, found.terms[1]
+    if load_s <= 0:
+        return "loaded"
+    if load_s == lane.load_s:
+        return lane.load_why
+    return f"another model is placed there first, then loading takes about {lane.whole_s:.1f} s"
+
+
+def _why_prefill(found: Price, request: Request, settings: RouterSettings) -> str:
+    pace = found.lane.pace
+    tokens = request.prompt_tokens - found.cached
+    cached = f"{found.cached} of {request.prompt_tokens} tokens are in its prompt cache, " if found.cached else ""
+    source = f"learned from {pace.learned} samples" if pace.learned else "expected of this hardware"
+    return f"{cached}{tokens} to read at {1 / found.token_s:.0f} tokens/s ({source}), {settings.begin_s:g} s to begin"
+
+
+def _why_hurt(found: Price, settings: RouterSettings) -> str:
+    parts = []
+    lane = found.lane
+    if found.streams:
+        slower = settings.stream_slowdown
+        each_s = found.read_s + slower * found.write_s / (1 + slower * found.streams)
+        parts.append(f"{found.streams} other answer{'s' if found.streams > 1 else ''} there lose {each_s:.1f} s each")
+    if lane.evicts:
+        parts.append(f"what leaves memory takes {lane.back_s:.1f} s to load again")
+    if found.later >= 0.01:
+        lost_s = found.later * found.read_s
+        parts.append(f"prompts are read there so often that those to come lose {lost_s:.1f} s")
+    return f"{', '.join(parts)}; {settings.hurt_weight:.0%} of that counts" if parts else "nobody else is delayed"
+
+
+def _why_headroom(found: Price) -> str:
+    status, model = found.lane.status, found.lane.model
+    if found.terms[1] <= 0:
+        return f"{status.headroom_bytes / 1e9:.1f} GB of memory left there"
+    if status.pressure is not Pressure.NORMAL:
+        return f"memory pressure is {status.pressure.value} there: the next load will need an eviction"
+    left = max(0, status.headroom_bytes - model.size_bytes)
+    return f"{left / 1e9:.1f} GB of memory left there after loading it: the less, the sooner the next load must evict"

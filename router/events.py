@@ -5,6 +5,7 @@ All times are seconds; `deadline` is on the scheduler's own clock (the `now` of 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Literal, TypeAlias
 
 from msgspec import Meta, Struct
@@ -19,7 +20,9 @@ class Request(Struct, frozen=True, kw_only=True):
     """What placing needs to know of a request; never its text.
 
     `models` are names in order of preference: the one asked for, then its fallbacks. `blocks` are chained hashes of
-    the prompt's starts, `block_tokens` tokens each. `excluded` nodes have already failed this request.
+    the prompt's starts, `block_tokens` tokens each; `whole` is a hash of all of it, `follows` the `whole` of the
+    request whose answer this one goes on from (0: not known, or none). `excluded` nodes have already failed this
+    request.
     """
 
     id: RequestId
@@ -32,6 +35,18 @@ class Request(Struct, frozen=True, kw_only=True):
     priority: Literal["normal", "low"] = "normal"
     deadline: float | None = None
     excluded: tuple[NodeId, ...] = ()
+    whole: int = 0
+    follows: int = 0
+
+    @property
+    def marks(self) -> tuple[int, ...]:
+        """What a later turn of the same conversation knows this one by: the last of these."""
+        return (self.whole,) if self.whole else self.blocks
+
+    @property
+    def knows(self) -> tuple[int, ...]:
+        """Marks that earlier turns may have left."""
+        return (self.follows,) if self.whole else self.blocks
 
 
 class Term(Struct, frozen=True):
@@ -128,13 +143,39 @@ SchedulerEvent: TypeAlias = (
 )
 
 
-class Grant(Struct, frozen=True, tag=True):
-    """Run `id` on `node` as `model` (MODEL.name there), now."""
+class Grant:
+    """Run `id` on `node` as `model` (MODEL.name there), now. `decision` is built when it is first read, from what was
+    known when the grant was given."""
 
-    id: RequestId
-    node: NodeId
-    model: str
-    decision: Decision
+    __slots__ = ("_decision", "id", "model", "node")
+    __match_args__ = ("id", "node", "model", "decision")
+
+    def __init__(
+        self,
+        id: RequestId,  # noqa: A002 - as the face names it
+        node: NodeId,
+        model: str,
+        decision: Decision | Callable[[], Decision],
+    ) -> None:
+        self.id, self.node, self.model, self._decision = id, node, model, decision
+
+    @property
+    def decision(self) -> Decision:
+        if not isinstance(self._decision, Decision):
+            self._decision = self._decision()
+        return self._decision
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Grant) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash((self.id, self.node, self.model))
+
+    def __repr__(self) -> str:
+        return f"Grant({self.id!r}, {self.node!r}, {self.model!r})"
+
+    def _key(self) -> tuple[RequestId, NodeId, str, Decision]:
+        return self.id, self.node, self.model, self.decision
 
 
 class Refuse(Struct, frozen=True, tag=True):

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from node.types import NodeId, RequestId
-from router.cost import Lane
 from router.events import Request
 from router.settings import RouterSettings
+
+LITTLE = 0.02  # a node that reads prompts for a smaller part of the time lets nobody wait
 
 
 class Flight:
     """One granted request. It holds a slot of (node, model) from its grant until it is removed.
 
-    `load_s`, `read_s`, `write_s`: what was expected of it then. `clean`: nothing else was being read beside it, so its
-    first token tells how fast that node reads.
+    `load_s`, `read_s`, `write_s`: what was expected of it then. `cached`: prompt tokens that its node should have had,
+    `rests_on` tells the mirror why. `evicts`: models that leave memory there for it. `clean`: no other prompt is being
+    read beside it and nothing was loaded, so its first token tells how fast that node reads.
     """
 
     __slots__ = (
         "begin",
+        "beside",
+        "cached",
         "clean",
+        "evicts",
         "first_at",
         "load_s",
         "lost_at",
@@ -27,7 +33,10 @@ class Flight:
         "node",
         "read_s",
         "request",
-        "streams",
+        "rests_on",
+        "sample_s",
+        "stalled",
+        "streamed",
         "write_s",
     )
 
@@ -35,30 +44,92 @@ class Flight:
         self.request, self.node, self.model = request, node, model
         self.begin, self.lost_at = begin, lost_at  # granted; given up when nobody has ended it by then
         self.load_s = self.read_s = self.write_s = 0.0
+        self.cached = self.rests_on = 0
+        self.evicts: tuple[str, ...] = ()
         self.first_at: float | None = None
         self.clean = False
-        self.streams = 1.0
+        self.beside = 0  # streams that ran when it was granted
+        self.sample_s: float | None = None  # what its prompt took, until it is known how much of it was cached
+        self.stalled = self.streamed = 0.0  # the tally's sums at its first token
 
     def left_s(self, now: float) -> float:
         """Expected seconds until its slot is free. Past its time: the longer it has run, the longer it will."""
         if self.first_at is None:
             left = self.begin + self.load_s + self.read_s + self.write_s - now
         else:
-            left = self.first_at + self.write_s - now
+            left = max(self.first_at + self.write_s - now, 0.3 * self.write_s)
         return max(left, 0.1 * (now - self.begin), 0.05)
 
-    def reading_s(self, now: float) -> float:
-        """Expected seconds of its prompt still to be read."""
-        return 0.0 if self.first_at is not None else min(self.read_s, max(0.0, self.left_s(now) - self.write_s))
+
+class Tally:
+    """One node in the account. `reading` flights have no first token yet; the others are `streams`.
+
+    `stalled` sums the seconds in which streams stood still because prompts were read, `streamed` is the integral of
+    their number: with both, a writing speed can be told from what disturbed it. `load` is the part of the last minutes
+    in which prompts were read.
+    """
+
+    __slots__ = ("_settings", "busy_until", "flights", "load", "reading", "since", "stalled", "streamed", "summed_at")
+
+    def __init__(self, settings: RouterSettings) -> None:
+        self._settings = settings
+        self.load = 0.0
+        self.flights: dict[str, dict[RequestId, Flight]] = {}
+        self.reading: dict[RequestId, Flight] = {}
+        self.busy_until = self.since = 0.0  # the prompts granted will have been read; those being read began
+        self.stalled = self.streamed = self.summed_at = 0.0
+
+    @property
+    def count(self) -> int:
+        return sum(map(len, self.flights.values()))
+
+    @property
+    def streams(self) -> int:
+        return self.count - len(self.reading)
+
+    def busy_s(self, now: float) -> float:
+        """Expected seconds until all that was granted has been read. One that is late is believed for a while."""
+        if not self.reading:
+            return 0.0
+        left = self.busy_until - now
+        return left if left > 0.0 else max(0.0, 0.1 * (self.late_until - now))
+
+    @property
+    def late_until(self) -> float:
+        """Past this a prompt that has no first token yet is no longer waited for."""
+        settings = self._settings
+        return self.busy_until + min(settings.late_cap_s, settings.late_part * max(0.0, self.busy_until - self.since))
+
+    def sum_up(self, now: float) -> None:
+        """Before the number of streams or of prompts changes."""
+        past_s = max(0.0, now - self.summed_at)
+        self.streamed += self.streams * past_s
+        self.summed_at = now
+        if self.reading or self.load > 0.0:
+            self.load += (1 - math.exp(-past_s / self._settings.later_s)) * (bool(self.reading) - self.load)
+
+    def later(self, now: float) -> float:
+        """Seconds that those who will come lose for each second that one more prompt is read: the busier, the more of
+        them find it busy."""
+        if self.load <= LITTLE and not self.reading:
+            return 0.0
+        self.sum_up(now)
+        most = self._settings.later_cap
+        return min(most, self.load / (1 - self.load)) if self.load < 1 else most
+
+    def expect(self, now: float) -> None:
+        """Whose prompts are still to be read is known: they are read from now on."""
+        self.since = now
+        self.busy_until = now + sum(f.read_s for f in self.reading.values())
 
 
 class Ledger:
-    """Every flight, by request and by lane."""
+    """Every flight, by request and by node."""
 
     def __init__(self, settings: RouterSettings) -> None:
         self._settings = settings
         self._all: dict[RequestId, Flight] = {}
-        self._lanes: dict[tuple[str, str], dict[RequestId, Flight]] = {}
+        self._tallies: dict[NodeId, Tally] = {}
 
     def __contains__(self, request: RequestId) -> bool:
         return request in self._all
@@ -72,41 +143,74 @@ class Ledger:
     def get(self, request: RequestId) -> Flight | None:
         return self._all.get(request)
 
-    def add(self, flight: Flight) -> None:
-        """A second flight of one request replaces the first: a request runs in one place."""
-        self.remove(flight.request.id)
-        self._all[flight.request.id] = flight
-        self._lanes.setdefault((flight.node, flight.model), {})[flight.request.id] = flight
+    def tally(self, node: NodeId) -> Tally:
+        """The one of that node, until the node is dropped."""
+        tally = self._tallies.get(node)
+        if tally is None:
+            tally = self._tallies[node] = Tally(self._settings)
+        return tally
 
-    def remove(self, request: RequestId) -> Flight | None:
+    def add(self, flight: Flight, now: float) -> None:
+        """A second flight of one request replaces the first: a request runs in one place."""
+        self.remove(flight.request.id, now)
+        self._all[flight.request.id] = flight
+        tally = self.tally(flight.node)
+        tally.sum_up(now)
+        if flight.first_at is None:
+            for other in tally.reading.values():
+                other.clean = False
+            if not tally.reading:
+                tally.since = now
+            tally.busy_until = max(tally.busy_until if tally.reading else now, now) + flight.load_s + flight.read_s
+            tally.reading[flight.request.id] = flight
+        flight.stalled, flight.streamed = tally.stalled, tally.streamed
+        tally.flights.setdefault(flight.model, {})[flight.request.id] = flight
+
+    def first(self, flight: Flight, now: float) -> None:
+        """Its first token: what is still to be read there is read from now on."""
+        tally = self._tallies[flight.node]
+        tally.sum_up(now)
+        tally.stalled += max(0.0, now - max(tally.since, flight.begin))
+        flight.first_at, flight.stalled, flight.streamed = now, tally.stalled, tally.streamed
+        tally.reading.pop(flight.request.id, None)
+        tally.expect(now)
+
+    def remove(self, request: RequestId, now: float) -> Flight | None:
         flight = self._all.pop(request, None)
         if flight is not None:
-            lane = self._lanes[flight.node, flight.model]
-            del lane[request]
-            if not lane:
-                del self._lanes[flight.node, flight.model]
+            tally = self._tallies[flight.node]
+            tally.sum_up(now)
+            if tally.reading.pop(request, None) is not None:
+                tally.expect(now)
+            flights = tally.flights[flight.model]
+            del flights[request]
+            if not flights:
+                del tally.flights[flight.model]
+            if not tally.flights:
+                tally.busy_until = 0.0
         return flight
 
     def clear(self) -> None:
         self._all.clear()
-        self._lanes.clear()
+        self._tallies.clear()
+
+    def drop(self, node: NodeId) -> None:
+        """All that ran on a node that is gone."""
+        for flight in [f for f in self._all.values() if f.node == node]:
+            del self._all[flight.request.id]
+        self._tallies.pop(node, None)
 
     def on(self, node: NodeId, model: str) -> list[Flight]:
-        return list(self._lanes.get((node, model), {}).values())
-
-    def models(self, node: NodeId) -> list[str]:
-        """Models of `node` with a flight."""
-        return [m for n, m in self._lanes if n == node]
+        return list(self.tally(node).flights.get(model, {}).values())
 
     def lost(self, now: float) -> list[Flight]:
         """Flights that somebody should have ended long ago."""
         return [f for f in self._all.values() if f.lost_at <= now]
 
-    def fill(self, lane: Lane, foreign: int, mean_s: float, now: float) -> None:
-        """Puts on a fresh `lane` what runs there: our flights, and `foreign` requests we know nothing of, each
-        expected to need half of `mean_s` more."""
-        flights = self.on(lane.status.node, lane.model.name)
-        for left_s in sorted([*(f.left_s(now) for f in flights), *([max(0.05, mean_s / 2)] * foreign)]):
-            lane.occupy(left_s)
-        lane.streams = len(flights) + foreign
-        lane.reading_s = sum(f.reading_s(now) for f in flights)
+    def wakes(self, now: float) -> Iterator[float]:
+        """When prompts that have no first token yet are no longer waited for: a slot is worth a look then."""
+        for tally in self._tallies.values():
+            if tally.reading:
+                late = tally.late_until
+                if late > now:
+                    yield late

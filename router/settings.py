@@ -5,6 +5,32 @@ from __future__ import annotations
 from msgspec import Struct
 
 
+class PromptSettings(Struct, frozen=True, kw_only=True):
+    """How an edge sees prompts (router/prompt.py). `block_bytes` must be the same on all nodes of a mesh: blocks of
+    another length are other blocks."""
+
+    block_bytes: int = 256  # about 64 tokens
+    blocks_limit: int = 2048  # of one prompt: its first 512 KiB, 18 kB in an ask
+    media_bytes: int = 4096  # an image or a sound counts as so much text
+    media_hashed_bytes: int = 65_536  # of each field of one, and its length
+
+    bytes_per_token: float = 4.0  # before anything was learned of a model,
+    prior_tokens: float = 256.0  # with the weight of so many tokens, always
+    forget: float = 0.9  # weight of what was known, per answer
+    sample_tokens: float = 4096.0  # a longer prompt weighs no more
+    learn_least_bytes: int = 512  # a shorter one says nothing
+    ratio_least: float = 1.0
+    ratio_most: float = 10.0
+    models_limit: int = 256  # names whose ratio is remembered
+
+    def __post_init__(self) -> None:
+        assert self.block_bytes > 0
+        assert self.blocks_limit >= 0
+        assert 0 < self.ratio_least <= self.bytes_per_token <= self.ratio_most
+        assert self.prior_tokens > 0
+        assert 0 < self.forget < 1
+
+
 class EdgeSettings(Struct, frozen=True, kw_only=True):
     """Bounds of one edge. Times in seconds, sizes in bytes."""
 
@@ -15,7 +41,8 @@ class EdgeSettings(Struct, frozen=True, kw_only=True):
     answer_limit_bytes: int = 32 * 2**20  # a non-streamed answer is put together in memory
     open_limit: int = 4096  # requests that this edge carries at once
 
-    bytes_per_token: float = 4.0  # estimate of a prompt's length; the node's report corrects it afterwards
+    prompt: PromptSettings = PromptSettings()
+    explain_limit_bytes: int = 8192 - 64  # of `x-mesh-decision`: clients take lines of 8 KiB, name and all
     names_listed: int = 50  # of models, in the message that says what exists
 
     failures_limit: int = 6  # attempts of one request that may fail
@@ -56,6 +83,9 @@ class RouterSettings(Struct, frozen=True, kw_only=True):
     open_limit: int = 4096  # requests one desk or one asker keeps in mind, running ones included
     look_ahead: int = 64  # requests of one kind that are planned in one walk
     low_priority_s: float = 30.0  # `priority: low` queues as if it had come this much later: it never starves
+    early_s: float = 6.0  # a turn whose start a node holds counts as if it had come up to so much earlier,
+    early_per_s: float = 6.0  # less this for each second that it has to be read even there
+    early_part: float = 0.5  # if at least this part of its prompt is held
     idle_bound_s: float = 45.0  # no node that could start a waiting request now stands idle for longer
     recheck_s: float = 1.0  # while a request is held for a better node, look again this often
     busy_pause_s: float = 0.5  # a node that said `node_busy` gets nothing for this long
@@ -70,14 +100,27 @@ class RouterSettings(Struct, frozen=True, kw_only=True):
     begin_s: float = 0.03  # from a grant to the first prompt token read
     decode_weight: float = 0.25  # of seconds of decoding against seconds to the first token
     stream_slowdown: float = 0.15  # one more stream makes a decode step this much longer
-    headroom_s: float = 0.01  # the most that little memory left can cost: it only breaks ties
+    hurt_weight: float = 0.25  # of seconds that those who run there lose
+    later_cap: float = 8.0  # at most so many seconds are lost to those who come later, for each that a prompt is read
+    later_s: float = 120.0  # how long it is remembered how often prompts are read
+    guard_weight: float = 1.0  # of seconds that requests for a machine's own model will lose
+    guard_cap: float = 8.0  # the most that a busy model's queue can multiply that by
+    rate_forget: float = 0.1  # how fast the rate of requests for a name follows what is seen
+    chunk_tokens: int = 2048  # prompts are read in pieces of so many, and streams take a step between two
+    headroom_weight: float = 0.25  # of the load that the next one costs when this one leaves no memory
+    headroom_s: float = 0.01  # the most that little memory left can cost a loaded model: it only breaks ties
     headroom_half_bytes: float = 16e9  # bytes left at which it costs half of that
+    late_part: float = 0.25  # a prompt is taken to be read still for this part of its time past its expected end,
+    late_cap_s: float = 10.0  # at most this long
 
     # What is learned
     prefill_prior: float = 7.6  # tokens/s per (GB/s of memory bandwidth / GB of weights)
     decode_prior: float = 0.8
     prior_weight: float = 0.2  # in samples; constant, so the prior never fades
+    position_scale: float = 30_000.0  # tokens before it that double the price of reading one more
     forget: float = 0.97  # weight of what was known, per new sample
+    decode_forget: float = 0.85  # the same for writing speeds: their samples are less noisy
+    refresh_s: float = 30.0  # how stale the fading of what was learned may be
     fade_s: float = 900.0  # and per second unused: e^-1 in this time
     prior_distance: float = 50.0  # a sample further than this factor from the prior counts as that far
     bandwidth_unknown: float = 50.0  # GB/s where the hardware does not say
@@ -89,6 +132,10 @@ class RouterSettings(Struct, frozen=True, kw_only=True):
     load_base_s: float = 1.0  # loading a model whose node does not say how long: this plus bytes / rate
     load_bytes_per_s: float = 3e9
     speeds_limit: int = 1024  # (node, model) pairs remembered
+    mirror_blocks: int = 131_072  # blocks of prompts in all mirrors of caches: about 25 MB
+    cached_least: float = 0.5  # a node that finds less than this part of what the mirror says proves it wrong
+    conversations_limit: int = 16_384  # whose weights are remembered
+    kinds_limit: int = 256  # (names, excluded nodes) whose candidates are kept from one walk to the next
 
     # Between edge and coordinator
     answer_s: float = 0.5  # an ask without any answer for so long is sent again,

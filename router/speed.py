@@ -1,14 +1,16 @@
 """How fast each node reads and writes with each model: learned from clean samples, on a prior that never fades.
 
-A rate is the weighted geometric mean of its samples and the prior. Samples lose weight with each newer one and with
-time, the prior does not: a wrong or stale figure drifts back to the prior, so no node can look slow for good.
-Sources: the prior's factors and the forgetting are measured choices, argued in docs/scoring.md.
+Reading u new tokens after c cached ones takes u (a + k (c + u/2)) seconds: attention makes later tokens dearer. `a` and
+`k` are a ridge fit of relative errors; samples lose weight with each newer one and with time, the prior does not: a
+wrong or stale figure drifts back to the prior, so no node can look slow for good. Writing speed is a mean in the same
+manner. Sources: the prior's factors and the forgetting are measured choices, argued in docs/scoring.md.
 """
 
 from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from typing import NamedTuple
 
 from msgspec import Struct
 
@@ -17,49 +19,143 @@ from router.settings import RouterSettings
 
 PREFILL_RANGE = (10.0, 100_000.0)  # tokens/s; what any machine and model lies within
 DECODE_RANGE = (0.5, 2_000.0)
+POSITION = 1e4  # tokens: the fit's unit of position, so that both of its columns are of one size,
+TOKENS = 1e3  # and of length
+SHORT = 0.25  # thousands of tokens below which a sample's relative error counts less
 
 
 class Rates(Struct, frozen=True):
-    """Tokens per second: reading a prompt, and one stream's answer when it runs alone. `learned` counts samples."""
+    """Tokens per second: reading the start of a prompt, and one stream's answer when it runs alone. `learned` counts
+    samples."""
 
     prefill_tps: float
     decode_tps: float
     learned: int = 0
 
 
-class Learned:
-    """One rate of one (node, model)."""
+class Fit:
+    """Seconds per thousand tokens, at position 0 (`a`) and more for each 10^4 tokens of position (`k`)."""
 
-    __slots__ = ("at", "count", "logs", "weight")
+    __slots__ = ("_s0", "_s01", "_s1", "_settings", "_y0", "_y1", "at", "count")
 
-    def __init__(self) -> None:
+    def __init__(self, settings: RouterSettings) -> None:
+        self._settings = settings
+        self._s0 = self._s01 = self._s1 = self._y0 = self._y1 = self.at = 0.0
+        self.count = 0
+
+    def add(self, tokens: int, position: int, seconds: float, *, prior: float, now: float) -> None:
+        """`tokens` after `position` took `seconds`. Absurd ones are pulled to `prior_distance` from the prior."""
+        settings = self._settings
+        u = tokens / TOKENS
+        x = u * (position + tokens / 2) / POSITION
+        expected = u * prior + x * _slope(prior, settings)
+        d = settings.prior_distance
+        seconds = min(max(seconds, expected / d), expected * d)
+        weight = 1 / max(u, SHORT) ** 2
+        keep = settings.forget * self._fading(now)
+        self._s0 = keep * self._s0 + weight * u * u
+        self._s01 = keep * self._s01 + weight * u * x
+        self._s1 = keep * self._s1 + weight * x * x
+        self._y0 = keep * self._y0 + weight * u * seconds
+        self._y1 = keep * self._y1 + weight * x * seconds
+        self.at, self.count = now, self.count + 1
+
+    def value(self, prior: float, now: float) -> tuple[float, float]:
+        """(a, k) as prior and samples weigh now; neither is absurd, and k is never negative."""
+        settings = self._settings
+        fading, p, slope = self._fading(now), settings.prior_weight, _slope(prior, settings)
+        s0, s01, s1 = fading * self._s0 + p, fading * self._s01, fading * self._s1 + p
+        y0, y1 = fading * self._y0 + p * prior, fading * self._y1 + p * slope
+        det = s0 * s1 - s01 * s01
+        a, k = (y0 * s1 - y1 * s01) / det, (s0 * y1 - s01 * y0) / det
+        if k < 0:
+            a, k = y0 / s0, 0.0
+        elif a < 0:
+            a, k = 0.0, y1 / s1
+        d = settings.prior_distance
+        return min(max(a, prior / d), prior * d), min(k, slope * d)
+
+    def _fading(self, now: float) -> float:
+        return math.exp(-max(0.0, now - self.at) / self._settings.fade_s)
+
+
+def _slope(prior: float, settings: RouterSettings) -> float:
+    """`k` of a machine whose `a` is `prior`, before anything is known."""
+    return prior * POSITION / settings.position_scale
+
+
+class Mean:
+    """One figure: the weighted geometric mean of its samples and the prior."""
+
+    __slots__ = ("_settings", "at", "count", "logs", "weight")
+
+    def __init__(self, settings: RouterSettings) -> None:
+        self._settings = settings
         self.weight = self.logs = self.at = 0.0
         self.count = 0
 
-    def add(self, rate: float, prior: float, settings: RouterSettings, now: float) -> None:
+    def add(self, sample: float, prior: float, now: float) -> None:
         """One more sample, in the prior's unit; absurd ones are pulled to `prior_distance` from it."""
-        d = settings.prior_distance
-        keep = settings.forget * self._fading(settings, now)
+        settings, d = self._settings, self._settings.prior_distance
+        keep = settings.decode_forget * self._fading(now)
         self.weight = self.weight * keep + 1.0
-        self.logs = self.logs * keep + math.log(min(max(rate, prior / d), prior * d))
+        self.logs = self.logs * keep + math.log(min(max(sample, prior / d), prior * d))
         self.at, self.count = now, self.count + 1
 
-    def value(self, prior: float, settings: RouterSettings, now: float) -> float:
+    def value(self, prior: float, now: float) -> float:
         """The mean of prior and samples, as they weigh now."""
-        fading = self._fading(settings, now)
+        settings, fading = self._settings, self._fading(now)
         total = settings.prior_weight + self.weight * fading
         return math.exp((settings.prior_weight * math.log(prior) + self.logs * fading) / total)
 
-    def _fading(self, settings: RouterSettings, now: float) -> float:
-        return math.exp(-max(0.0, now - self.at) / settings.fade_s)
+    def _fading(self, now: float) -> float:
+        return math.exp(-max(0.0, now - self.at) / self._settings.fade_s)
 
 
-class _Pair:
-    __slots__ = ("decode", "load_s", "prefill")
+class Pace(NamedTuple):
+    """What to expect of one model on one node, in seconds: `token_s` for the first token of a prompt, `place_s` more
+    for each token before it, `step_s` for one decode step of one stream. Positive and finite, `place_s` maybe 0.
+    `learned` counts samples."""
 
-    def __init__(self) -> None:
-        self.prefill, self.decode = Learned(), Learned()
-        self.load_s: float | None = None
+    token_s: float
+    place_s: float
+    step_s: float
+    learned: int = 0
+
+    def read_s(self, tokens: int, position: int) -> float:
+        """Seconds to read `tokens` after `position` others."""
+        return tokens * (self.token_s + self.place_s * (position + tokens / 2))
+
+
+class Learner:
+    """Learns the pace of one model on one node. `pace` is to be trusted until `stale_at`."""
+
+    __slots__ = ("_decode", "_fit", "_prior", "_settings", "load_s", "pace", "stale_at")
+
+    def __init__(self, settings: RouterSettings) -> None:
+        self._settings = settings
+        self._fit, self._decode = Fit(settings), Mean(settings)
+        self._prior = (0.0, 0.0)  # seconds per thousand tokens read, and per token written
+        self.load_s: float | None = None  # of its last load
+        self.pace = Pace(0.0, 0.0, 0.0)
+        self.stale_at = -math.inf
+
+    def refresh(self, prior: tuple[float, float], now: float) -> None:
+        """What was learned fades with time, and the hardware may report anew: done again every few seconds."""
+        if prior == self._prior and now < self.stale_at:
+            return
+        self._prior, self.stale_at = prior, now + self._settings.refresh_s
+        a, k = self._fit.value(prior[0], now)
+        step_s = self._decode.value(prior[1], now)
+        self.pace = Pace(a / TOKENS, k / TOKENS / POSITION, step_s, self._fit.count + self._decode.count)
+
+    def read(self, tokens: int, position: int, seconds: float, now: float) -> None:
+        self._fit.add(tokens, position, seconds, prior=self._prior[0], now=now)
+        self.stale_at = -math.inf
+
+    def wrote(self, step_s: float, now: float) -> None:
+        self._decode.add(step_s, self._prior[1], now)
+        self.stale_at = -math.inf
 
 
 class Speeds:
@@ -67,36 +163,39 @@ class Speeds:
 
     def __init__(self, settings: RouterSettings) -> None:
         self._settings = settings
-        self._pairs: OrderedDict[tuple[NodeId, str], _Pair] = OrderedDict()
+        self._learners: OrderedDict[tuple[NodeId, str], Learner] = OrderedDict()
         self._output: OrderedDict[str, float] = OrderedDict()
 
-    def rates(self, status: NodeStatus, model: ModelStatus, now: float) -> Rates:
-        """What to expect of `model` on that node. Always positive and finite."""
-        prefill, decode = prior(status, model, self._settings)
-        pair = self._pairs.get((status.node, model.name))
-        if pair is None:
-            return Rates(prefill, decode)
-        return Rates(
-            pair.prefill.value(prefill, self._settings, now),
-            pair.decode.value(decode, self._settings, now),
-            pair.prefill.count + pair.decode.count,
-        )
+    def pace(self, status: NodeStatus, model: ModelStatus, now: float) -> Pace:
+        """What to expect of `model` on that node, now."""
+        return self.learner(status, model, now).pace
 
-    def read(self, status: NodeStatus, model: ModelStatus, tokens: int, seconds: float, now: float) -> None:
-        """`tokens` new prompt tokens took `seconds`, nothing else being read there. Too short ones are ignored."""
-        seconds -= self._settings.begin_s
+    def learner(self, status: NodeStatus, model: ModelStatus, now: float) -> Learner:
+        """The one of `model` on that node, with a fresh pace."""
+        learner = self._of(status.node, model.name)
+        learner.refresh(prior(status, model, self._settings), now)
+        return learner
+
+    def rates(self, status: NodeStatus, model: ModelStatus, now: float) -> Rates:
+        """The same in tokens per second, for people."""
+        pace = self.pace(status, model, now)
+        return Rates(1 / pace.token_s, 1 / pace.step_s, pace.learned)
+
+    def read(
+        self, status: NodeStatus, model: ModelStatus, tokens: int, seconds: float, *, position: int = 0, now: float
+    ) -> None:
+        """`tokens` new prompt tokens after `position` cached ones took `seconds`, nothing else being read there.
+        Too short ones are ignored."""
         if tokens >= self._settings.read_least_tokens and seconds > 0:
-            prefill, _ = prior(status, model, self._settings)
-            self._pair(status.node, model.name).prefill.add(tokens / seconds, prefill, self._settings, now)
+            self.learner(status, model, now).read(tokens, position, seconds, now)
 
     def wrote(
         self, status: NodeStatus, model: ModelStatus, tokens: int, seconds: float, *, streams: float, now: float
     ) -> None:
         """One stream wrote `tokens` in `seconds` while `streams` (itself included) ran on average."""
         if tokens >= self._settings.decode_least_tokens and seconds > 0:
-            _, decode = prior(status, model, self._settings)
-            alone = tokens / seconds * (1 + self._settings.stream_slowdown * (max(1.0, streams) - 1))
-            self._pair(status.node, model.name).decode.add(alone, decode, self._settings, now)
+            beside = 1 + self._settings.stream_slowdown * (max(1.0, streams) - 1)
+            self.learner(status, model, now).wrote(seconds / tokens / beside, now)
 
     def ended(self, model: str, tokens: int) -> None:
         """An answer of `model` had so many tokens."""
@@ -112,30 +211,35 @@ class Speeds:
 
     def loaded(self, node: NodeId, model: str, seconds: float) -> None:
         """The last load is the best forecast of the next: disk, cache and size are the same."""
-        self._pair(node, model).load_s = max(0.0, seconds)
+        self._of(node, model).load_s = max(0.0, seconds)
 
     def load_s(self, node: NodeId, model: ModelStatus) -> float:
         """Seconds from absent to ready: measured here, else as the node says, else from bytes."""
-        pair = self._pairs.get((node, model.name))
-        if pair is not None and pair.load_s is not None:
-            return pair.load_s
+        learner = self._learners.get((node, model.name))
+        if learner is not None and learner.load_s is not None:
+            return learner.load_s
         return model.load_s or self._settings.load_base_s + model.size_bytes / self._settings.load_bytes_per_s
 
-    def _pair(self, node: NodeId, model: str) -> _Pair:
-        pair = self._pairs.setdefault((node, model), _Pair())
-        self._pairs.move_to_end((node, model))
-        if len(self._pairs) > self._settings.speeds_limit:
-            self._pairs.popitem(last=False)
-        return pair
+    def _of(self, node: NodeId, model: str) -> Learner:
+        key = node, model
+        learner = self._learners.get(key)
+        if learner is None:
+            learner = self._learners[key] = Learner(self._settings)
+            if len(self._learners) > self._settings.speeds_limit:
+                self._learners.popitem(last=False)
+        else:
+            self._learners.move_to_end(key)
+        return learner
 
 
 def prior(status: NodeStatus, model: ModelStatus, settings: RouterSettings) -> tuple[float, float]:
-    """Prefill and decode tokens/s from memory bandwidth and bytes of weights (docs/scoring.md)."""
+    """Seconds per thousand prompt tokens, and per token written, from memory bandwidth and bytes of weights
+    (docs/scoring.md)."""
     bandwidth = status.bandwidth if status.bandwidth > 0 else settings.bandwidth_unknown
     reads_per_s = bandwidth / ((model.size_bytes or settings.size_unknown_bytes) / 1e9)
     return (
-        _within(settings.prefill_prior * reads_per_s, PREFILL_RANGE),
-        _within(settings.decode_prior * reads_per_s, DECODE_RANGE),
+        TOKENS / _within(settings.prefill_prior * reads_per_s, PREFILL_RANGE),
+        1 / _within(settings.decode_prior * reads_per_s, DECODE_RANGE),
     )
 
 

@@ -18,6 +18,7 @@ from typing import TypeAlias
 import psutil
 from msgspec import Struct
 
+from node.chips import bandwidth
 from node.headroom import GIB
 from node.types import Hardware, Pressure
 
@@ -32,26 +33,6 @@ _WORKING_SET = (
     "import mlx.core as m; f = getattr(m, 'device_info', None) or m.metal.device_info; "
     "print(f()['max_recommended_working_set_size'])"
 )
-# GB/s by chip and least number of GPU cores (chips sold with two memory widths), Apple's figures.
-_BANDWIDTH: dict[str, tuple[tuple[int, float], ...]] = {
-    "M1": ((0, 68.25),),
-    "M1 Pro": ((0, 200.0),),
-    "M1 Max": ((0, 400.0),),
-    "M1 Ultra": ((0, 800.0),),
-    "M2": ((0, 100.0),),
-    "M2 Pro": ((0, 200.0),),
-    "M2 Max": ((0, 400.0),),
-    "M2 Ultra": ((0, 800.0),),
-    "M3": ((0, 100.0),),
-    "M3 Pro": ((0, 150.0),),
-    "M3 Max": ((0, 300.0), (40, 400.0)),
-    "M3 Ultra": ((0, 819.0),),
-    "M4": ((0, 120.0),),
-    "M4 Pro": ((0, 273.0),),
-    "M4 Max": ((0, 410.0), (40, 546.0)),
-}
-# For a chip newer than the table: GiB up to which, GB/s.
-_BANDWIDTH_BY_MEMORY = ((8, 68.0), (16, 100.0), (32, 200.0), (64, 400.0), (128, 546.0))
 
 
 class Holder(Struct, frozen=True):
@@ -59,16 +40,6 @@ class Holder(Struct, frozen=True):
 
     pid: int
     name: str
-
-
-def bandwidth(chip: str, memory_bytes: int, gpu_cores: int) -> float:
-    """GB/s of memory of an Apple chip, from the table or estimated by memory; 0 for any other chip."""
-    if not chip.startswith("Apple "):
-        return 0.0
-    widths = _BANDWIDTH.get(chip.removeprefix("Apple ").strip())
-    if widths:
-        return max(gbs for cores, gbs in widths if gpu_cores >= cores)
-    return next((gbs for gib, gbs in _BANDWIDTH_BY_MEMORY if memory_bytes <= gib * GIB), 800.0)
 
 
 def gpu_cores_of_ioreg(text: str) -> int:

@@ -17,8 +17,10 @@ from router.facts import RouteFact
 from router.io import envelope
 from router.io.bodies import Bodies
 from router.io.carry import Hop, HttpHop, LocalHop, Serving
-from router.io.exchange import Exchange, Means, Placing
+from router.io.exchange import Exchange
+from router.io.means import Means, Placing
 from router.io.models_api import ModelsApi
+from router.lengths import Lengths
 from router.settings import EdgeSettings
 from router.view import View
 
@@ -53,6 +55,7 @@ class Edge:
             dispatch=dispatch,
             hop=self._hop,
             bodies=self._bodies,
+            lengths=Lengths(settings.prompt),
             settings=settings,
             report=report,
             count=count_bytes,

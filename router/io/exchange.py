@@ -10,17 +10,14 @@ import asyncio
 import logging
 import secrets
 from collections import deque
-from collections.abc import Callable
 from contextlib import aclosing
-from dataclasses import dataclass
-from typing import Protocol
 
 import msgspec
 from aiohttp import web
 
 from node.errors import NodeError, NodeErrorCode
 from node.io.calls import Call
-from node.openai import is_done
+from node.openai import is_done, usage_of
 from node.types import NodeId, RequestId, Usage
 from router import asked as asking
 from router import catalog
@@ -44,55 +41,19 @@ from router.attempts import (
     Tick,
 )
 from router.errors import Refusal, RouterError
-from router.events import Outcome, Request
-from router.facts import RouteFact
+from router.events import Request
+from router.explain import compact
 from router.frames import CancelAsk, CoordinatorFrame, Done, First, Granted, Queued, Refused, Taken
 from router.io import envelope
-from router.io.bodies import Bodies
 from router.io.carry import Hop
+from router.io.means import Means
 from router.io.record import CLIENT_LEFT, Record
 from router.io.replies import Reply, StreamReply, WholeReply
 from router.io.said import Said
-from router.settings import EdgeSettings
-from router.view import View
 
 log = logging.getLogger(__name__)
 
 _USAGE = b": usage "
-
-
-class Placing(Protocol):
-    """The edge's side of router/io/dispatch.py."""
-
-    def ask(
-        self,
-        request: Request,
-        attempt: int,
-        age_s: float,
-        last_outcome: Outcome | None,
-        on_answer: Callable[[CoordinatorFrame], None],
-    ) -> None: ...
-
-    def taken(self, id: RequestId, attempt: int) -> None: ...  # noqa: A002
-
-    def first(self, id: RequestId, attempt: int, cached_tokens: int) -> None: ...  # noqa: A002
-
-    def done(self, id: RequestId, attempt: int, outcome: Outcome, usage: Usage) -> None: ...  # noqa: A002
-
-    def cancel(self, id: RequestId, attempt: int) -> None: ...  # noqa: A002
-
-
-@dataclass(frozen=True, slots=True)
-class Means:
-    """What every exchange of an edge works with. `hop` raises NodeError when there is no way to that node."""
-
-    view: Callable[[], View]
-    dispatch: Placing
-    hop: Callable[[NodeId], Hop]
-    bodies: Bodies
-    settings: EdgeSettings
-    report: Callable[[RouteFact], None]
-    count: Callable[[str, int], None]
 
 
 class Exchange:
@@ -136,7 +97,16 @@ class Exchange:
             return fields  # the head goes out before anything is certain
         fields["x-mesh-attempts"] = str(len(self._machine.facts) + (self._carried is not None))
         fields["x-mesh-queue-ms"] = str(round(self._machine.waited_s * 1e3))
+        if (explained := self._explained()) is not None:
+            fields["x-mesh-decision"] = explained
         return fields
+
+    def _explained(self) -> str | None:
+        """The decision, when the client wants to know."""
+        decision = self._record.decision(self._means.view())
+        if decision is None or self._record.said is None or not self._record.said.explain:
+            return None
+        return compact(decision, self._settings.explain_limit_bytes)
 
     async def run(self, closed: Refusal | None) -> web.StreamResponse:
         """`closed`: it is refused with this, unread. Raises nothing but CancelledError. The RouteFact is reported
@@ -175,7 +145,7 @@ class Exchange:
         record.said = said = Said.of(self._http)
         if said.deadline_s is not None:
             self._ends_at = record.began + min(said.deadline_s, self._settings.request_timeout_s)
-        record.asked = asked = asking.read(self._path, self._body, said.content_type)
+        record.asked = asked = asking.read(self._path, self._body, said.content_type, self._settings.prompt)
         self._wanted = catalog.wanted(self._means.view(), self._path, asked, self._settings.names_listed)
         streamed = asked.stream and self._generates
         if streamed:
@@ -278,10 +248,15 @@ class Exchange:
         asked, said = self._record.asked, self._record.said
         assert asked is not None
         assert said is not None
+        lengths, model = self._means.lengths, self._wanted.models[0]
         return Request(
             id=self._record.id,
             models=self._wanted.models,
-            prompt_tokens=round(len(self._body) / self._settings.bytes_per_token),
+            prompt_tokens=lengths.tokens(model, asked.prompt),
+            blocks=asked.prompt.blocks,
+            block_tokens=lengths.block_tokens(model),
+            whole=asked.prompt.whole,
+            follows=asked.prompt.follows,
             max_tokens=asked.max_tokens,
             client=said.client,
             priority=said.priority,
@@ -362,17 +337,27 @@ class Exchange:
                 elif not is_done(block):
                     if self._record.first_at is None:
                         self._record.first_at = self._clock()
-                        self._feed(FirstByte(opened.attempt))
+                        early = usage_of(block)
+                        self._feed(FirstByte(opened.attempt, early.usage.cached if early is not None else 0))
+                        if reply.status and (explained := self._explained()) is not None:
+                            await reply.keep_alive(f": x-mesh-decision {explained}\n\n".encode())
                     await reply.block(block)
                 elif self._record.first_at is None:
                     raise NodeError(NodeErrorCode.MODEL_FAILED, "the engine ended without an answer")
                 else:
                     complete = True
                     reply.seal(usage)
+                    self._learn(opened.model, usage)
                     self._feed(Completed(opened.attempt, usage))
                     await reply.finish()
         if not complete:
             raise NodeError(NodeErrorCode.UNREACHABLE, "the answer ended without [DONE]")
+
+    def _learn(self, served: str, usage: Usage) -> None:
+        """How long the prompt really was, under the name asked for and the one that answered."""
+        assert self._record.asked is not None
+        for name in {self._wanted.models[0], served}:
+            self._means.lengths.learn(name, self._record.asked.prompt, usage.prompt)
 
     async def _post(self, hop: Hop, call: Call, opened: Open) -> None:
         status, content_type, body = await hop.post(call)

@@ -69,9 +69,13 @@ class Record:
             cached_tokens=usage.cached,
             completion_tokens=usage.completion,
             attempts=tuple(structs.replace(f, node=names.get(NodeId(f.node), f.node)) for f in facts),
-            decision=_named(self.granted.decision, names) if self.granted is not None else None,
+            decision=self.decision(view),
             error=self._error(),
         )
+
+    def decision(self, view: View) -> Decision | None:
+        """The coordinator's last one, as people read it."""
+        return _named(self.granted.decision, view.names()) if self.granted is not None else None
 
     def _outcome(self) -> Outcome:
         """Refused: nobody tried, or the fault is the client's. Failed: the mesh tried and could not."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,17 +17,20 @@ _SANE_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """`client` tells clients apart (an address, or a hash of the key: never the key); `deadline_s` None = not said."""
+    """`client` tells clients apart (an address, or a hash of the key: never the key); `deadline_s` None = not said;
+    `explain`: the response shall carry the decision."""
 
     client: str
     client_request_id: str | None
     priority: Literal["normal", "low"]
     deadline_s: float | None
     content_type: str
+    explain: bool = False
 
     @classmethod
     def of(cls, request: web.Request) -> Said:
-        """Raises RouterError when content-type is no text, or x-mesh-deadline-ms no positive whole number."""
+        """Raises RouterError when content-type is no text, x-mesh-deadline-ms no positive whole number, or another
+        header none of the words it may be."""
         headers = request.headers
         content_type = headers.get("content-type", "application/json")
         if not content_type.isascii():
@@ -35,10 +39,19 @@ class Said:
         return cls(
             client=_client(headers.get("authorization", ""), request.remote or ""),
             client_request_id=name if _SANE_ID.fullmatch(name) else None,
-            priority="low" if headers.get("x-priority", "").strip().lower() == "low" else "normal",
+            priority="low" if _one_of(headers, "x-priority", ("normal", "low")) == "low" else "normal",
             deadline_s=_deadline_s(headers.get("x-mesh-deadline-ms")),
             content_type=content_type,
+            explain=_one_of(headers, "x-mesh-explain", ("0", "1")) == "1",
         )
+
+
+def _one_of(headers: Mapping[str, str], name: str, words: tuple[str, ...]) -> str:
+    """What the header says; the first of `words` when it is not there."""
+    said = headers.get(name, words[0]).strip().lower()
+    if said not in words:
+        raise RouterError(ErrorCode.INVALID_REQUEST, f"{name} must be {' or '.join(words)}", param=name)
+    return said
 
 
 def _client(authorization: str, remote: str) -> str:

@@ -61,26 +61,6 @@ def test_a_mac_that_tells_nothing() -> None:
     assert mac().pressure() is Pressure.NORMAL
 
 
-@pytest.mark.parametrize(
-    ("chip", "memory_gib", "cores", "gbs"),
-    [
-        ("Apple M1", 8, 7, 68.25),
-        ("Apple M1 Ultra", 64, 48, 800.0),
-        ("Apple M3 Pro", 18, 14, 150.0),
-        ("Apple M3 Max", 36, 30, 300.0),
-        ("Apple M3 Max", 64, 40, 400.0),
-        ("Apple M4 Max", 36, 32, 410.0),
-        ("Apple M4 Max", 128, 40, 546.0),
-        ("Apple M9", 8, 10, 68.0),
-        ("Apple M9 Max", 96, 40, 546.0),
-        ("Apple M9 Ultra", 512, 80, 800.0),
-        ("AMD EPYC 9R14", 64, 0, 0.0),
-    ],
-)
-def test_bandwidth(chip: str, memory_gib: int, cores: int, gbs: float) -> None:
-    assert probe.bandwidth(chip, memory_gib * GIB, cores) == gbs
-
-
 def test_used_pages() -> None:
     assert probe.used_of_vm_stat(recorded("vm_stat")) == 160_000 * 16384
     assert probe.used_of_vm_stat("vm_stat: unknown option") == 0

@@ -285,5 +285,6 @@ def test_a_changed_node_reaches_the_queue() -> None:
     d = Driven(status(A))
     d.hear(ask("1"))
     d.hear(Taken(RequestId("1"), 1))
+    d.hear(First(RequestId("1"), 1, 0))
     d.hear(ask("2"))
     assert grants(d.do(NodeChanged(status(A, slots=2)))) == [(E1, "2", 1, A)]

@@ -112,6 +112,7 @@ async def test_twenty_open_requests_add_up_to_twenty_at_every_step(edge: NodeId)
                 assert isinstance(place, Granted)
                 d.node_running(place.node, [RunningReport(RequestId(name), 1, "qwen", started=True, age_s=0.0)])
                 assert d.account().total == 20 - ended
+                w.at[edge].first(RequestId(name), 1, 0)
         if len(running) - ended >= min(8, 20 - ended):
             w.at[edge].done(RequestId(sorted(running, key=int)[ended]), 1, "ok", Usage(100, 0, 50))
             ended += 1

@@ -125,7 +125,7 @@ class FakeDispatch:
         self.said.append(("taken", attempt))
 
     def first(self, id: RequestId, attempt: int, cached_tokens: int) -> None:  # noqa: A002
-        self.said.append(("first", attempt))
+        self.said.append(("first", attempt, *([cached_tokens] if cached_tokens else [])))
 
     def done(self, id: RequestId, attempt: int, outcome: Outcome, usage: Usage) -> None:  # noqa: A002
         self.said.append(("done", attempt, outcome))
@@ -355,7 +355,8 @@ async def test_what_the_client_says_reaches_the_coordinator(rig: Rig) -> None:
     assert 4.0 < request.deadline <= 5.0
     assert request.client.startswith("key:")
     assert "secret" not in request.client
-    assert request.prompt_tokens == round(len(json.dumps(body)) / 4)
+    assert request.prompt_tokens == round((16 + len(ASK[0]["content"])) / 4)
+    assert (request.whole != 0, request.follows) == (True, 0)
     assert rig.host.calls[0].deadline_s <= 5.0
     assert rig.facts[0].client_request_id == "mine-1"
     await send(rig, "/v1/chat/completions", json=body, headers={"x-request-id": "bad id\t" + "x" * 200})
@@ -774,6 +775,66 @@ async def test_a_bad_deadline(rig: Rig) -> None:
     for value in ("soon", "0", "-5", "1.5"):
         status, body, _ = await send(rig, "/v1/chat/completions", json=message(), headers={"x-mesh-deadline-ms": value})
         assert (status, body["error"]["param"]) == (400, "x-mesh-deadline-ms")
+
+
+async def test_a_bad_word_in_a_header(rig: Rig) -> None:
+    for header in ("x-priority", "x-mesh-explain"):
+        status, body, _ = await send(rig, "/v1/chat/completions", json=message(), headers={header: "soon"})
+        assert (status, body["error"]["param"]) == (400, header)
+
+
+async def test_the_length_of_prompts_is_learned_from_answers(rig: Rig) -> None:
+    long = message(messages=[{"role": "user", "content": "x" * 6_000}])
+    rig.host.scripts = [says(chunk("Par", "stop"), b': usage {"prompt":3000,"cached":0,"completion":1}\n\n', DONE)]
+    for _ in range(3):
+        await send(rig, "/v1/chat/completions", json=long)
+    first, *_, last = rig.dispatch.asked
+    assert first.prompt_tokens == round(6_016 / 4)
+    assert 2_600 < last.prompt_tokens <= 3_010
+    assert first.blocks == last.blocks
+    assert len(first.blocks) == 6_016 // 256
+    assert abs(len(last.blocks) * last.block_tokens - last.prompt_tokens) < 200
+
+
+async def test_an_engine_that_tells_its_cache_early(rig: Rig) -> None:
+    usage = b'{"prompt_tokens":5,"prompt_tokens_details":{"cached_tokens":4}}'
+    early = b'data: {"choices":[{"index":0,"delta":{}}],"usage":' + usage + b"}\n\n"
+    rig.host.scripts = [says(early, *PARIS)]
+    await send(rig, "/v1/chat/completions", json=message())
+    assert ("first", 1, 4) in rig.dispatch.said
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_the_decision_is_told_to_who_asks(rig: Rig, stream: bool) -> None:
+    body = message(stream=stream)
+    _, _, headers = await send(rig, "/v1/chat/completions", json=body, headers={"x-mesh-explain": "1"})
+    assert json.loads(headers["x-mesh-decision"])["chosen"] == "studio"
+    _, _, headers = await send(rig, "/v1/chat/completions", json=body)
+    assert "x-mesh-decision" not in headers
+
+
+async def test_the_decision_follows_a_head_that_went_out_before_it() -> None:
+    async def slow(_: Call) -> AsyncGenerator[bytes, None]:
+        await until(lambda: bool(comforted))
+        yield chunk("Paris", "stop")
+        yield DONE
+
+    comforted: list[bytes] = []
+    async with rigged(EdgeSettings(head_hold_s=0.05, comfort_every_s=0.05)) as (rig, _):
+        rig.host.scripts = [slow]
+        async with (
+            aiohttp.ClientSession() as session,
+            session.post(
+                f"{rig.url}/v1/chat/completions", json=message(stream=True), headers={"x-mesh-explain": "1"}
+            ) as response,
+        ):
+            assert "x-mesh-decision" not in response.headers
+            comforted.append(await response.content.readuntil(b"\n\n"))
+            blocks = (await response.content.read()).split(b"\n\n")
+    told = [n for n, block in enumerate(blocks) if block.startswith(b": x-mesh-decision ")]
+    assert len(told) == 1
+    assert json.loads(blocks[told[0]].removeprefix(b": x-mesh-decision "))["chosen"] == "studio"
+    assert blocks[told[0] + 1].startswith(b"data: {")
 
 
 # Other endpoints

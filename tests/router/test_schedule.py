@@ -8,6 +8,7 @@ import pytest
 from msgspec import structs
 
 from node.types import ModelState, ModelStatus, NodeId, NodeStatus, Pressure, RequestId, Usage
+from router.cost import NAMES
 from router.errors import ErrorCode
 from router.schedule import (
     Adopt,
@@ -31,7 +32,7 @@ from router.settings import RouterSettings
 GB = 10**9
 
 
-def model(name: str = "qwen", **changes: object) -> ModelStatus:
+def model(name: str = "qwen", /, **changes: object) -> ModelStatus:
     base = ModelStatus(name=name, state=ModelState.READY, slots=2, size_bytes=4 * GB, load_s=5.0)
     return structs.replace(base, **changes)
 
@@ -73,7 +74,7 @@ def test_a_free_node_gets_the_request_at_once_and_the_decision_explains_it() -> 
     assert (grant.node, grant.model) == ("a", "qwen")
     chosen, other = grant.decision.candidates
     assert grant.decision.chosen == "a"
-    assert [t.name for t in chosen.terms] == ["wait", "load", "prefill", "decode", "network", "headroom"]
+    assert [t.name for t in chosen.terms] == list(NAMES)
     assert chosen.total_s == sum(t.seconds for t in chosen.terms)
     assert all(t.why for t in chosen.terms)
     assert (other.node, other.total_s, other.excluded) == ("b", None, "model not served there")
@@ -84,11 +85,14 @@ def test_a_free_node_gets_the_request_at_once_and_the_decision_explains_it() -> 
 def test_requests_spread_over_equal_nodes_and_the_rest_wait_in_order() -> None:
     s = scheduler(node("a"), node("b"))
     grants = [pair for i in range(6) for pair in granted(s.step(ask(str(i)), 0.001 * i))]
+    assert sorted(grants) == [("0", "a"), ("1", "b")]  # One prompt is read at a time.
+    grants += [pair for i in range(4) for pair in granted(s.step(FirstToken(RequestId(str(i))), 0.5))]
     assert sorted(n for _, n in grants) == ["a", "a", "b", "b"]
     assert [g[0] for g in grants] == ["0", "1", "2", "3"]
     assert [(name, position) for name, position, _ in s.waiting()] == [("4", 1), ("5", 2)]
     assert all(wait_s > 0 for *_, wait_s in s.waiting())
     assert granted(s.step(Finished(RequestId("1"), "ok", Usage(100, 0, 50)), 1.0)) == [("4", dict(grants)["1"])]
+    s.step(FirstToken(RequestId("4")), 1.1)
     assert granted(s.step(Cancel(RequestId("2")), 1.1)) == [("5", dict(grants)["2"])]
 
 
@@ -114,7 +118,7 @@ def test_no_node_that_could_start_it_stands_idle_for_longer_than_the_bound() -> 
     assert 44.0 <= now <= 47.0
     [grant] = effects
     assert isinstance(grant, Grant)
-    assert "stood idle for 45 s" in str(grant.decision.request["idle"])
+    assert "stood idle for 4" in str(grant.decision.request["idle"])
 
 
 def test_a_request_behind_others_that_cannot_start_is_not_held_up_by_them() -> None:
@@ -149,6 +153,7 @@ def test_aliases_match_on_the_node_that_defines_them_and_names_go_first() -> Non
     [grant] = s.step(ask("1", "fast"), 0.0)
     assert isinstance(grant, Grant)
     assert grant.model == "fast"
+    s.step(FirstToken(RequestId("1")), 0.0)
     [grant] = s.step(ask("2", "small"), 0.0)
     assert isinstance(grant, Grant)
     assert grant.model == "small"
@@ -216,7 +221,8 @@ def test_a_model_that_is_started_again_in_time_is_waited_for_in_order() -> None:
     assert s.step(ask("2", deadline=600.0), 1.0) == []
     assert [(name, place, wait_s) for name, place, wait_s in s.waiting()] == [("1", 1, 40.0), ("2", 2, 40.0)]
     assert s.step(NodeChanged(node("a", structs.replace(BROKEN, state=ModelState.LOADING))), 41.0) == []
-    assert granted(s.step(NodeChanged(node("a")), 45.0)) == [("1", "a"), ("2", "a")]
+    assert granted(s.step(NodeChanged(node("a")), 45.0)) == [("1", "a")]
+    assert granted(s.step(FirstToken(RequestId("1")), 46.0)) == [("2", "a")]
 
 
 def test_another_node_that_serves_it_is_not_waited_beside() -> None:
@@ -270,7 +276,8 @@ def test_one_grant_starts_a_load_and_the_others_wait_for_it() -> None:
     s = scheduler(node("a", model(state=ModelState.ABSENT)))
     assert granted(s.step(ask("1"), 0.0)) == [("1", "a")]
     assert s.step(ask("2"), 0.1) == []
-    assert granted(s.step(NodeChanged(node("a")), 6.0)) == [("2", "a")]
+    assert s.step(NodeChanged(node("a")), 6.0) == []  # It is loaded, and reads the first one's prompt.
+    assert granted(s.step(FirstToken(RequestId("1")), 6.5)) == [("2", "a")]
 
 
 def test_two_loads_do_not_share_the_same_headroom() -> None:
@@ -392,3 +399,137 @@ def test_forget_drops_requests_and_keeps_nodes() -> None:
     s.forget()
     assert (s.waiting(), s.in_flight()) == ([], {})
     assert granted(s.step(ask("3"), 1.0)) == [("3", "a")]
+
+
+def test_a_prompt_that_is_late_is_not_waited_for_for_ever() -> None:
+    s = scheduler(node("a"))
+    s.step(ask("1", prompt_tokens=4000), 0.0)
+    assert s.step(ask("2"), 0.0) == []
+    now = 0.0
+    while not (effects := s.step(Tick(), now)):
+        assert s.deadline is not None
+        now = max(now + 0.001, s.deadline)
+    assert granted(effects) == [("2", "a")]
+    assert 10.0 <= now <= 20.0  # 4000 tokens at 380/s, and a quarter more
+
+
+TALK: dict[str, object] = {"prompt_tokens": 4000, "block_tokens": 100}
+CACHED: dict[str, object] = {"cache_seqs": 10, "cache_tokens": 100_000}
+
+
+def turns(count: int) -> tuple[int, ...]:
+    """Blocks of a conversation that has come so far."""
+    return tuple(range(1000, 1000 + count))
+
+
+def test_a_conversation_goes_where_its_cache_is_and_away_when_that_node_drains() -> None:
+    a, b = node("a", model(**CACHED)), node("b", model(**CACHED))
+    s = scheduler(a, b)
+    assert granted(s.step(ask("0", prompt_tokens=900), 0.0)) == [("0", "a")]
+    assert granted(s.step(ask("1", blocks=turns(30), **TALK), 0.0)) == [("1", "b")]
+    s.step(FirstToken(RequestId("0")), 1.0)
+    s.step(FirstToken(RequestId("1")), 10.0)
+    s.step(Finished(RequestId("0"), "ok", Usage(900, 0, 50)), 12.0)
+    s.step(Finished(RequestId("1"), "ok", Usage(4000, 0, 50)), 12.0)
+    [grant] = s.step(ask("2", blocks=turns(36), **TALK), 20.0)
+    assert isinstance(grant, Grant)
+    assert grant.node == "b"
+    assert grant.decision.request["cached_tokens"] == 3000
+    prefill = {c.node: c.terms[2] for c in grant.decision.candidates}
+    assert prefill[NodeId("b")].why.startswith("3000 of 4000 tokens are in its prompt cache, 1000 to read at ")
+    assert prefill[NodeId("b")].seconds < prefill[NodeId("a")].seconds
+    s.step(FirstToken(RequestId("2"), 3000), 22.0)
+    s.step(Finished(RequestId("2"), "ok", Usage(4000, 3000, 50)), 23.0)
+    s.step(NodeChanged(structs.replace(b, draining=True)), 24.0)
+    assert granted(s.step(ask("3", blocks=turns(38), **TALK), 25.0)) == [("3", "a")]
+
+
+def test_a_short_turn_of_a_known_conversation_counts_as_a_little_older() -> None:
+    s = scheduler(node("a", model(slots=1, **CACHED)))
+    s.step(ask("1", blocks=turns(30), **TALK), 0.0)
+    s.step(ask("new", prompt_tokens=4000), 1.0)
+    s.step(ask("turn", blocks=turns(31), prompt_tokens=3100, block_tokens=100), 5.0)
+    s.step(ask("late turn", blocks=turns(32), prompt_tokens=3200, block_tokens=100), 12.0)
+    assert [name for name, *_ in s.waiting()] == ["turn", "new", "late turn"]
+
+
+def test_a_cache_that_did_not_hold_what_was_believed_is_believed_no_more() -> None:
+    s = scheduler(node("a", model(**CACHED)))
+    for n, (count, cached) in enumerate(((30, 0), (36, 0), (39, 3600))):
+        [grant] = s.step(ask(str(n), blocks=turns(count), **TALK), 20.0 * n)
+        assert isinstance(grant, Grant)
+        assert grant.decision.request["cached_tokens"] == (0, 3000, 3600)[n]
+        s.step(ask(f"other {n}", blocks=(1, 2), prompt_tokens=300, block_tokens=100), 20.0 * n)
+        s.step(FirstToken(RequestId(str(n))), 20.0 * n + 9)
+        s.step(FirstToken(RequestId(f"other {n}")), 20.0 * n + 9.5)
+        s.step(Finished(RequestId(f"other {n}"), "ok"), 20.0 * n + 10)
+        s.step(Finished(RequestId(str(n)), "ok", Usage(4000, cached, 50)), 20.0 * n + 11)
+
+
+def test_a_model_that_left_memory_has_no_cache() -> None:
+    s = scheduler(node("a", model(**CACHED)))
+    s.step(ask("1", blocks=turns(30), **TALK), 0.0)
+    s.step(Finished(RequestId("1"), "ok", Usage(4000, 0, 50)), 9.0)
+    s.step(NodeChanged(node("a", model(state=ModelState.ABSENT, **CACHED))), 10.0)
+    s.step(NodeChanged(node("a", model(**CACHED))), 20.0)
+    [grant] = s.step(ask("2", blocks=turns(36), **TALK), 21.0)
+    assert isinstance(grant, Grant)
+    assert grant.decision.request["cached_tokens"] == 0
+
+
+def test_one_name_for_two_weights_and_a_conversation_stays_on_those_it_began_with() -> None:
+    def standard(name: str, weights: str) -> NodeStatus:
+        return node(name, model(f"{weights}-4b", aliases=("standard",), fingerprint=weights, slots=1))
+
+    a, b = standard("a", "x"), structs.replace(standard("b", "y"), bandwidth=100.0)
+    s = scheduler(a)
+    assert granted(s.step(ask("1", "standard", blocks=turns(3), prompt_tokens=300), 0.0)) == [("1", "a")]
+    s.step(NodeUp(b), 1.0)
+    assert s.step(ask("2", "standard", blocks=turns(5), prompt_tokens=500), 1.0) == []  # b is free, and another model
+    assert granted(s.step(ask("3", "standard", blocks=(7, 8), prompt_tokens=200), 1.0)) == [("3", "b")]
+    [grant] = s.step(Finished(RequestId("1"), "ok", Usage(300, 0, 9)), 4.0)
+    assert isinstance(grant, Grant)
+    assert (grant.id, grant.node) == ("2", "a")
+    assert grant.decision.candidates[1].excluded == "this conversation began with other weights of that name"
+    s.step(NodeDown(NodeId("a")), 5.0)
+    s.step(Finished(RequestId("3"), "ok", Usage(200, 0, 9)), 6.0)
+    assert granted(s.step(ask("4", "standard", blocks=turns(6), prompt_tokens=600), 7.0)) == [("4", "b")]
+
+
+def test_short_turns_stay_on_their_weights_and_conversations_that_begin_alike_do_not() -> None:
+    a, b = (node(name, model(f"{name}-4b", aliases=("standard",), fingerprint=name, slots=1)) for name in ("a", "b"))
+    s = scheduler(a, b)
+    assert granted(s.step(ask("1", "standard", whole=11), 0.0)) == [("1", "a")]
+    assert granted(s.step(ask("2", "standard", whole=11), 0.0)) == [("2", "b")]  # says the same, follows nothing
+    s.step(Finished(RequestId("1"), "ok", Usage(100, 0, 9)), 4.0)
+    assert s.step(ask("3", "standard", whole=12, follows=11), 4.0) == []  # its weights are b's, which is taken
+    [grant] = s.step(Finished(RequestId("2"), "ok", Usage(100, 0, 9)), 5.0)
+    assert isinstance(grant, Grant)
+    assert (grant.id, grant.node) == ("3", "b")
+
+
+def test_a_swap_waits_until_those_who_run_have_ended_and_is_one_load() -> None:
+    big = model("big", state=ModelState.ABSENT, size_bytes=9 * GB, slots=1)
+    s = scheduler(node("a", model(size_bytes=9 * GB), big, headroom_bytes=GB, evictable_bytes=9 * GB))
+    assert granted(s.step(ask("1"), 0.0)) == [("1", "a")]
+    s.step(FirstToken(RequestId("1")), 1.0)
+    assert s.step(ask("2", "big"), 1.0) == []
+    assert s.step(ask("3"), 1.5) == []  # It would come between, and the older one wait for it.
+    [grant] = s.step(Finished(RequestId("1"), "ok", Usage(100, 0, 50)), 3.0)
+    assert isinstance(grant, Grant)
+    assert (grant.id, grant.model) == ("2", "big")
+    load = grant.decision.candidates[0].terms[1]
+    assert load.seconds == 5.0
+    assert load.why == "not in memory there, loading takes about 5.0 s; 'qwen' has to leave for it"
+
+
+def test_clients_share_and_the_queue_says_so() -> None:
+    s = scheduler(node("a", model(slots=1)))
+    s.step(ask("0", client="x"), 0.0)
+    for n in range(3):
+        s.step(ask(f"x{n}", client="x"), 0.1)
+    for n in range(3):
+        s.step(ask(f"y{n}", client="y"), 0.2)
+    assert [name for name, *_ in s.waiting()] == ["x0", "y0", "x1", "y1", "x2", "y2"]
+    assert granted(s.step(Finished(RequestId("0"), "ok"), 1.0)) == [("x0", "a")]
+    assert granted(s.step(Finished(RequestId("x0"), "ok"), 2.0)) == [("y0", "a")]

@@ -1,0 +1,76 @@
+"""What does a request that ran teach? How fast its node is, what its prompt cache held, how long answers are."""
+
+from __future__ import annotations
+
+import math
+
+from node.types import ModelState, Usage
+from router.cost import Price
+from router.fleet import Fleet
+from router.ledger import Flight, Ledger
+from router.settings import RouterSettings
+
+
+class Lessons:
+    """Only clean samples count: a prompt read alone and after no load; steps of streams beside it are taken out."""
+
+    def __init__(self, settings: RouterSettings, fleet: Fleet, ledger: Ledger) -> None:
+        self._settings, self._fleet, self._ledger = settings, fleet, ledger
+
+    def granted(self, flight: Flight, price: Price) -> None:
+        """`flight` takes the place that `price` told of."""
+        lane = price.lane
+        _, flight.load_s, flight.read_s, *_ = price.terms
+        flight.write_s, flight.cached, flight.evicts = price.write_s, price.cached, lane.evicts
+        flight.beside = price.streams
+        flight.clean = flight.load_s <= 0 and not self._ledger.tally(flight.node).reading
+        request = flight.request
+        flight.rests_on = self._fleet.mirrors.insert(flight.node, lane.model, request.blocks, request.block_tokens)
+        self._fleet.mirrors.begin(request.marks, lane.model.fingerprint)
+
+    def first(self, flight: Flight, cached_tokens: int, now: float) -> None:
+        """Its first token: the model is loaded there. An engine that says nothing of its cache says 0; then the end of
+        the answer, whose usage may, has to be waited for."""
+        self._fleet.believe(flight.node, flight.model, ModelState.READY)
+        found = self._fleet.find(flight.node, flight.model)
+        if found is not None and flight.clean:
+            flight.sample_s = now - flight.begin - max(0.0, found[0].rtt_s)
+        self._ledger.first(flight, now)
+        if cached_tokens > 0 or not flight.request.blocks:
+            self._read(flight, flight.request.prompt_tokens, cached_tokens, now)
+
+    def ended(self, flight: Flight, usage: Usage, now: float) -> None:
+        """It ended well."""
+        if usage.prompt > 0:
+            self._read(flight, usage.prompt, usage.cached, now)
+        if usage.completion <= 0:
+            return
+        self._fleet.speeds.ended(flight.model, usage.completion)
+        found = self._fleet.find(flight.node, flight.model)
+        if found is None or flight.first_at is None:
+            return
+        tally = self._ledger.tally(flight.node)
+        whole_s = now - flight.first_at
+        seconds = whole_s - (tally.stalled - flight.stalled)
+        if tally.reading:
+            seconds -= max(0.0, now - max(tally.since, flight.first_at))
+        if whole_s > 0 and seconds > 0.1 * whole_s:
+            streams = (tally.streamed - flight.streamed) / whole_s  # Its own is in it.
+            self._fleet.speeds.wrote(*found, usage.completion - 1, seconds, streams=streams, now=now)
+
+    def _read(self, flight: Flight, prompt: int, cached: int, now: float) -> None:
+        """Its prompt of so many tokens was read, but for `cached` ones."""
+        if cached < self._settings.cached_least * flight.cached:
+            self._fleet.mirrors.missed(flight.node, flight.model, flight.rests_on)
+        flight.rests_on = flight.cached = 0
+        sample_s, flight.sample_s = flight.sample_s, None
+        found = self._fleet.find(flight.node, flight.model)
+        if sample_s is None or found is None:
+            return
+        tokens = max(0, prompt - cached)
+        pace = self._fleet.speeds.pace(*found, now)
+        steps = 1 + (math.ceil(tokens / self._settings.chunk_tokens) if flight.beside else 0)
+        step_s = pace.step_s * (1 + self._settings.stream_slowdown * max(0, flight.beside - 1))
+        least_s = 0.2 * sample_s  # A step that is believed too slow must not eat the whole sample.
+        seconds = max(sample_s - self._settings.begin_s - steps * step_s, least_s)
+        self._fleet.speeds.read(*found, tokens, seconds, position=cached, now=now)

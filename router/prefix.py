@@ -1,0 +1,201 @@
+"""Who likely holds the start of this prompt? A mirror of each node's prompt cache, per (node, model), by its own rule.
+
+Blocks are chained hashes: one names the whole prompt up to its end, so a prompt's longest known start is found by
+halving. An engine that reports `cache_seqs` keeps whole sequences, as mlx_lm's LRUPromptCache does: so many, and
+`cache_tokens` in all; one that another continues is replaced by it; the one put in longest ago goes first, looking up
+does not count. One that reports none keeps blocks, least recently used first, as paged engines do. What a node says it
+found (`cached_tokens`) is believed over the mirror.
+
+Memory: at most `mirror_blocks` blocks in all mirrors together, about 200 bytes each.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Container
+
+from node.types import ModelStatus, NodeId
+from router.settings import RouterSettings
+
+Blocks = tuple[int, ...]
+
+
+def start(blocks: Blocks, known: Container[int]) -> int:
+    """How many blocks from the start are in `known`. It holds the starts of all that it holds."""
+    if not blocks or blocks[0] not in known:
+        return 0
+    low, high = 1, len(blocks)
+    if blocks[high - 1] in known:
+        return high
+    while low < high:
+        middle = (low + high) // 2
+        if blocks[middle] in known:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+class Known:
+    """One block: in how many sequences, and when it was last put in (as a number that grows)."""
+
+    __slots__ = ("count", "put")
+
+    def __init__(self) -> None:
+        self.count = self.put = 0
+
+
+class Mirror:
+    """The cache of one model on one node as we believe it is."""
+
+    __slots__ = ("_blocks", "_kept", "_number", "_seqs", "_seqs_limit", "_tokens_limit", "_width")
+
+    def __init__(self) -> None:
+        self._seqs_limit = self._tokens_limit = 0
+        self._width = 0  # tokens of a block, as last said: edges learn it, a block is the same bytes for all of them
+        self._seqs: OrderedDict[int, tuple[Blocks, int]] = OrderedDict()  # last block -> all blocks, number
+        self._blocks: OrderedDict[int, Known] = OrderedDict()
+        self._kept = self._number = 0  # blocks of all sequences, or of none
+
+    def bound(self, seqs: int, tokens: int) -> None:
+        """What its node reports; 0 = no such bound."""
+        if seqs == self._seqs_limit and tokens == self._tokens_limit:
+            return
+        if (seqs > 0) != (self._seqs_limit > 0):
+            self.clear()  # It kept blocks before, and sequences now: another engine.
+        self._seqs_limit, self._tokens_limit = seqs, tokens
+        self._shrink()
+
+    @property
+    def held(self) -> int:
+        """Blocks that are remembered."""
+        return len(self._blocks)
+
+    def match(self, blocks: Blocks) -> int:
+        """How many blocks from the start are there."""
+        return start(blocks, self._blocks)
+
+    def insert(self, blocks: Blocks, block_tokens: int) -> int:
+        """Such a prompt is being read there. Returns what the belief in its start rests on, for `missed`."""
+        matched = self.match(blocks)
+        rests_on = self._blocks[blocks[matched - 1]].put if matched else 0
+        self._width = block_tokens
+        self._number += 1
+        if self._seqs_limit > 0:
+            for block in blocks[:matched]:
+                if block in self._seqs:  # This one continues it.
+                    self._remove(self._seqs.pop(block)[0])
+            self._seqs[blocks[-1]] = blocks, self._number
+            self._kept += len(blocks)
+        for block in reversed(blocks):  # Ends become older than the starts they need.
+            known = self._blocks.get(block)
+            if known is None:
+                known = self._blocks[block] = Known()
+                self._kept += 1 if self._seqs_limit <= 0 else 0
+            else:
+                self._blocks.move_to_end(block)
+            known.count, known.put = known.count + 1, self._number
+        self._shrink()
+        return rests_on
+
+    def missed(self, rests_on: int) -> None:
+        """The node did not have it: nor, then, what was put in before."""
+        while self._seqs and next(iter(self._seqs.values()))[1] <= rests_on:
+            self.forget_oldest()
+        while not self._seqs and self._blocks and next(iter(self._blocks.values())).put <= rests_on:
+            self.forget_oldest()
+
+    def clear(self) -> None:
+        self._seqs.clear()
+        self._blocks.clear()
+        self._kept = 0
+
+    def forget_oldest(self) -> None:
+        """What the node would evict next."""
+        if self._seqs:
+            self._remove(self._seqs.popitem(last=False)[1][0])
+        elif self._blocks:
+            self._blocks.popitem(last=False)
+            self._kept -= 1
+
+    def _remove(self, blocks: Blocks) -> None:
+        self._kept -= len(blocks)
+        for block in blocks:
+            known = self._blocks[block]
+            known.count -= 1
+            if not known.count:
+                del self._blocks[block]
+
+    def _shrink(self) -> None:
+        while (0 < self._seqs_limit < len(self._seqs)) or (0 < self._tokens_limit < self._kept * self._width):
+            self.forget_oldest()
+
+
+class Mirrors:
+    """Every mirror, and which weights each conversation began with."""
+
+    def __init__(self, settings: RouterSettings) -> None:
+        self._settings = settings
+        self._mirrors: OrderedDict[tuple[NodeId, str], Mirror] = OrderedDict()  # least recently used first
+        self._began: OrderedDict[int, str] = OrderedDict()  # a prompt's last block -> fingerprint
+        self._empty = Mirror()
+
+    def of(self, node: NodeId, model: ModelStatus) -> Mirror:
+        """The mirror of that cache; an empty one as long as nothing is known of it."""
+        mirror = self._mirrors.get((node, model.name))
+        if mirror is None:
+            return self._empty
+        mirror.bound(model.cache_seqs, model.cache_tokens)
+        return mirror
+
+    def get(self, key: tuple[NodeId, str]) -> Mirror | None:
+        """The mirror of (node, MODEL.name), bounded as it was when it was last asked for with `of`."""
+        return self._mirrors.get(key)
+
+    def insert(self, node: NodeId, model: ModelStatus, blocks: Blocks, block_tokens: int) -> int:
+        """A prompt is granted there; see Mirror. An engine that reports neither bound has no cache that we know of."""
+        if not blocks or block_tokens <= 0 or (model.cache_seqs <= 0 and model.cache_tokens <= 0):
+            return 0
+        mirror = self._mirrors.setdefault((node, model.name), Mirror())
+        mirror.bound(model.cache_seqs, model.cache_tokens)
+        self._mirrors.move_to_end((node, model.name))
+        rests_on = mirror.insert(blocks, block_tokens)
+        self._bound()
+        return rests_on
+
+    def missed(self, node: NodeId, model: str, rests_on: int) -> None:
+        """It did not find what it should have (see Mirror)."""
+        mirror = self._mirrors.get((node, model))
+        if mirror is not None and rests_on > 0:
+            mirror.missed(rests_on)
+
+    def drop(self, node: NodeId, model: str | None = None) -> None:
+        """It left that node's memory; None: all of its models did."""
+        for key in [k for k in self._mirrors if k[0] == node and model in (None, k[1])]:
+            del self._mirrors[key]
+
+    def began(self, blocks: Blocks) -> str | None:
+        """The weights this conversation has run on, as of its latest turn that is remembered; None: it is new."""
+        return next((self._began[b] for b in reversed(blocks) if b in self._began), None)
+
+    def begin(self, blocks: Blocks, fingerprint: str) -> None:
+        if blocks and fingerprint:
+            self._began.pop(blocks[-1], None)
+            self._began[blocks[-1]] = fingerprint
+            if len(self._began) > self._settings.conversations_limit:
+                self._began.popitem(last=False)
+
+    @property
+    def held(self) -> int:
+        return sum(m.held for m in self._mirrors.values())
+
+    def _bound(self) -> None:
+        """The mirrors that were used least recently shrink first."""
+        over = self.held - self._settings.mirror_blocks
+        while over > 0:
+            key, mirror = next(iter(self._mirrors.items()))
+            before = mirror.held
+            mirror.forget_oldest()
+            over -= before - mirror.held
+            if not mirror.held:
+                del self._mirrors[key]
