@@ -20,15 +20,13 @@ NAMES = ("wait", "load", "prefill", "decode", "network", "hurt", "guard", "headr
 
 
 class Spot:
-    """One node in one walk. `busy_s` until its prompts have been read; `later` seconds lost to those who will come, for
-    each second that a prompt is read there; `hot` is the model that the walk has put there,
+    """One node in one walk. `busy_s` until its prompts have been read; `hot` is the model that the walk has put there,
     `leaving` those that go for it; `ahead` the blocks of prompts that the walk has placed there."""
 
-    __slots__ = ("ahead", "busy_s", "hot", "later", "leaving", "rest_s", "streams")
+    __slots__ = ("ahead", "busy_s", "hot", "leaving", "rest_s", "streams")
 
     def __init__(self, busy_s: float = 0.0, streams: int = 0) -> None:
         self.busy_s, self.streams = busy_s, streams
-        self.later = 0.0
         self.hot: str | None = None
         self.leaving: tuple[str, ...] = ()
         self.rest_s = 0.0  # what was placed last will write so long
@@ -144,7 +142,6 @@ class Price(NamedTuple):
     terms: tuple[float, float, float, float, float, float, float, float]  # as NAMES
     cached: int
     streams: int
-    later: float
     read_s: float
     write_s: float
     taken: int
@@ -164,8 +161,6 @@ def price(lane: Lane, request: Request, output: float, settings: RouterSettings,
     if streams > 0:
         read_s += math.ceil(tokens / settings.chunk_tokens) * step_s * (1 + slower * (streams - 1))
         hurt = settings.hurt_weight * streams * (read_s + slower * step_s * output)
-    if spot.later > 0.0:
-        hurt += settings.hurt_weight * spot.later * read_s
     write_s = output * step_s * (1 + slower * streams)
     wait_s = lane.wait_s()
     load_s = lane.load_s if spot.hot is None else lane.loads_s()
@@ -179,7 +174,7 @@ def price(lane: Lane, request: Request, output: float, settings: RouterSettings,
     headroom = headroom_s(lane, settings) if load_s > 0.0 else tie_s(lane.status, settings)
     terms = (wait_s, load_s, read_s, decode, network, hurt, guard, headroom)
     total = wait_s + load_s + read_s + decode + network + hurt + guard + headroom
-    return Price(lane, total, terms, cached, streams, spot.later, read_s, write_s, lane.taken, output, token_s)
+    return Price(lane, total, terms, cached, streams, read_s, write_s, lane.taken, output, token_s)
 
 
 def tie_s(status: NodeStatus, settings: RouterSettings) -> float:
@@ -270,9 +265,6 @@ def _why_hurt(found: Price, settings: RouterSettings) -> str:
         parts.append(f"{found.streams} other answer{'s' if found.streams > 1 else ''} there lose {each_s:.1f} s each")
     if lane.evicts:
         parts.append(f"what leaves memory takes {lane.back_s:.1f} s to load again")
-    if found.later >= 0.01:
-        lost_s = found.later * found.read_s
-        parts.append(f"prompts are read there so often that those to come lose {lost_s:.1f} s")
     return f"{', '.join(parts)}; {settings.hurt_weight:.0%} of that counts" if parts else "nobody else is delayed"
 
 

@@ -256,7 +256,6 @@ class Fleet:
         tally = self._ledger.tally(status.node)
         spot = Spot(tally.busy_s(now) if tally.reading else 0.0, tally.streams)
         spot.streams += max(0, status.foreign_in_flight)
-        spot.later = tally.later(now)
         return spot
 
     def lane(

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 from node.types import NodeId, RequestId
 from router.events import Request
 from router.settings import RouterSettings
-
-LITTLE = 0.02  # a node that reads prompts for a smaller part of the time lets nobody wait
 
 
 class Flight:
@@ -65,15 +62,13 @@ class Tally:
     """One node in the account. `reading` flights have no first token yet; the others are `streams`.
 
     `stalled` sums the seconds in which streams stood still because prompts were read, `streamed` is the integral of
-    their number: with both, a writing speed can be told from what disturbed it. `load` is the part of the last minutes
-    in which prompts were read.
+    their number: with both, a writing speed can be told from what disturbed it.
     """
 
-    __slots__ = ("_settings", "busy_until", "flights", "load", "reading", "since", "stalled", "streamed", "summed_at")
+    __slots__ = ("_settings", "busy_until", "flights", "reading", "since", "stalled", "streamed", "summed_at")
 
     def __init__(self, settings: RouterSettings) -> None:
         self._settings = settings
-        self.load = 0.0
         self.flights: dict[str, dict[RequestId, Flight]] = {}
         self.reading: dict[RequestId, Flight] = {}
         self.busy_until = self.since = 0.0  # the prompts granted will have been read; those being read began
@@ -101,21 +96,10 @@ class Tally:
         return self.busy_until + min(settings.late_cap_s, settings.late_part * max(0.0, self.busy_until - self.since))
 
     def sum_up(self, now: float) -> None:
-        """Before the number of streams or of prompts changes."""
+        """Before the number of streams changes."""
         past_s = max(0.0, now - self.summed_at)
         self.streamed += self.streams * past_s
         self.summed_at = now
-        if self.reading or self.load > 0.0:
-            self.load += (1 - math.exp(-past_s / self._settings.later_s)) * (bool(self.reading) - self.load)
-
-    def later(self, now: float) -> float:
-        """Seconds that those who will come lose for each second that one more prompt is read: the busier, the more of
-        them find it busy."""
-        if self.load <= LITTLE and not self.reading:
-            return 0.0
-        self.sum_up(now)
-        most = self._settings.later_cap
-        return min(most, self.load / (1 - self.load)) if self.load < 1 else most
 
     def expect(self, now: float) -> None:
         """Whose prompts are still to be read is known: they are read from now on."""

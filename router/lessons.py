@@ -62,6 +62,8 @@ class Lessons:
         """Its prompt of so many tokens was read, but for `cached` ones."""
         if cached < self._settings.cached_least * flight.cached:
             self._fleet.mirrors.missed(flight.node, flight.model, flight.rests_on)
+        elif cached > flight.cached + self._settings.cached_more * prompt:
+            self._fleet.mirrors.found_more(flight.node, flight.model)
         flight.rests_on = flight.cached = 0
         sample_s, flight.sample_s = flight.sample_s, None
         found = self._fleet.find(flight.node, flight.model)

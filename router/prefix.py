@@ -4,7 +4,7 @@ Blocks are chained hashes: one names the whole prompt up to its end, so a prompt
 halving. An engine that reports `cache_seqs` keeps whole sequences, as mlx_lm's LRUPromptCache does: so many, and
 `cache_tokens` in all; one that another continues is replaced by it; the one put in longest ago goes first, looking up
 does not count. One that reports none keeps blocks, least recently used first, as paged engines do. What a node says it
-found (`cached_tokens`) is believed over the mirror.
+found (`cached_tokens`) is believed over the mirror, and one that often finds more is taken to hold more.
 
 Memory: at most `mirror_blocks` blocks in all mirrors together, about 200 bytes each.
 """
@@ -48,10 +48,11 @@ class Known:
 class Mirror:
     """The cache of one model on one node as we believe it is."""
 
-    __slots__ = ("_blocks", "_kept", "_number", "_seqs", "_seqs_limit", "_tokens_limit", "_width")
+    __slots__ = ("_blocks", "_kept", "_number", "_seqs", "_seqs_limit", "_times", "_tokens_limit", "_width")
 
     def __init__(self) -> None:
         self._seqs_limit = self._tokens_limit = 0
+        self._times = 1.0  # what it proved to hold, over what its node reports
         self._width = 0  # tokens of a block, as last said: edges learn it, a block is the same bytes for all of them
         self._seqs: OrderedDict[int, tuple[Blocks, int]] = OrderedDict()  # last block -> all blocks, number
         self._blocks: OrderedDict[int, Known] = OrderedDict()
@@ -100,10 +101,16 @@ class Mirror:
 
     def missed(self, rests_on: int) -> None:
         """The node did not have it: nor, then, what was put in before."""
+        self._times = 1.0
         while self._seqs and next(iter(self._seqs.values()))[1] <= rests_on:
             self.forget_oldest()
         while not self._seqs and self._blocks and next(iter(self._blocks.values())).put <= rests_on:
             self.forget_oldest()
+
+    def found_more(self, growth: float, cap: float) -> None:
+        """The node had much that was thought to be gone: it holds more than its bytes let us think. (Sequences are
+        counted, not estimated.)"""
+        self._times = min(self._times * growth, cap)
 
     def clear(self) -> None:
         self._seqs.clear()
@@ -127,7 +134,8 @@ class Mirror:
                 del self._blocks[block]
 
     def _shrink(self) -> None:
-        while (0 < self._seqs_limit < len(self._seqs)) or (0 < self._tokens_limit < self._kept * self._width):
+        tokens = self._tokens_limit * self._times
+        while (0 < self._seqs_limit < len(self._seqs)) or (0 < tokens < self._kept * self._width):
             self.forget_oldest()
 
 
@@ -168,6 +176,12 @@ class Mirrors:
         mirror = self._mirrors.get((node, model))
         if mirror is not None and rests_on > 0:
             mirror.missed(rests_on)
+
+    def found_more(self, node: NodeId, model: str) -> None:
+        """It found much more than it should have (see Mirror)."""
+        mirror = self._mirrors.get((node, model))
+        if mirror is not None:
+            mirror.found_more(self._settings.cached_growth, self._settings.cached_cap)
 
     def drop(self, node: NodeId, model: str | None = None) -> None:
         """It left that node's memory; None: all of its models did."""

@@ -84,7 +84,7 @@ class RouterSettings(Struct, frozen=True, kw_only=True):
     look_ahead: int = 64  # requests of one kind that are planned in one walk
     low_priority_s: float = 30.0  # `priority: low` queues as if it had come this much later: it never starves
     early_s: float = 6.0  # a turn whose start a node holds counts as if it had come up to so much earlier,
-    early_per_s: float = 6.0  # less this for each second that it has to be read even there
+    early_per_s: float = 12.0  # less this for each second that it has to be read even there
     early_part: float = 0.5  # if at least this part of its prompt is held
     idle_bound_s: float = 45.0  # no node that could start a waiting request now stands idle for longer
     recheck_s: float = 1.0  # while a request is held for a better node, look again this often
@@ -101,8 +101,6 @@ class RouterSettings(Struct, frozen=True, kw_only=True):
     decode_weight: float = 0.25  # of seconds of decoding against seconds to the first token
     stream_slowdown: float = 0.15  # one more stream makes a decode step this much longer
     hurt_weight: float = 0.25  # of seconds that those who run there lose
-    later_cap: float = 8.0  # at most so many seconds are lost to those who come later, for each that a prompt is read
-    later_s: float = 120.0  # how long it is remembered how often prompts are read
     guard_weight: float = 1.0  # of seconds that requests for a machine's own model will lose
     guard_cap: float = 8.0  # the most that a busy model's queue can multiply that by
     rate_forget: float = 0.1  # how fast the rate of requests for a name follows what is seen
@@ -133,7 +131,10 @@ class RouterSettings(Struct, frozen=True, kw_only=True):
     load_bytes_per_s: float = 3e9
     speeds_limit: int = 1024  # (node, model) pairs remembered
     mirror_blocks: int = 131_072  # blocks of prompts in all mirrors of caches: about 25 MB
-    cached_least: float = 0.5  # a node that finds less than this part of what the mirror says proves it wrong
+    cached_least: float = 0.5  # a node that finds less than this part of what the mirror says proves it wrong,
+    cached_more: float = 0.25  # and one that finds more than this part of the prompt beyond it, too small:
+    cached_growth: float = 1.25  # then it is taken to hold so many times what was thought,
+    cached_cap: float = 8.0  # at most so many times what its node reports
     conversations_limit: int = 16_384  # whose weights are remembered
     kinds_limit: int = 256  # (names, excluded nodes) whose candidates are kept from one walk to the next
 

@@ -11,27 +11,23 @@ from typing import NamedTuple
 from router.cost import Lane, Price, Spot, price
 from router.events import Request
 from router.fleet import Fleet, Options, Ready
-from router.ledger import LITTLE
 from router.settings import RouterSettings
 from router.speed import Pace
 from router.walk import Choice
 
 
 class Found(NamedTuple):
-    """`best` of `ready`, and what was seen of each of them then: (prompt tokens cached, seconds that those who come
-    later lose for each that a prompt is read, pace)."""
+    """`best` of `ready`, and what was seen of each of them then: (prompt tokens cached, pace)."""
 
     best: int
     ready: tuple[Ready, ...]
-    seen: list[tuple[int, float, Pace]]
+    seen: list[tuple[int, Pace]]
     output: float
 
     def price(self, number: int, request: Request, settings: RouterSettings, fleet: Fleet) -> Price:
         """What `ready[number]` would cost."""
-        here, (cached, later, pace) = self.ready[number], self.seen[number]
-        spot = Spot()
-        spot.later = later
-        lane = Lane(here.status, here.model, pace, fleet.mirrors.of(here.status.node, here.model), spot)
+        here, (cached, pace) = self.ready[number], self.seen[number]
+        lane = Lane(here.status, here.model, pace, fleet.mirrors.of(here.status.node, here.model), Spot())
         return price(lane, request, self.output, settings, cached)
 
     def choice(self, best: Price, request: Request, settings: RouterSettings, fleet: Fleet) -> Choice:
@@ -49,8 +45,8 @@ def quickest(fleet: Fleet, options: Options, request: Request, settings: RouterS
         return None
     name = ready[0].key[1]
     output, blocks, prompt = fleet.output(name, request), request.blocks, request.prompt_tokens
-    begin_s, weight, hurt_weight = settings.begin_s, settings.decode_weight, settings.hurt_weight
-    seen: list[tuple[int, float, Pace]] = []
+    begin_s, weight = settings.begin_s, settings.decode_weight
+    seen: list[tuple[int, Pace]] = []
     best, least = -1, 0.0
     mirror_of = fleet.mirrors.get
     for key, status, model, learner, tally, network_s, tie_s in ready:
@@ -65,12 +61,8 @@ def quickest(fleet: Fleet, options: Options, request: Request, settings: RouterS
         tokens = prompt - cached
         read_s = begin_s + tokens * (pace.token_s + pace.place_s * (cached + tokens / 2))
         total = read_s + weight * (output * pace.step_s) + network_s
-        later = 0.0
-        if tally.load > LITTLE:
-            later = tally.later(now)
-            total += hurt_weight * later * read_s
         total += tie_s
-        seen.append((cached, later, pace))
+        seen.append((cached, pace))
         if best < 0 or total < least:  # In the order of node ids: ties go to the lower one.
             best, least = len(seen) - 1, total
     return Found(best, ready, seen, output)

@@ -81,17 +81,6 @@ def test_streams_slow_each_other_and_a_prompt_stops_them_all() -> None:
     assert found["hurt"] == pytest.approx(0.25 * 2 * (read_s + 0.15 * 100 / 20))
 
 
-def test_a_prompt_on_a_busy_machine_is_paid_for_by_those_who_come_later() -> None:
-    busy = lane()
-    free = total(busy)
-    busy.spot.later = 4.0
-    assert terms(busy)["hurt"] == pytest.approx(0.25 * 4.0 * terms(busy)["prefill"])
-    assert total(busy) > free
-    found = price(busy, request(), 100.0, SETTINGS)
-    why = explain(found, request(), SETTINGS).terms[5].why
-    assert why == "prompts are read there so often that those to come lose 8.2 s; 25% of that counts"
-
-
 def test_what_the_cache_holds_is_not_read_again_nor_what_is_ahead_in_the_walk() -> None:
     warm = lane()
     warm.mirror.bound(10, 0)

@@ -95,6 +95,20 @@ def test_a_node_that_has_less_than_believed_has_nothing_older_either() -> None:
         assert ours.match(chained("held on")) == 7  # It has just been read.
 
 
+def test_a_node_that_finds_more_than_it_should_is_taken_to_hold_more_until_it_misses() -> None:
+    for seqs in (9, 0):
+        ours = mirror(seqs, 60)
+        ours.insert(chained("one"), 10)
+        ours.found_more(2.0, 8.0)
+        for word in ("two", "six", "ten"):
+            ours.insert(chained(word), 10)
+        assert ours.match(chained("one")) == 3
+        ours.missed(ours.insert(chained("one more"), 10))
+        ours.insert(chained("nil"), 10)
+        assert ours.held <= 6
+        assert ours.match(chained("six")) == 0
+
+
 def test_a_belief_in_nothing_cannot_be_wrong() -> None:
     ours = mirror(9)
     ours.insert(chained("one"), 10)

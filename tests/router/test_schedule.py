@@ -447,7 +447,7 @@ def test_a_conversation_goes_where_its_cache_is_and_away_when_that_node_drains()
 def test_a_short_turn_of_a_known_conversation_counts_as_a_little_older() -> None:
     s = scheduler(node("a", model(slots=1, **CACHED)))
     s.step(ask("1", blocks=turns(30), **TALK), 0.0)
-    s.step(ask("new", prompt_tokens=4000), 1.0)
+    s.step(ask("new", prompt_tokens=4000), 3.0)
     s.step(ask("turn", blocks=turns(31), prompt_tokens=3100, block_tokens=100), 5.0)
     s.step(ask("late turn", blocks=turns(32), prompt_tokens=3200, block_tokens=100), 12.0)
     assert [name for name, *_ in s.waiting()] == ["turn", "new", "late turn"]
