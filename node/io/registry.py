@@ -11,6 +11,7 @@ import secrets
 import signal
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -79,14 +80,14 @@ class Registry:
         said = [f"{self._file} is damaged and set aside: who ran is not known"] if there and known is None else []
         known = known or []
         found = [entry for entry in known if not self._has_daemon(entry)]
-        ours = {entry.pid: self._processes(entry) for entry in found}
+        ours = {entry.pid: {pid: self._probe.birth(pid) for pid in self._processes(entry)} for entry in found}
         for entry in found:
-            self._kill(entry, ours[entry.pid])
+            self._kill(entry, list(ours[entry.pid]))
         deadline = time.monotonic() + _END_LIMIT_S
         for entry in found:
             if not ours[entry.pid]:
                 continue
-            while (alive := self._processes(entry)) and time.monotonic() < deadline:
+            while (alive := self._lives(entry, ours[entry.pid])) and time.monotonic() < deadline:
                 time.sleep(_LOOK_S)
             said.append(f"ended the worker of {entry.model} (pid {entry.pid}) that an earlier daemon left behind")
             if alive:
@@ -96,6 +97,12 @@ class Registry:
             if known:
                 self._write()
         return said
+
+    def _lives(self, entry: Entry, killed: Mapping[int, str]) -> bool:
+        """Whether one of the killed (pid -> birth) is still there: it loses its environment, and so its token, before
+        its pid; or one that joined their group meanwhile."""
+        there = any(birth and self._probe.birth(pid) == birth for pid, birth in killed.items())
+        return there or bool(self._processes(entry))
 
     def _has_daemon(self, entry: Entry) -> bool:
         """Whether another daemon than this one, who spawned it, is alive."""

@@ -248,19 +248,20 @@ def test_the_coordinator_is_drained_and_serves_on_as_an_entry(five: Five) -> Non
 
 def test_a_serving_mac_is_stopped_in_order_and_finishes_what_it_has(five: Five) -> None:
     entry = next(mac for mac in five.macs[:2] if mac is not five.coordinator)
-    lost = five.macs[2]
+    serving = five.macs[2:4]  # which of them gets more depends on how fast each was lately
     with (
-        five.asker(entry.name, workers=3, count=1, max_tokens=100) as plain,
-        five.asker(entry.name, workers=3, count=1, max_tokens=100, stream=True) as stream,
+        five.asker(entry.name, workers=6, count=1, max_tokens=100) as plain,
+        five.asker(entry.name, workers=6, count=1, max_tokens=100, stream=True) as stream,
     ):
         plain.go()
         stream.go()
-        wait_until(lambda: busy(entry, lost.name) >= 2, f"{lost.name} works on some")
+        wait_until(lambda: any(busy(entry, mac.name) >= 2 for mac in serving), "one works on some")
+        lost = max(serving, key=lambda mac: busy(entry, mac.name))
         assert lost.stop() == 0
         said = [*plain.wait(), *stream.wait()]
     assert errors(said) == []
-    wait_until(lambda: len(entry.routes(6)) == 6, "the routes are recorded")
-    attempts = [a for r in entry.routes(6) for a in r.attempts]
+    wait_until(lambda: len(entry.routes(12)) == 12, "the routes are recorded")
+    attempts = [a for r in entry.routes(12) for a in r.attempts]
     assert [a for a in attempts if a.outcome == "failed"] == [], "it left before its work was done"
     assert lost.processes() == []
 
