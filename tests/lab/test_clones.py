@@ -89,7 +89,7 @@ def test_without_multicast_a_third_mac_brings_the_two_together(place: Callable[[
     assert id_of(old) == SAME
     assert id_of(copy) != SAME
     assert SAME in notes(copy)
-    assert agreed([third, old, copy])
+    wait_until(lambda: agreed([third, old, copy]), "all agree")
 
 
 def test_of_two_macs_alone_an_attempt_to_add_the_other_tells_them(place: Callable[[int], Place]) -> None:
