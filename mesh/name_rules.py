@@ -10,23 +10,7 @@ from math import inf
 from typing import assert_never
 
 from election.messages import Role
-from mesh.name_events import (
-    Ask,
-    AskGateway,
-    Claim,
-    Effect,
-    Event,
-    Foreign,
-    GatewayAnswered,
-    Known,
-    Opened,
-    Release,
-    Rival,
-    Ruled,
-    Said,
-    Swap,
-    Tick,
-)
+from mesh import name_events
 from mesh.settings import NameSettings
 
 
@@ -55,29 +39,29 @@ class NameRules:
         self._says: list[float] = []  # when to say it again, the next first
         self._contest_at = self._cede_at = self._drop_at = inf
         self._again_at = self._probe_at = now  # the next question for the names, and for the gateway
-        self._out: list[Effect] = []
+        self._out: list[name_events.Effect] = []
 
-    def step(self, event: Event, now: float) -> list[Effect]:
+    def step(self, event: name_events.Event, now: float) -> list[name_events.Effect]:
         self._out = []
         if now - self.deadline > self._settings.late_s and (self._says or self._contest_at < inf):
             # Stalled: somebody may have taken over meanwhile.
             self._says, self._contest_at = [], now + self._settings.contest_s
         match event:
-            case Ruled():
+            case name_events.Ruled():
                 self._rule(event, now)
-            case Known(mine, nodes):
+            case name_events.Known(mine, nodes):
                 self._know(mine, dict(nodes), now)
-            case Opened():
+            case name_events.Opened():
                 self._reopen(now)
-            case Said(records):
+            case name_events.Said(records):
                 self._hear(records, now)
-            case Rival(node):
+            case name_events.Rival(node):
                 self._see_rival(node, now)
-            case Foreign(at):
+            case name_events.Foreign(at):
                 self._foreign_at = max(self._foreign_at, at)
-            case GatewayAnswered():
+            case name_events.GatewayAnswered():
                 self._gateway_at = now
-            case Tick():
+            case name_events.Tick():
                 pass
             case _:
                 assert_never(event)
@@ -96,7 +80,7 @@ class NameRules:
 
     # What happens
 
-    def _rule(self, ruled: Ruled, now: float) -> None:
+    def _rule(self, ruled: name_events.Ruled, now: float) -> None:
         s, was = self._settings, self._role
         self._role = ruled.role
         self._may = ruled.role is not Role.FOLLOWER and ruled.coordinator == self._me
@@ -125,7 +109,7 @@ class NameRules:
             self._former = (self._former | set(self._mine)) - set(mine)
             self._mine = mine
             if self.held and mine:
-                self._out.append(Claim(self.held))
+                self._out.append(name_events.Claim(self.held))
             elif self.held:
                 self._let_go("this node has no address", now)
         self._nodes = nodes
@@ -136,7 +120,7 @@ class NameRules:
         """The sockets are new, and while they were gone anything may have happened."""
         self._open, self._again_at = True, now
         if self.held and self._may and self._role is Role.COORDINATOR:
-            self._out.append(Claim(self.held))
+            self._out.append(name_events.Claim(self.held))
             self._contest_at = now + self._settings.contest_s
         elif self.held:
             if self._is_alone:
@@ -187,7 +171,7 @@ class NameRules:
     def _settle(self, now: float) -> None:
         s = self._settings
         if now >= self._probe_at:
-            self._out.append(AskGateway())
+            self._out.append(name_events.AskGateway())
             known = self._gateway_at > -inf
             self._probe_at = now + (s.gateway_every_s if self._is_alone else inf if known else s.gateway_again_s)
         if not (self._open and self._mine):
@@ -224,7 +208,7 @@ class NameRules:
         self._again_at = inf
         if hosts:
             self._asked_at = now
-            self._out.append(Ask(hosts))
+            self._out.append(name_events.Ask(hosts))
 
     def _conclude(self, asked_at: float, now: float) -> None:
         """The time for answers is over."""
@@ -259,7 +243,7 @@ class NameRules:
 
     def _hold(self, now: float) -> None:
         self.held, self._claimed_at = self._names(), now
-        self._out.append(Claim(self.held))
+        self._out.append(name_events.Claim(self.held))
         self._announce(now)
 
     def _names(self) -> tuple[str, ...]:
@@ -297,7 +281,7 @@ class NameRules:
             gone.update(self._nodes.get(node, ()))
         for host in self._heard:
             gone.update(self._friends(host))
-        self._out.append(Swap(self.held, tuple(sorted(gone - set(self._mine)))))
+        self._out.append(name_events.Swap(self.held, tuple(sorted(gone - set(self._mine)))))
         if not self._says:  # the last of the series
             self._former.clear()
             self._rivals.clear()
@@ -308,7 +292,7 @@ class NameRules:
         self.held, self._says = (), []
         self._contest_at = self._cede_at = self._drop_at = inf
         self._asked_at, self._again_at = None, now
-        self._out.append(Release(why))
+        self._out.append(name_events.Release(why))
 
     # What is known
 

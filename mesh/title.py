@@ -8,26 +8,10 @@ from collections.abc import Callable
 from typing import assert_never
 
 from election.messages import Role
-from mesh import clock, gateway
+from mesh import clock, gateway, name_events
 from mesh.addresses import Addresses
 from mesh.driver import Driver
 from mesh.log import event as log_event
-from mesh.name_events import (
-    Ask,
-    AskGateway,
-    Claim,
-    Effect,
-    Event,
-    Foreign,
-    GatewayAnswered,
-    Known,
-    Opened,
-    Release,
-    Rival,
-    Ruled,
-    Swap,
-    Tick,
-)
 from mesh.name_owner import NameOwner, hosts_of, published
 from mesh.name_rules import NameRules
 from mesh.settings import NameSettings
@@ -59,11 +43,11 @@ class Title:
         self._hosts, fallback = hosts_of(mesh.mesh_name), f"mlx-mesh-{mesh.mesh_id[:4]}.local."
         self._rules = NameRules(mesh.self_id, self._hosts, fallback, self._settings, clock.now())
         self._held: tuple[str, ...] = ()  # as it was told last
-        self._driver: Driver[Event, Effect] = Driver(
-            self._rules, Tick(), self._perform, failed=failed, stepped=self._stepped
+        self._driver: Driver[name_events.Event, name_events.Effect] = Driver(
+            self._rules, name_events.Tick(), self._perform, failed=failed, stepped=self._stepped
         )
         self._role, self._heard_at, self._closed = Role.FOLLOWER, 0.0, False
-        self._known: Known | None = None
+        self._known: name_events.Known | None = None
         self._ask_gateway = asyncio.Event()
         owner.listen((*self._hosts, fallback), self._on_mdns)
 
@@ -75,7 +59,7 @@ class Title:
             self._ask_gateway.clear()
             # On loopback nobody is deaf.
             if self._addresses.loopback_only or await gateway.answers(self._settings.gateway_s):
-                self._driver.tell(GatewayAnswered())
+                self._driver.tell(name_events.GatewayAnswered())
 
     def close(self) -> None:
         """Nothing is decided any more, and what is held is the owner's to release."""
@@ -93,15 +77,15 @@ class Title:
         """What the election says now."""
         self._role = role
         self.look()
-        self._driver.tell(Foreign(self._heard_at))
-        self._driver.tell(Ruled(role, coordinator))
+        self._driver.tell(name_events.Foreign(self._heard_at))
+        self._driver.tell(name_events.Ruled(role, coordinator))
         self._changed()
 
     def look(self) -> None:
         """The nodes of this mesh, or an address, may have changed."""
         nodes = {n.report.id: published((*n.report.addresses, *n.addresses)) for n in self._view().nodes}
         mine = published(self._addresses.advertised())
-        known = Known(mine, {node: a for node, a in nodes.items() if node != self._view().self_id and a})
+        known = name_events.Known(mine, {node: a for node, a in nodes.items() if node != self._view().self_id and a})
         if known != self._known:
             self._known = known
             self._driver.tell(known)
@@ -109,7 +93,7 @@ class Title:
     def rival(self, node: NodeId) -> None:
         """That node of this mesh says that it coordinates, or is alone."""
         if self._role is Role.COORDINATOR:
-            self._driver.tell(Rival(node))
+            self._driver.tell(name_events.Rival(node))
 
     def heard(self, address: str) -> None:
         """A datagram came from this address, on the mesh's port or over mDNS."""
@@ -118,7 +102,7 @@ class Title:
             return
         self._heard_at = now
         if self._role is Role.ALONE:
-            self._driver.tell(Foreign(now))
+            self._driver.tell(name_events.Foreign(now))
 
     def notes(self, name: str) -> list[str]:
         """What a person should know; `name` is the one that the mesh's URL shows."""
@@ -132,26 +116,26 @@ class Title:
 
     # What it does
 
-    def _on_mdns(self, event: Event) -> None:
-        if isinstance(event, Opened):
+    def _on_mdns(self, event: name_events.Event) -> None:
+        if isinstance(event, name_events.Opened):
             self.look()
         self._driver.tell(event)
 
-    def _perform(self, effect: Effect) -> None:
+    def _perform(self, effect: name_events.Effect) -> None:
         if self._closed:
             return
         match effect:
-            case Claim(hosts):
+            case name_events.Claim(hosts):
                 assert self._known is not None
                 self._owner.claim(hosts, self._known.mine)
-            case Swap(_, old):
+            case name_events.Swap(_, old):
                 self._owner.swap(old)
-            case Release(why):
+            case name_events.Release(why):
                 self._owner.release(goodbye=False)
                 log_event(_log, logging.INFO, "name", f"answers for {_shown(self._held)} no more: {why}")
-            case Ask(hosts):
+            case name_events.Ask(hosts):
                 self._owner.ask(hosts)
-            case AskGateway():
+            case name_events.AskGateway():
                 self._ask_gateway.set()
             case _:
                 assert_never(effect)

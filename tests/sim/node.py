@@ -11,22 +11,6 @@ from msgspec.structs import replace
 from election import messages as said
 from election.messages import Follow, Heard, Remember, Role, Send
 from mesh import events
-from mesh.events import (
-    Beat,
-    Changed,
-    Dial,
-    Down,
-    Forgotten,
-    Gone,
-    HangUp,
-    Known,
-    Moved,
-    Ruled,
-    Save,
-    Seen,
-    SelfChanged,
-    Up,
-)
 from mesh.membership import Membership
 from mesh.wire import PROTOCOL, Hello, PeerSeen
 from node.types import NodeId, NodeReport
@@ -40,7 +24,7 @@ MESH = "sim"
 _FOLLOWER = Role.FOLLOWER
 QUEUE_MAX = 400  # about what a socket's buffer holds; the rest is lost
 
-Packet: TypeAlias = tuple[Heard, Beat]  # a datagram, as both machines are told of it
+Packet: TypeAlias = tuple[Heard, events.Beat]  # a datagram, as both machines are told of it
 
 
 class Node:
@@ -73,7 +57,7 @@ class Node:
         self.members: set[str] = set()  # Up and not Down
         self.reign = said.Reign(-1)  # as the checkers saw it last
         self.takes = self.downs = 0  # its latest reign; how often a member was lost
-        self.beat = Beat(NodeId(self.id), self.boot)
+        self.beat = events.Beat(NodeId(self.id), self.boot)
         self.hello = Hello(
             id=NodeId(self.id), boot=self.boot, name=self.name, mesh=MESH, mesh_id="", version="0", protocol=PROTOCOL,
             peer_port=4001, port=4000,
@@ -163,7 +147,7 @@ class Node:
             coordinator = NodeId(follow.coordinator) if follow.coordinator else None
             if not self.election.left:
                 self.title.rule(follow.role, coordinator)
-            self.tell(Ruled(coordinator, follow.term, follow.role is Role.ALONE))
+            self.tell(events.Ruled(coordinator, follow.term, follow.role is Role.ALONE))
 
     def tell(self, event: events.Event) -> None:
         """Steps membership."""
@@ -180,31 +164,31 @@ class Node:
     def _perform(self, effect: events.Effect) -> None:
         world = self.world
         match effect:
-            case Known(node, last) | Moved(node, last):
+            case events.Known(node, last) | events.Moved(node, last):
                 self.elect(said.PeerKnown(node, last))
-            case Forgotten(node):
+            case events.Forgotten(node):
                 self.targets.pop(node, None)
                 self.routes = None
                 self.elect(said.PeerForgotten(node))
-            case Dial(peer, at_once):
+            case events.Dial(peer, at_once):
                 self.targets[peer.id] = None
                 self.routes = None
                 world.wires.dial(self, peer.id, at_once=at_once)
-            case HangUp(node, reason):
+            case events.HangUp(node, reason):
                 world.wires.hang_up(self, node, reason)
-            case Up(node) | Down(node) | Gone(node):
+            case events.Up(node) | events.Down(node) | events.Gone(node):
                 for checker in world.checkers:
                     checker.judged(world, self, effect)
-                if isinstance(effect, Up):
+                if isinstance(effect, events.Up):
                     self.members.add(node)
-                elif isinstance(effect, Down):
+                elif isinstance(effect, events.Down):
                     self.members.discard(node)
                     self.downs += 1
                 else:
                     self.elect(said.LinkClosed(node))
-            case Save():
+            case events.Save():
                 self.disk_peers = {p.id: p for p in self.membership.to_keep()}
-            case Changed():
+            case events.Changed():
                 self.title.look()
 
     def tick(self) -> None:
@@ -226,7 +210,7 @@ class Node:
 
     def changed_address(self) -> None:
         """Its addresses were looked at, and there is a new one."""
-        self.tell(SelfChanged(self.report))
+        self.tell(events.SelfChanged(self.report))
         self.title.opened()
 
     def take_gossip(self, teller: NodeId, peers: tuple[PeerSeen, ...]) -> None:
@@ -236,4 +220,4 @@ class Node:
             there = beside and not peer.far
             far = there or self.world.is_far(self, peer.addresses)
             if self.up:
-                self.tell(Seen(replace(peer, via="gossip", far=far, added=peer.added or there)))
+                self.tell(events.Seen(replace(peer, via="gossip", far=far, added=peer.added or there)))

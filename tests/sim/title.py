@@ -6,22 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from election.messages import Message, Role
-from mesh.name_events import (
-    Ask,
-    AskGateway,
-    Claim,
-    Event,
-    Foreign,
-    GatewayAnswered,
-    Known,
-    Opened,
-    Release,
-    Rival,
-    Ruled,
-    Said,
-    Swap,
-    Tick,
-)
+from mesh import name_events
 from mesh.name_rules import NameRules
 from mesh.settings import NameSettings
 
@@ -40,7 +25,7 @@ class Title:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._rules = NameRules(node.id, HOSTS, FALLBACK, SETTINGS, node.now)
-        self._known: Known | None = None
+        self._known: name_events.Known | None = None
         self.answers: tuple[str, ...] = ()
 
     @property
@@ -49,17 +34,17 @@ class Title:
 
     def opened(self) -> None:
         self.look()
-        self._tell(Opened())
+        self._tell(name_events.Opened())
 
     def rule(self, role: Role, coordinator: str | None) -> None:
         self.look()
-        self._tell(Ruled(role, coordinator))
+        self._tell(name_events.Ruled(role, coordinator))
 
     def look(self) -> None:
         node = self._node
         view = node.membership.view()
         nodes = {str(n.report.id): (*n.report.addresses, *n.addresses) for n in view.nodes if n.report.id != node.id}
-        known = Known((node.address,), nodes)
+        known = name_events.Known((node.address,), nodes)
         if known != self._known:
             self._known = known
             self._tell(known)
@@ -67,47 +52,47 @@ class Title:
     def heard(self, message: Message) -> None:
         """A datagram, while this node is no follower."""
         if self._node.election.role is Role.ALONE:
-            self._tell(Foreign(self._node.now))
+            self._tell(name_events.Foreign(self._node.now))
         elif message.role is not Role.FOLLOWER:
-            self._tell(Rival(message.sender))
+            self._tell(name_events.Rival(message.sender))
 
     def hear(self, records: tuple[tuple[str, str, bool], ...]) -> None:
         """An mDNS packet."""
         if self._node.election.role is Role.ALONE:
-            self._tell(Foreign(self._node.now))
-        self._tell(Said(records))
+            self._tell(name_events.Foreign(self._node.now))
+        self._tell(name_events.Said(records))
 
     def asked(self, hosts: tuple[str, ...]) -> None:
         """An mDNS question."""
         if self._node.election.role is Role.ALONE:
-            self._tell(Foreign(self._node.now))
+            self._tell(name_events.Foreign(self._node.now))
         if records := tuple((host, self._node.address, True) for host in hosts if host in self.answers):
             self._node.world.multicast(self._node, ANSWER_S, lambda other: other.title.hear(records))
 
     def tick(self) -> None:
         if self._rules.deadline <= self._node.now:
-            self._tell(Tick())
+            self._tell(name_events.Tick())
 
-    def _tell(self, event: Event) -> None:
+    def _tell(self, event: name_events.Event) -> None:
         node = self._node
         world = node.world
         for effect in self._rules.step(event, node.now):
             match effect:
-                case Claim(hosts):
+                case name_events.Claim(hosts):
                     self.answers = hosts
                     world.say(node, f"answers for {hosts[0].rstrip('.')}")
-                case Swap(hosts, old):
+                case name_events.Swap(hosts, old):
                     records = (
                         *((host, address, False) for host in hosts for address in old),
                         *((host, node.address, True) for host in hosts),
                     )
                     world.multicast(node, 0.0, lambda other, records=records: other.title.hear(records))
-                case Release(why):
+                case name_events.Release(why):
                     self.answers = ()
                     world.say(node, f"answers for {HOSTS[0].rstrip('.')} no more: {why}")
-                case Ask(hosts):
+                case name_events.Ask(hosts):
                     world.multicast(node, 0.0, lambda other, hosts=hosts: other.title.asked(hosts))
-                case AskGateway():
+                case name_events.AskGateway():
                     if world.hears_gateway(node):
                         world.at(world.now + 0.001, self._gateway, node, node.boot)
         if self._rules.deadline - node.offset < node.wake_at:
@@ -115,4 +100,4 @@ class Title:
 
     def _gateway(self, node: Node, boot: str) -> None:
         if node.runs and node.boot == boot:
-            self._tell(GatewayAnswered())
+            self._tell(name_events.GatewayAnswered())
