@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +15,7 @@ from typing import Any
 import psutil
 import yaml
 
+from bench.ports import free_port
 from mesh.client import MeshClient, MeshClientError
 from mesh.home import Home
 
@@ -91,7 +90,7 @@ class Daemon:
 @contextmanager
 def running(folder: Path, tiers: Sequence[dict[str, Any]], **config: Any) -> Iterator[Daemon]:
     """A daemon that serves `tiers`, with keys of config.yaml written with `_` for `-`."""
-    port, peer_port = _free_port(), _free_port()
+    port, peer_port = free_port(), free_port()
     home = folder / "home"
     (home / "stacks").mkdir(parents=True)
     settings = {"node-name": "bench", "port": port, "peer-port": peer_port, "bind": ["127.0.0.1"]}
@@ -121,13 +120,3 @@ def alive(process: psutil.Process) -> bool:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
-
-
-def _free_port() -> int:
-    """Free on loopback, below the ports that outgoing connections take."""
-    while True:
-        port = random.randrange(20_000, 32_000)
-        with suppress(OSError), socket.socket() as tcp, socket.socket(type=socket.SOCK_DGRAM) as udp:
-            tcp.bind(("127.0.0.1", port))
-            udp.bind(("127.0.0.1", port))
-            return port

@@ -5,9 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +19,7 @@ import psutil
 import yaml
 from openai import AsyncOpenAI, OpenAI
 
+from bench.ports import free_port
 from mesh.answers import Model
 from mesh.answers import Node as NodeAnswer
 from mesh.client import MeshClient, MeshClientError
@@ -35,16 +34,6 @@ _mesh_numbers = itertools.count()
 def mesh_name() -> str:
     """One no other test or program on this machine's loopback mDNS uses."""
     return f"t{os.getpid()}x{next(_mesh_numbers)}"
-
-
-def free_port() -> int:
-    """Free for TCP and UDP on loopback, below the ports that outgoing connections take."""
-    while True:
-        port = random.randrange(20_000, 32_000)
-        with suppress(OSError), socket.socket() as tcp, socket.socket(type=socket.SOCK_DGRAM) as udp:
-            tcp.bind(("127.0.0.1", port))
-            udp.bind(("127.0.0.1", port))
-            return port
 
 
 def wait_for(what: str, ready: Callable[[], Any], limit_s: float = 30.0, every_s: float = 0.05) -> Any:

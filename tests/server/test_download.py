@@ -16,9 +16,10 @@ import openai
 import psutil
 import pytest
 
+from bench.ports import free_port
 from mesh.answers import ModelDetails
 from node.download import Fetched, Planned, Refused, Said
-from tests.server.daemons import ROOT, Node, alive, free_port, tier, wait_for
+from tests.server.daemons import ROOT, Node, alive, tier, wait_for
 from tests.server.hub import COMMIT, Hub
 
 pytestmark = pytest.mark.server

@@ -18,7 +18,8 @@ import openai
 import psutil
 import pytest
 
-from tests.server.daemons import START_S, Node, alive, free_port, mesh_name, tier, wait_for
+from bench.ports import free_port
+from tests.server.daemons import START_S, Node, alive, mesh_name, tier, wait_for
 
 pytestmark = pytest.mark.server
 

@@ -12,9 +12,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from bench.ports import free_port
 from demo.model import build_tiny, default_cache
 from tests import oldhome
-from tests.server.daemons import START_S, Node, free_port, wait_for
+from tests.server.daemons import START_S, Node, wait_for
 
 pytestmark = pytest.mark.server
 

@@ -19,7 +19,8 @@ import psutil
 import pytest
 from openai import APIStatusError
 
-from tests.server.daemons import ROOT, START_S, Node, alive, free_port, tier, wait_for
+from bench.ports import free_port
+from tests.server.daemons import ROOT, START_S, Node, alive, tier, wait_for
 from tests.server.talk import broken
 
 pytestmark = pytest.mark.server
