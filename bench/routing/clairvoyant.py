@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from random import Random
 
 from router.replay.cache import shared
-from router.replay.peers import Router
+from router.replay.peers import AtOnce, Router
 from router.replay.server import STREAM_SLOWDOWN
 from router.replay.trace import Job
 from router.replay.world import Move
@@ -163,7 +163,7 @@ class LateBinding(Router):
         return self._plan()
 
 
-class LeastWork(Router):
+class LeastWork(AtOnce):
     """Least seconds of work left, lengths and speeds true; sends at once, to machines whose own model it is."""
 
     batch = 4
@@ -181,7 +181,7 @@ class LeastWork(Router):
         return self.least(self.pool(job), left)
 
 
-class Replay(Router):
+class Replay(AtOnce):
     """Greedy: replays every machine to its end with and without the job, and takes the least added time (to all first
     tokens and to all ends)."""
 

@@ -9,14 +9,14 @@ from random import Random
 
 from bench.routing.herd import Herd
 from router.replay.cache import TokenCache
-from router.replay.peers import LeastInFlight, RoundRobin, Router
+from router.replay.peers import AtOnce, LeastInFlight, RoundRobin, Router
 from router.replay.trace import Job
 from router.replay.world import Move, World
 
 NO_BOUND = 10**12
 
 
-class Prefixes(Router):
+class Prefixes(AtOnce):
     """Remembers which prompts it sent where, without forgetting."""
 
     def start(self) -> None:
@@ -36,14 +36,14 @@ class Prefixes(Router):
         return job.prompt - self.match(index, job)
 
 
-class ByLot(Router):
+class ByLot(AtOnce):
     """LiteLLM's simple-shuffle, SGLang's random."""
 
     def pick(self, job: Job) -> int:
         return self.rng.choice(self.pool(job))
 
 
-class TwoChoices(Router):
+class TwoChoices(AtOnce):
     """SGLang power_of_two."""
 
     def pick(self, job: Job) -> int:
@@ -54,7 +54,7 @@ class TwoChoices(Router):
         return a if len(self.running[a]) <= len(self.running[b]) else b
 
 
-class Sticky(Router):
+class Sticky(AtOnce):
     """olla's sticky least connections, vLLM production-stack by session: pins a session, or a prompt's first block."""
 
     def start(self) -> None:
@@ -70,7 +70,7 @@ class Sticky(Router):
         return index
 
 
-class LiteLlmLatency(Router):
+class LiteLlmLatency(AtOnce):
     """lowest_latency.py, streaming: mean of ten TTFT / completion tokens; past ten only the last is replaced."""
 
     def start(self) -> None:
@@ -246,7 +246,7 @@ class CentralQueue(Router):
         return self._drain()
 
 
-class ShortestDelay(Router):
+class ShortestDelay(AtOnce):
     """(In flight + 1) / speed, the speeds given: theory."""
 
     def pick(self, job: Job) -> int:

@@ -16,7 +16,7 @@ class PromptCache(Protocol):
         """How many blocks from the start are here."""
         ...
 
-    def insert(self, blocks: Blocks, block_tokens: int) -> None: ...
+    def insert(self, blocks: Blocks, block_tokens: int, /) -> None: ...
 
 
 class TokenCache:
@@ -59,7 +59,7 @@ class SequenceCache:
     def match(self, blocks: Blocks) -> int:
         return max((shared(known, blocks) for known in self._sequences), default=0)
 
-    def insert(self, blocks: Blocks, block_tokens: int) -> None:  # noqa: ARG002 - tokens do not count here
+    def insert(self, blocks: Blocks, _block_tokens: int, /) -> None:
         for known in [k for k in self._sequences if blocks[: len(k)] == k]:
             del self._sequences[known]
         self._sequences[blocks] = None

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from random import Random
 
 from router.replay.server import Server
 from router.replay.trace import Job
-from router.replay.world import Move, World
+from router.replay.world import Move, Policy, World
 
 EQUAL = 1e-12
 
 
-class Router:
-    """Sends each job at once, to the server that `pick` names. Keeps its own count: `running` jobs of each server, and
-    those of them that are still `unread` (no first token). `pool`: only machines whose own model it is."""
+class Router(Policy):
+    """What it does with a job that has `arrived` is each one's own. All keep their own count: `running` jobs of each
+    server, and those of them that are still `unread` (no first token). `pool`: only machines whose own model it is."""
 
     report_s: float = 0.0
 
@@ -44,9 +45,6 @@ class Router:
     def start(self) -> None:
         """Once, when the machines are known."""
 
-    def pick(self, job: Job) -> int:
-        raise NotImplementedError
-
     def pool(self, job: Job) -> Sequence[int]:
         return self.homes.get(job.model) or self.able[job.model]
 
@@ -55,10 +53,7 @@ class Router:
         self.unread[index][job.id] = job
         return job, index
 
-    def arrived(self, job: Job) -> Iterable[Move]:
-        return [self.assign(job, self.pick(job))]
-
-    def delivered(self, job: Job) -> Iterable[Move]:  # noqa: ARG002 - what a rule does not look at
+    def delivered(self, _job: Job, /) -> Iterable[Move]:
         return ()
 
     def first(self, job: Job) -> Iterable[Move]:
@@ -70,7 +65,7 @@ class Router:
         self.unread[job.server].pop(job.id, None)
         return ()
 
-    def changed(self, server: Server) -> Iterable[Move]:  # noqa: ARG002
+    def changed(self, _server: Server, /) -> Iterable[Move]:
         return ()
 
     def woken(self) -> Iterable[Move]:
@@ -89,7 +84,17 @@ class Router:
         return found[0] if len(found) == 1 else self.rng.choice(found)
 
 
-class RoundRobin(Router):
+class AtOnce(Router):
+    """Sends each job when it comes, to the server that `pick` names."""
+
+    @abstractmethod
+    def pick(self, job: Job) -> int: ...
+
+    def arrived(self, job: Job) -> Iterable[Move]:
+        return [self.assign(job, self.pick(job))]
+
+
+class RoundRobin(AtOnce):
     """One after the other."""
 
     def start(self) -> None:
@@ -101,7 +106,7 @@ class RoundRobin(Router):
         return pool[self._turn[job.model] % len(pool)]
 
 
-class LeastInFlight(Router):
+class LeastInFlight(AtOnce):
     """Least connections (olla), least busy (LiteLLM), shortest queue (vLLM, SGLang): all count requests."""
 
     def pick(self, job: Job) -> int:
