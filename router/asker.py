@@ -83,7 +83,6 @@ class Mine:
         "granted_at",
         "heard_at",
         "last_outcome",
-        "queued",
         "request",
         "since",
         "taken",
@@ -96,7 +95,6 @@ class Mine:
         self.asked_of: NodeId | None = None
         self.asked_at = now
         self.heard_at: float | None = None
-        self.queued: Queued | None = None
         self.granted: Granted | None = None  # from then on it runs
         self.granted_at = 0.0
         self.taken = self.first = False
@@ -143,11 +141,6 @@ class Asker:
     def unreachable(self) -> bool:
         """There is a coordinator, but its link is gone."""
         return self._follow.coordinator is not None and self._lost_at is not None
-
-    def place(self, request: RequestId) -> Queued | None:
-        """The last answer `queued` of a request that waits; None once it is granted, or unknown."""
-        mine = self._mine.get(request)
-        return mine.queued if mine is not None and mine.granted is None else None
 
     def ended(self, request: RequestId) -> bool:
         """It was this edge's and is over, whatever a node still reports."""
@@ -235,7 +228,7 @@ class Asker:
         if mine.granted is not None or sender != mine.asked_of:
             return  # Overtaken by a grant, or from a desk that is asked no more.
         if isinstance(frame, Queued):
-            mine.queued, mine.heard_at = frame, now
+            mine.heard_at = now
         else:
             del self._mine[frame.id]
         self._out.append(Answer(frame))

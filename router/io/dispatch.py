@@ -58,27 +58,23 @@ class Dispatch:
         self._answers[request.id] = attempt, on_answer
         self._ask_of(Ask(request, attempt, age_s, last_outcome))
 
-    def taken(self, id: RequestId, attempt: int) -> None:  # noqa: A002
+    def taken(self, request: RequestId, attempt: int) -> None:
         """The grant is being carried out."""
-        self._ask_of(Taken(id, attempt))
+        self._ask_of(Taken(request, attempt))
 
-    def first(self, id: RequestId, attempt: int, cached_tokens: int) -> None:  # noqa: A002
+    def first(self, request: RequestId, attempt: int, cached_tokens: int) -> None:
         """Its first byte has come."""
-        self._ask_of(First(id, attempt, cached_tokens))
+        self._ask_of(First(request, attempt, cached_tokens))
 
-    def done(self, id: RequestId, attempt: int, outcome: Outcome, usage: Usage) -> None:  # noqa: A002
+    def done(self, request: RequestId, attempt: int, outcome: Outcome, usage: Usage) -> None:
         """The request is over, and will not be asked again."""
-        self._answers.pop(id, None)
-        self._ask_of(Done(id, attempt, outcome, usage))
+        self._answers.pop(request, None)
+        self._ask_of(Done(request, attempt, outcome, usage))
 
-    def cancel(self, id: RequestId, attempt: int) -> None:  # noqa: A002
+    def cancel(self, request: RequestId, attempt: int) -> None:
         """The client left while it waited."""
-        self._answers.pop(id, None)
-        self._ask_of(CancelAsk(id, attempt))
-
-    def waiting_for(self, id: RequestId) -> Queued | None:  # noqa: A002
-        """Position and expected wait of an open ask, as last heard; None before that, and once it is granted."""
-        return self._asker.place(id)
+        self._answers.pop(request, None)
+        self._ask_of(CancelAsk(request, attempt))
 
     # The link's side
 

@@ -49,12 +49,11 @@ class Edge:
     ) -> None:
         self._view, self._host, self._session, self._settings = view, host, session, settings
         self._count = count_bytes
-        self._bodies = Bodies(settings)
         self._means = Means(
             view=view,
             dispatch=dispatch,
             hop=self._hop,
-            bodies=self._bodies,
+            bodies=Bodies(settings),
             lengths=Lengths(settings.prompt),
             settings=settings,
             report=report,
@@ -70,11 +69,6 @@ class Edge:
     def open_requests(self) -> int:
         """Requests this edge has accepted and not yet answered to the end."""
         return len(self._open)
-
-    @property
-    def bodies_bytes(self) -> int:
-        """Bytes of clients' bodies held now."""
-        return self._bodies.held_bytes
 
     def routes(self) -> list[web.RouteDef]:
         """The last one takes what the others do not, so that every error is an envelope."""

@@ -29,13 +29,13 @@ class Placing(Protocol):
         on_answer: Callable[[CoordinatorFrame], None],
     ) -> None: ...
 
-    def taken(self, id: RequestId, attempt: int) -> None: ...  # noqa: A002
+    def taken(self, request: RequestId, attempt: int) -> None: ...
 
-    def first(self, id: RequestId, attempt: int, cached_tokens: int) -> None: ...  # noqa: A002
+    def first(self, request: RequestId, attempt: int, cached_tokens: int) -> None: ...
 
-    def done(self, id: RequestId, attempt: int, outcome: Outcome, usage: Usage) -> None: ...  # noqa: A002
+    def done(self, request: RequestId, attempt: int, outcome: Outcome, usage: Usage) -> None: ...
 
-    def cancel(self, id: RequestId, attempt: int) -> None: ...  # noqa: A002
+    def cancel(self, request: RequestId, attempt: int) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)

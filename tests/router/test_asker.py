@@ -64,10 +64,8 @@ def test_no_answer_is_asked_again_and_an_answer_is_enough_for_long() -> None:
     assert said(d.do(ask())) == [(C1, Ask)]
     assert [t for t, _ in d.run(1.6)] == [0.5, 1.0, 1.5]
     assert d.do(FromDesk(C1, Queued(ONE, 1, 3, 4.0))) == [Answer(Queued(ONE, 1, 3, 4.0))]
-    assert d.asker.place(ONE) == Queued(ONE, 1, 3, 4.0)
     assert [t for t, _ in d.run(6.7)] == [6.6]
     d.do(FromDesk(C1, granted()))
-    assert d.asker.place(ONE) is None
     assert d.run(60.0) == []
 
 

@@ -121,16 +121,16 @@ class FakeDispatch:
             decision = Decision(request={}, chosen=place, waited_ms=0.0, candidates=())
             on_answer(Granted(request.id, attempt, place, "chat-1", decision))
 
-    def taken(self, id: RequestId, attempt: int) -> None:  # noqa: A002
+    def taken(self, request: RequestId, attempt: int) -> None:
         self.said.append(("taken", attempt))
 
-    def first(self, id: RequestId, attempt: int, cached_tokens: int) -> None:  # noqa: A002
+    def first(self, request: RequestId, attempt: int, cached_tokens: int) -> None:
         self.said.append(("first", attempt, *([cached_tokens] if cached_tokens else [])))
 
-    def done(self, id: RequestId, attempt: int, outcome: Outcome, usage: Usage) -> None:  # noqa: A002
+    def done(self, request: RequestId, attempt: int, outcome: Outcome, usage: Usage) -> None:
         self.said.append(("done", attempt, outcome))
 
-    def cancel(self, id: RequestId, attempt: int) -> None:  # noqa: A002
+    def cancel(self, request: RequestId, attempt: int) -> None:
         self.said.append(("cancel", attempt))
 
 
@@ -225,7 +225,7 @@ async def rigged(settings: EdgeSettings) -> AsyncIterator[tuple[Rig, Edge]]:
             await runner.cleanup()
             await peer.cleanup()
     assert edge.open_requests == 0
-    assert edge.bodies_bytes == 0
+    assert edge._means.bodies.held_bytes == 0
 
 
 FAST = EdgeSettings(round_pause_s=0.02, busy_pause_s=0.01, silence_s=1.1)
