@@ -24,6 +24,7 @@ class Member:
     report: NodeReport | None = None
     reached: bool = False  # a link was up at least once
     link_boot: str = ""  # the process at the other end of the link; "" without one
+    last_link_boot: str = ""  # of the last link: it is this process that is gone when its address refuses
     unlinked_at: float = 0.0
     ended: str = ""  # why it is dead
     ended_at: float = 0.0
@@ -88,6 +89,11 @@ class Member:
         if self.life.datagrams_missing:
             return NodeState.OK, f"its heartbeats do not arrive (is UDP port {self.seen.peer_port} open?)"
         return NodeState.OK, ""
+
+    def gone_if_refused(self) -> bool:
+        """A dial refused at the address of the last link speaks of that link's process. Datagrams, gossip or mDNS may
+        have told of another since: of a restart, or of a clone elsewhere."""
+        return self.boot == self.last_link_boot and not self.linked and not self.ended
 
     def kept_s(self, settings: MembershipSettings) -> float:
         """How long it is shown as dead: a person may look for one that was here, or that was added by hand; what was

@@ -168,7 +168,7 @@ class Membership:
                     out.add(Dial(peer.seen, at_once=True))
             case Tried(address=address, kind=kind, why=why, last_good=last_good):
                 peer.tried = why
-                if kind == "refused" and last_good and not peer.linked and not peer.ended:
+                if kind == "refused" and last_good and peer.gone_if_refused():
                     self._end(peer, f"its process is gone: nothing listens at {address}", now, out, certain=True)
             case _:
                 assert_never(event)
@@ -279,12 +279,12 @@ class Membership:
         )  # fmt: skip
         if peer.place(far=event.far and not peer.sighted):
             out.add(Moved(peer.seen.id, peer.ranks_last))
-        peer.link_boot, peer.ended, peer.left, peer.incompatible, peer.tried = hello.boot, "", False, "", ""
+        peer.link_boot = peer.last_link_boot = hello.boot
+        peer.ended, peer.left, peer.incompatible, peer.tried = "", False, "", ""
         peer.life.frame(now)
         if not peer.reached:
-            peer.reached = True
             out.add(Save())
-        out.changed = True
+        peer.reached = out.changed = True
         return peer
 
     def _restarted(self, peer: Member, boot: str, out: Out) -> None:

@@ -36,7 +36,6 @@ class Node:
         self.added: list[Node] = []  # by `mesh add`
         self.disk_term, self.disk_peers = 0, dict[str, PeerSeen]()
         self.boots, self.home, self.powered = 0, 0, True
-        self.last_good: dict[str, str] = {}  # the address of the link before
         self.paused_until, self.asleep, self.deaf_until = 0.0, False, 0.0
         self.boot_up()
 
@@ -52,6 +51,7 @@ class Node:
         self.queue: list[Packet | events.Event] = []  # what came while it was stalled
         self.wires: dict[str, Wire] = {}
         self.wants: dict[str, Dialling] = {}
+        self.last_good: dict[str, str] = {}  # the address of the link before; as in Links, of this process
         self.targets: dict[str, None] = {}  # ids that datagrams go to
         self.routes: list[Node] | None = None  # the processes behind them
         self.members: set[str] = set()  # Up and not Down
