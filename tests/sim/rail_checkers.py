@@ -17,15 +17,20 @@ class RailChecker:
         self._since: dict[str, tuple[float, int, int]] = {}  # waits since, at which place, after how many overs
         self._overs = 0  # times that the budget or the truth took away what was reserved already
         self._was_over = False
-        self.violation: ViolationError | None = None  # the first; code under test may have caught it
+        self.violation: ViolationError | None = None  # the first
         self.longest_wait_s = 0.0
         self.evictions = self.loads = 0
         world.on_rail = self.rail_stepped
         world.loop.after_step = self.turn_over
 
     def demand(self, holds: bool, what: str) -> None:
+        """Notes the first that does not hold. It is raised between two turns of the loop, never inside the code under
+        test: there it would be one more fault, of a task whose group then takes no others."""
         if not holds:
             self.violation = self.violation or ViolationError(f"at {self._world.loop.time():.3f} s: {what}")
+
+    def _judge(self) -> None:
+        if self.violation is not None:
             raise self.violation
 
     # After every step of the rail
@@ -77,8 +82,7 @@ class RailChecker:
     # After every turn of the loop
 
     def turn_over(self) -> None:
-        if self.violation is not None:
-            raise self.violation
+        self._judge()
         world, now = self._world, self._world.loop.time()
         rail = world.host.rail
         living = {w.shape.name for w in world.living}
@@ -94,6 +98,7 @@ class RailChecker:
                 self.demand(False, f"a call of {model.name} is lost, or counted twice")
             if queue.queue_depth:
                 self._waiting(model, now)
+        self._judge()
 
     def _waiting(self, model: Hosted, now: float) -> None:
         """Its calls that have no slot: each for a reason, and with a bound."""
@@ -117,3 +122,4 @@ class RailChecker:
         self.demand(world.host.rail.line == (), f"{world.host.rail.line} still wait")
         self.demand(not world.living, "a worker is left")
         self.demand(not world.starting, "a worker still starts")
+        self._judge()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 from collections.abc import Callable
@@ -58,16 +59,32 @@ def test_evicting_a_busy_model_is_caught(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "evicted while it answered" in violation()
 
 
-def test_evicting_a_pinned_model_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def unpinned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rail minds no pin."""
     learn: Callable[..., None] = Rail._learn
 
-    def unpinned(self: Rail, event: object, now: float) -> None:
+    def forgetful(self: Rail, event: object, now: float) -> None:
         learn(self, event, now)
         for model in self._models.values():
             model.pinned = False
 
-    monkeypatch.setattr(Rail, "_learn", unpinned)
+    monkeypatch.setattr(Rail, "_learn", forgetful)
+
+
+@pytest.mark.usefixtures("unpinned")
+def test_evicting_a_pinned_model_is_caught() -> None:
     assert "is pinned and was evicted" in violation(200)
+
+
+@pytest.mark.usefixtures("unpinned")
+def test_what_is_caught_disturbs_nothing_that_still_ends(recwarn: pytest.WarningsRecorder) -> None:
+    """Tasks that were to end a worker once died with the group of the task that was caught, before they began."""
+    for seed in (3, 4, 7):
+        with pytest.raises(ViolationError, match="is pinned and was evicted"):
+            rail_runs.rail(seed)
+    gc.collect()
+    assert [str(warning.message) for warning in recwarn if "never awaited" in str(warning.message)] == []
 
 
 def test_a_line_whose_head_never_claims_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
