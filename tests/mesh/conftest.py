@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from mesh.home import Home
-from tests.mesh.daemons import daemon, daemon_home  # noqa: F401 - fixtures
+from tests.mesh.daemons import bare_environment, daemon, daemon_home  # noqa: F401 - fixtures
 
 
 class Admin:

@@ -15,6 +15,7 @@ from election.messages import Effect, Event, Follow, Heard, Message, PeerKnown, 
 from election.settings import ElectionSettings
 from mesh import clock
 from mesh.driver import Driver
+from tests.mesh.waiting import until
 
 
 def test_it_is_the_clock_that_runs_in_sleep() -> None:
@@ -43,13 +44,6 @@ def slept(monkeypatch: pytest.MonkeyPatch) -> Slept:
     sleeper = Slept()
     monkeypatch.setattr(clock, "now", sleeper.now)
     return sleeper
-
-
-async def until(condition: object, limit_s: float = 10.0) -> None:
-    assert callable(condition)
-    async with asyncio.timeout(limit_s):
-        while not condition():  # noqa: ASYNC110 - a timer's work, not an event of ours
-            await asyncio.sleep(0.005)
 
 
 class Metronome:

@@ -14,7 +14,7 @@ from mesh.daemon import Daemon
 from mesh.errors import MeshError
 from mesh.home import Home
 from node.errors import NodeError
-from tests.mesh.daemons import until
+from tests.mesh.waiting import until
 
 
 async def refused(awaited: Any, kind: type[Exception], text: str) -> Exception:

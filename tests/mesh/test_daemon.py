@@ -15,7 +15,8 @@ from mesh.daemon import Daemon, leaves, run
 from mesh.errors import MeshError
 from mesh.home import Home
 from router.view import NodeState
-from tests.mesh.daemons import edit, until
+from tests.mesh.daemons import edit
+from tests.mesh.waiting import until
 
 
 async def test_a_bare_daemon_says_what_it_is(daemon: Daemon, daemon_home: Home) -> None:

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import http.client
-import os
-import random
 import socket
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
@@ -18,73 +14,31 @@ import msgspec
 import pytest
 import yaml
 
-from mesh import config as configuration
+from bench.ports import free_port
 from mesh import switch
 from mesh.addresses import read_interfaces
 from mesh.client import MeshClient
 from mesh.daemon import Daemon
 from mesh.errors import MeshError
-from mesh.home import Home
 from mesh.name_owner import NameOwner
 from mesh.wire import PROTOCOL, Drain, Gossip, Hello, PeerSeen, decode, encode
 from node.types import NodeId, RequestId
 from router.events import Request
 from router.frames import Ask
+from tests.mesh.daemons import edit, home_of, mesh_name, running
+from tests.mesh.waiting import until
 
 STRANGER = NodeId("0123456789abcdef")
 
-
-def free_port() -> int:
-    while True:
-        port = random.randrange(20_000, 32_000)
-        with suppress(OSError), socket.socket() as tcp, socket.socket(type=socket.SOCK_DGRAM) as udp:
-            tcp.bind(("127.0.0.1", port))
-            udp.bind(("127.0.0.1", port))
-            return port
+pytestmark = pytest.mark.usefixtures("bare_environment")
 
 
-def edit(home: Home, **changes: Any) -> None:
-    found = yaml.safe_load(home.config.read_text()) if home.config.exists() else {}
-    home.config.write_text(yaml.safe_dump(found | {k.replace("_", "-"): v for k, v in changes.items()}))
-
-
-async def until(condition: Callable[[], object], limit_s: float = 10.0) -> None:
-    async with asyncio.timeout(limit_s):
-        while not condition():  # noqa: ASYNC110 - sockets and files, not events of ours
-            await asyncio.sleep(0.01)
-
-
-@pytest.fixture(autouse=True)
-def bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [n for n in os.environ if n.startswith("MLX_STACK_")]:
-        monkeypatch.delenv(name)
-
-
-@asynccontextmanager
-async def daemon_of(folder: Path, name: str = "solo", **settings: Any) -> AsyncIterator[Daemon]:
-    """A daemon without models in this process, on loopback."""
-    home = Home(folder / name)
-    home.create()
-    edit(home, **{"port": free_port(), "peer_port": free_port(), "bind": ["127.0.0.1"], "node_name": name, **settings})
-    made = Daemon(home, configuration.load(home), SimpleNamespace(dropped=0, close=lambda: None))  # type: ignore[arg-type]
-    running = asyncio.ensure_future(made.run())
-    try:
-        await until(lambda: home.read_pid() is not None or running.done())
-        await until(lambda: made.overlay or not made.config.mesh_enabled or running.done())
-        assert not running.done(), running.exception()
-        yield made
-        assert not running.done(), running.exception()
-    finally:
-        made.stop(0.0)
-        await asyncio.wait_for(running, 20)
-
-
-def mesh_name() -> str:
-    return f"f{os.getpid()}x{random.randrange(10**6)}"
+def daemon_of(folder: Path, name: str = "solo", **settings: Any) -> AbstractAsyncContextManager[Daemon]:
+    return running(home_of(folder, name, **settings))
 
 
 async def test_an_edit_in_the_same_second_as_a_command_is_not_overlooked(tmp_path: Path) -> None:
-    async with daemon_of(tmp_path, mesh_name=mesh_name()) as daemon:
+    async with daemon_of(tmp_path) as daemon:
         stack = {"schema_version": 1, "tiers": [{"name": "t", "model": "nowhere"}]}
         daemon.home.stack.write_text(yaml.safe_dump(stack))
         await daemon.control.enable(None, None)
@@ -93,7 +47,7 @@ async def test_an_edit_in_the_same_second_as_a_command_is_not_overlooked(tmp_pat
 
 async def test_bind_may_name_an_interface(tmp_path: Path) -> None:
     loopback = next(a.interface for a in read_interfaces() if a.ip == "127.0.0.1")
-    async with daemon_of(tmp_path, bind=[loopback], mesh_enabled=True, mesh_name=mesh_name()) as daemon:
+    async with daemon_of(tmp_path, bind=[loopback], mesh_enabled=True) as daemon:
         assert "127.0.0.1" in daemon.report().addresses
         async with aiohttp.ClientSession() as session:
             for port, path in ((daemon.config.port, "health"), (daemon.config.peer_port, "mesh/v1/status")):
@@ -110,7 +64,7 @@ async def test_a_mesh_name_that_is_no_host_name_is_a_mesh_all_the_same(tmp_path:
 
 
 async def test_a_port_edited_while_it_runs_is_not_told_before_it_is_open(tmp_path: Path) -> None:
-    async with daemon_of(tmp_path, mesh_enabled=True, mesh_name=mesh_name()) as daemon:
+    async with daemon_of(tmp_path, mesh_enabled=True) as daemon:
         port, peer_port = daemon.config.port, daemon.config.peer_port
         edit(daemon.home, port=free_port(), peer_port=free_port(), node_name="renamed")
         await daemon.reload()
@@ -119,7 +73,7 @@ async def test_a_port_edited_while_it_runs_is_not_told_before_it_is_open(tmp_pat
 
 
 async def test_a_mesh_that_cannot_begin_is_off_and_a_free_port_mends_it(tmp_path: Path) -> None:
-    async with daemon_of(tmp_path, mesh_name=mesh_name()) as daemon:
+    async with daemon_of(tmp_path) as daemon:
         with socket.create_server(("127.0.0.1", daemon.config.peer_port)):
             with pytest.raises(MeshError, match="is taken by"):
                 await daemon.control.enable(None, None)
@@ -130,36 +84,33 @@ async def test_a_mesh_that_cannot_begin_is_off_and_a_free_port_mends_it(tmp_path
 
 
 async def test_a_fault_of_the_mesh_while_its_port_is_taken_costs_the_mesh_only(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(switch, "REJOIN_S", 0.05)
-    async with daemon_of(tmp_path, mesh_enabled=True, mesh_name=mesh_name()) as daemon:
+    async with daemon_of(tmp_path, mesh_enabled=True) as daemon:
         first = daemon.overlay
         assert first is not None
         monkeypatch.setattr(first._election._election, "step", lambda *_: 1 / 0)  # at the next heartbeat
         await until(lambda: daemon.overlay is None)
         with socket.create_server(("127.0.0.1", daemon.config.peer_port)):
-            await asyncio.sleep(0.3)  # several tries
+            await until(lambda: caplog.text.count("the mesh cannot be begun") >= 3)
             assert daemon.overlay is None
         await until(lambda: daemon.overlay is not None)
         await until(lambda: daemon.membership.view().coordinator == daemon.id)
 
 
-async def test_who_asks_and_leaves_does_not_stop_half_way_what_was_asked(tmp_path: Path) -> None:
-    async with daemon_of(tmp_path, mesh_enabled=True, mesh_name=mesh_name()) as daemon:
+async def test_who_asks_and_leaves_does_not_stop_half_way_what_was_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with daemon_of(tmp_path, mesh_enabled=True) as daemon:
         busy = True
-        daemon.mesh.of_peers = lambda: (object(),) if busy else ()  # type: ignore[method-assign, assignment, return-value]
+        monkeypatch.setattr(daemon.mesh, "of_peers", lambda: (object(),) if busy else ())
 
-        def ask_and_leave() -> None:
-            with socket.socket(socket.AF_UNIX) as caller:
-                caller.connect(str(daemon.home.running_socket()))
-                caller.sendall(b"POST /v1/mesh/disable HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{}")
-                caller.settimeout(0.3)
-                with suppress(TimeoutError):
-                    caller.recv(1)
-
-        await asyncio.to_thread(ask_and_leave)
+        _, caller = await asyncio.open_unix_connection(daemon.home.running_socket())
+        caller.write(b"POST /v1/mesh/disable HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{}")
         await until(lambda: daemon.mesh.leaving)
+        caller.close()
+        await until(lambda: daemon._servers["admin"].connections == 0)
         busy = False
         daemon.changed()
         await until(lambda: daemon.overlay is None and not daemon.mesh.leaving)
@@ -238,7 +189,7 @@ async def link_of(session: aiohttp.ClientSession, daemon: Daemon) -> aiohttp.Cli
 )
 async def test_what_no_socket_and_no_timer_takes_is_dropped_where_it_comes_in(tmp_path: Path, frame: Any) -> None:
     async with (
-        daemon_of(tmp_path, mesh_enabled=True, mesh_name=mesh_name()) as daemon,
+        daemon_of(tmp_path, mesh_enabled=True) as daemon,
         aiohttp.ClientSession() as session,
         await link_of(session, daemon) as ws,
     ):
@@ -254,7 +205,10 @@ async def test_a_term_that_is_none_is_set_aside(tmp_path: Path, kept: str) -> No
     folder = tmp_path / "solo" / "mesh"
     folder.mkdir(parents=True)
     (folder / "term").write_text(kept)
-    async with daemon_of(tmp_path, mesh_enabled=True, mesh_name=f"term{os.getpid()}") as solo:
+    async with daemon_of(
+        tmp_path,
+        mesh_enabled=True,
+    ) as solo:
         await until(lambda: solo.membership.view().coordinator == solo.id)
         assert solo.membership.view().term == 0
     assert [p.read_text() for p in folder.glob("term.broken-*")] == [kept]
@@ -262,14 +216,17 @@ async def test_a_term_that_is_none_is_set_aside(tmp_path: Path, kept: str) -> No
 
 async def test_who_was_removed_and_who_removed_it_do_not_follow_each_other(tmp_path: Path) -> None:
     """The third node follows one of the two, and would tell the other of it."""
-    same = {"mesh_enabled": True, "mesh_name": f"removed{os.getpid()}"}
+    same = {"mesh_enabled": True, "mesh_name": mesh_name()}
     async with (
         daemon_of(tmp_path, "ann", mesh_priority=200, **same) as ann,
         daemon_of(tmp_path, "ben", mesh_priority=100, **same) as ben,
         daemon_of(tmp_path, "cat", mesh_priority=50, **same) as cat,
     ):
         three = (ann, ben, cat)
-        rules = lambda: [d.membership.view().coordinator for d in three]  # noqa: E731
+
+        def rules() -> list[NodeId | None]:
+            return [d.membership.view().coordinator for d in three]
+
         await until(lambda: all(len(d.membership.alive()) == 2 for d in three) and len({*rules()} - {None}) == 1, 30)
         first = next(d for d in three if d.id == rules()[0])
         other, third = (d for d in three if d is not first)

@@ -6,17 +6,15 @@ import asyncio
 import secrets
 import socket
 import threading
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-import zeroconf
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
-from zeroconf import RecordUpdateListener
-from zeroconf.asyncio import AsyncServiceInfo, AsyncZeroconf
+from zeroconf.asyncio import AsyncServiceInfo
 
 from mesh import mdns as multicast
 from mesh.addresses import Address, Addresses
@@ -28,6 +26,8 @@ from mesh.mdns import SERVICE
 from mesh.settings import DiscoverySettings, FloodSettings
 from mesh.wire import PROTOCOL, PeerSeen
 from node.types import NodeId
+from tests.mesh.listener import listener
+from tests.mesh.waiting import until
 
 # Other daemons and other test runs may share this machine's loopback mDNS: every run has ids and names of its own.
 A, B = (NodeId(secrets.token_hex(8)) for _ in "ab")
@@ -42,12 +42,6 @@ LOOPBACK = Address("lo", 1, "127.0.0.1", 8)
 def advert(id_: NodeId = A, **more: Any) -> Advert:
     base: dict[str, Any] = {"boot": "b1", "name": "mini", "mesh": MESH, "priority": 100, "port": 4000}
     return Advert(**{**base, "id": id_, "peer_port": 4001, "version": "0.1", **more})
-
-
-async def until(condition: Callable[[], object], limit_s: float = 8.0) -> None:
-    async with asyncio.timeout(limit_s):
-        while not condition():  # noqa: ASYNC110 - packets, not events of ours
-            await asyncio.sleep(0.005)
 
 
 class Node:
@@ -86,30 +80,6 @@ async def test_two_nodes_find_each_other_on_loopback() -> None:
         assert a.discovery.problem == ""
 
 
-class Wire(RecordUpdateListener):
-    """Everything an independent listener hears."""
-
-    def __init__(self) -> None:
-        self.heard: list[tuple[float, zeroconf.DNSRecord]] = []  # type: ignore[name-defined]
-
-    def async_update_records(self, _zc: Any, now: float, records: list[Any]) -> None:
-        self.heard += [(asyncio.get_running_loop().time(), r.new) for r in records]
-
-    def texts(self) -> list[tuple[float, bytes]]:
-        return [(at, r.text) for at, r in self.heard if r.type == 16 and r.name == f"{A}.{SERVICE}"]
-
-
-@asynccontextmanager
-async def listener() -> AsyncIterator[tuple[AsyncZeroconf, Wire]]:
-    zc, wire = AsyncZeroconf(interfaces=["127.0.0.1"]), Wire()
-    await zc.zeroconf.async_wait_for_start()
-    zc.zeroconf.async_add_listener(wire, None)
-    try:
-        yield zc, wire
-    finally:
-        await zc.async_close()
-
-
 async def test_a_bonjour_browser_sees_models_headroom_and_queue_depth() -> None:
     a = Node(A, [LOOPBACK])
     async with listener() as (zc, _), running(a, models=("qwen3-8b", "llama"), headroom_bytes=12 << 30, queue_depth=3):
@@ -129,15 +99,15 @@ async def test_a_bonjour_browser_sees_models_headroom_and_queue_depth() -> None:
 async def test_updates_are_spaced_and_a_change_of_role_goes_first() -> None:
     a = Node(A, [LOOPBACK])
     async with listener() as (_, wire), running(a):
-        await until(lambda: len({t for _, t in wire.texts()}) == 1)
+        await until(lambda: len({t for _, t in wire.texts(A)}) == 1)
         for depth in range(1, 6):
             a.discovery.update(advert(queue_depth=depth))
         a.discovery.update(advert(queue_depth=5, role="L"))
-        await until(lambda: any(b"st=L" in t for _, t in wire.texts()))
+        await until(lambda: any(b"st=L" in t for _, t in wire.texts(A)))
         a.discovery.update(advert(queue_depth=6, role="L"))
-        await until(lambda: any(b"q=6" in t for _, t in wire.texts()))
+        await until(lambda: any(b"q=6" in t for _, t in wire.texts(A)))
         firsts: dict[bytes, float] = {}
-        for at, text in wire.texts():
+        for at, text in wire.texts(A):
             firsts.setdefault(text, at)
         assert len(firsts) == 3  # the depths between were never said
         started, role, depth6 = sorted(firsts.values())
@@ -149,12 +119,12 @@ async def test_after_its_goodbye_it_says_no_more() -> None:
     """The daemon publishes until the last moment: that must not open and announce everything anew."""
     a, b = Node(A, [LOOPBACK]), Node(B, [LOOPBACK])
     async with listener() as (_, wire), running(a):
-        await until(wire.texts)
+        await until(lambda: wire.texts(A))
         await a.discovery.close(successor=True)
         a.discovery.update(advert(role="L"))
         async with running(b):
             await until(lambda: any(r.name == f"{B}.{SERVICE}" for _, r in wire.heard))
-            assert not any(b"st=L" in t for _, t in wire.texts())
+            assert not any(b"st=L" in t for _, t in wire.texts(A))
             assert not a.discovery._mdns.is_open
 
 

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
-from mesh import config as configuration
 from mesh import draining
-from mesh.daemon import Daemon
 from mesh.draining import Draining
 from mesh.files import write_atomic
 from mesh.home import Home
-from tests.mesh.daemons import until
+from tests.mesh.daemons import running
+from tests.mesh.waiting import until
 
 NOON = 1_763_640_000.0  # 2025-11-20 12:00:00 UTC
 
@@ -128,13 +125,10 @@ async def test_a_file_of_a_later_version_is_read(node: Node) -> None:
 
 async def test_a_daemon_starts_drained_and_its_end_ends_nothing(daemon_home: Home) -> None:
     (daemon_home.node / "drain.json").write_text('{"draining": true}')
-    made = Daemon(daemon_home, configuration.load(daemon_home), SimpleNamespace(dropped=0, close=lambda: None))  # type: ignore[arg-type]
-    running = asyncio.ensure_future(made.run())
-    await until(lambda: daemon_home.read_pid() is not None or running.done())
-    node = (await made.control.mesh_status())["nodes"][0]
-    assert (node["state"], node["reason"]) == ("draining", "drained by hand")
-    made.stop(0.0)
-    made.control.drain_here(False, None)
-    await asyncio.wait_for(running, 20)
+    async with running(daemon_home) as made:
+        node = (await made.control.mesh_status())["nodes"][0]
+        assert (node["state"], node["reason"]) == ("draining", "drained by hand")
+        made.stop(0.0)
+        made.control.drain_here(False, None)
     assert made.host.draining, "who ends takes nothing more, whoever undrains it"
     assert json.loads((daemon_home.node / "drain.json").read_text())["draining"] is True

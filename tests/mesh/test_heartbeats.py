@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
 import uvloop
 
+from bench.ports import free_port
 from election.messages import Message, Rank, Reign, Role
 from mesh.heartbeats import Heartbeats
 from mesh.settings import HeartbeatSettings
 from mesh.wire import WireError
 from node.types import NodeId
+from tests.mesh.waiting import until
 
 A, B = NodeId("aa" * 8), NodeId("bb" * 8)
 
@@ -23,18 +25,6 @@ def message(sender: NodeId = A, seq: int = 1, mesh: str = "default") -> Message:
     rank = Rank(True, 100, 0, sender, "b1")
     return Message(kind="hb", sender=sender, boot="b1", seq=seq, mesh=mesh, reign=Reign(), coordinator=None,
                    role=Role.FOLLOWER, rank=rank, uptime_s=1.0)  # fmt: skip
-
-
-def free_port() -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110 - sockets, not events of ours
-            await asyncio.sleep(0.005)
 
 
 class Node:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import random
 import signal
-import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, TypeVar
 
@@ -18,29 +17,19 @@ import uvloop
 from aiohttp import WSMsgType, web
 from msgspec import structs
 
+from bench.ports import free_port
 from mesh.clones import Met, Spoke
 from mesh.events import Event, Framed, LinkClosed, LinkUp, Rtt, SaidBye, Tried, Unfit
 from mesh.links import PATH, Links
 from mesh.settings import LinkSettings
 from mesh.wire import PROTOCOL, Bye, Frame, Gossip, Hello, PeerSeen, Ping, Pong, decode, encode
 from node.types import NodeId
+from tests.mesh.waiting import until
 
 A, B, C = NodeId("aa" * 8), NodeId("bb" * 8), NodeId("cc" * 8)
 QUICK = LinkSettings(connect_s=0.5, hello_s=0.5, backoff_first_s=0.02, backoff_max_s=0.1, ping_s=0.1, silence_s=0.6)
 GOSSIP = Gossip((PeerSeen(id=C, name="third"),))
 T = TypeVar("T", bound=Event)
-
-
-async def until(condition: Callable[[], object], limit_s: float = 5.0) -> None:
-    async with asyncio.timeout(limit_s):
-        while not condition():  # noqa: ASYNC110 - sockets, not events of ours
-            await asyncio.sleep(0.002)
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
 
 
 class Node:

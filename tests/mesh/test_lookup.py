@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -15,6 +14,7 @@ from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bench.ports import free_port
 from mesh import values
 from mesh.addresses import Address, Addresses
 from mesh.errors import MeshError
@@ -67,12 +67,6 @@ def test_any_text_is_an_address_or_a_mesh_error(text: str) -> None:
         return
     assert host
     assert 1 <= port <= 65535
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
 
 
 @asynccontextmanager
@@ -202,11 +196,13 @@ async def test_an_answer_in_pieces_is_read_whole() -> None:
         WellKnown(id=A, name="mini", mesh_id="m", version="0.1", protocol=PROTOCOL, peer_port=4001)
     )
 
+    asked_for_more = asyncio.Semaphore(0)
+
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(body) + body[:9])
         await writer.drain()
-        await asyncio.sleep(0.05)  # a packet of its own: the kernel would join the two
+        await asked_for_more.acquire()  # else the kernel would join the two
         writer.write(body[9:])
         await writer.drain()
         writer.close()
@@ -215,8 +211,10 @@ async def test_an_answer_in_pieces_is_read_whole() -> None:
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
     async with server, aiohttp.ClientSession() as session:
         async with session.get(url) as answer:
+            asked_for_more.release()
             assert await body_of(answer, 1 << 16) == body
         async with session.get(url) as answer:
+            asked_for_more.release()
             assert await body_of(answer, 20) == body[:20]
 
 

@@ -7,29 +7,23 @@ import ipaddress
 import secrets
 import socket
 import struct
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
 import pytest
-import zeroconf
-from zeroconf import RecordUpdateListener
-from zeroconf.asyncio import AsyncZeroconf
+from zeroconf import DNSIncoming  # type: ignore[attr-defined]  # there, but not in __all__
 
 from mesh.mdns import Mdns, Service
 from mesh.name_events import Opened, Said
 from mesh.name_owner import NameOwner, hosts_of, published
+from tests.mesh.listener import listener, resolved
+from tests.mesh.waiting import until
 
 # Other daemons and other test runs may share this machine's loopback mDNS: every run has names of its own.
 RUN = secrets.token_hex(4)
 HOSTS = (f"mesh-{RUN}.local.", f"coordinator-{RUN}.local.")
+LAST = f"last-{RUN}.local."
 TTL_S = 120
-
-
-async def until(condition: Callable[[], object], limit_s: float = 8.0) -> None:
-    async with asyncio.timeout(limit_s):
-        while not condition():  # noqa: ASYNC110 - packets, not events of ours
-            await asyncio.sleep(0.005)
 
 
 class Node:
@@ -58,45 +52,13 @@ async def nodes(count: int) -> AsyncIterator[list[Node]]:
             await node.mdns.close()
 
 
-class Wire(RecordUpdateListener):
-    def __init__(self) -> None:
-        self.heard: list[tuple[float, Any]] = []
-
-    def async_update_records(self, _zc: Any, now: float, records: list[Any]) -> None:
-        self.heard += [(asyncio.get_running_loop().time(), r.new) for r in records]
-
-    def addresses(self, host: str) -> list[tuple[str, int]]:
-        return [(str(ipaddress.ip_address(r.address)), r.ttl) for _, r in self.heard if r.type == 1 and r.name == host]
-
-
-@asynccontextmanager
-async def listener() -> AsyncIterator[tuple[AsyncZeroconf, Wire]]:
-    zc, wire = AsyncZeroconf(interfaces=["127.0.0.1"]), Wire()
-    await zc.zeroconf.async_wait_for_start()
-    zc.zeroconf.async_add_listener(wire, None)
-    try:
-        yield zc, wire
-    finally:
-        await zc.async_close()
-
-
-async def resolved(host: str) -> set[str]:
-    """What a client's resolver is told that knows nothing yet: asked on the wire. What was said within the last second
-    is not said again at once, so it may take one."""
-    async with listener() as (zc, _):
-        resolver = zeroconf.AddressResolverIPv4(host)  # type: ignore[attr-defined]
-        await resolver.async_request(zc.zeroconf, 3000, question_type=zeroconf.DNSQuestionType.QM)
-        return set(resolver.parsed_addresses())
-
-
 async def test_a_name_is_announced_answered_and_handed_over_in_one_packet() -> None:
     async with nodes(2) as (a, b):
         async with listener() as (_, wire):
             a.owner.claim(HOSTS, ["10.0.0.1"])
             a.owner.swap([])
             assert a.owner.chosen == HOSTS[0]
-            for host in HOSTS:
-                await until(lambda host=host: ("10.0.0.1", TTL_S) in wire.addresses(host))  # type: ignore[misc]
+            await until(lambda: all(("10.0.0.1", TTL_S) in wire.addresses(host) for host in HOSTS))
         await until(lambda: (HOSTS[0], "10.0.0.1", True) in b.heard())
         assert await resolved(HOSTS[0]) == {"10.0.0.1"}  # who asks later is answered
         async with listener() as (_, wire):
@@ -124,15 +86,18 @@ async def test_what_was_released_is_not_said_any_more_not_even_late() -> None:
         a.owner.swap([])
         await until(lambda: wire.addresses(HOSTS[0]))
         b.owner.ask(HOSTS)  # within that second
-        await until(lambda: a.mdns._zc is not None and a.mdns._zc.zeroconf.out_delay_queue.queue)
+        assert a.mdns._zc is not None
+        held = a.mdns._zc.zeroconf
+        await until(lambda: held.out_delay_queue.queue)
         b.owner.claim(HOSTS, ["10.0.0.2"])
         b.owner.swap(["10.0.0.1"])
         a.owner.release(goodbye=False)
-        before = len(wire.heard)
-        await asyncio.sleep(1.3)  # longer than zeroconf holds anything
-        assert ("10.0.0.1", TTL_S) not in [
-            (str(ipaddress.ip_address(r.address)), r.ttl) for _, r in wire.heard[before:] if r.type == 1
-        ]
+        wire.heard.clear()
+        await until(lambda: not (held.out_queue.queue or held.out_delay_queue.queue))
+        a.owner.claim([LAST], ["10.0.0.3"])
+        a.owner.swap([])
+        await until(lambda: wire.addresses(LAST))  # heard after whatever was sent before
+        assert ("10.0.0.1", TTL_S) not in wire.addresses(HOSTS[0]) + wire.addresses(HOSTS[1])
 
 
 async def test_a_name_of_another_case_and_a_closed_socket_are_no_trouble() -> None:
@@ -164,7 +129,7 @@ async def test_a_question_for_a_held_name_is_answered_also_that_there_is_no_ipv6
             sock.sendto(question(HOSTS[0], kind), ("224.0.0.251", 5353))  # from another port: answered by unicast
             async with asyncio.timeout(8.0):
                 answer = await asyncio.get_running_loop().sock_recv(sock, 9000)
-    message = zeroconf.DNSIncoming(answer)  # type: ignore[attr-defined]
+    message = DNSIncoming(answer)
     assert message.is_response()
     kinds = {record.type for record in message.answers()}
     assert kinds >= ({47} if kind == 28 else {1})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
@@ -13,6 +13,7 @@ from mesh.settings import PeersSettings
 from mesh.static import StaticPeers
 from mesh.wire import PROTOCOL, PeerSeen
 from node.types import NodeId
+from tests.mesh.waiting import until
 
 A, B = NodeId("aa" * 8), NodeId("bb" * 8)
 QUICK = PeersSettings(retry_first_s=0.01, retry_max_s=0.02, look_s=0.01)
@@ -54,12 +55,6 @@ class World:
         task.cancel()
 
 
-async def until(holds: Callable[[], object]) -> None:
-    async with asyncio.timeout(20):
-        while not holds():  # noqa: ASYNC110 - what is looked at has no event
-            await asyncio.sleep(0.005)
-
-
 async def test_it_is_asked_until_a_node_answers_and_each_problem_is_told_once() -> None:
     w = World("mini")
     async with w.running():
@@ -75,13 +70,11 @@ async def test_it_is_asked_until_a_node_answers_and_each_problem_is_told_once() 
 
 
 async def test_while_its_node_lives_nothing_is_looked_up_and_afterwards_it_is_again() -> None:
-    w = World("mini")
+    w = World("mini", "nobody")
     w.answers["mini"], w.alive = MINI, {A}
     async with w.running():
-        await until(lambda: w.found)
-        looked = w.looked["mini"]
-        await asyncio.sleep(0.1)
-        assert w.looked["mini"] == looked == 1
+        await until(lambda: w.found and w.looked.get("nobody", 0) > 8)
+        assert w.looked["mini"] == 1
         w.alive.clear()
         w.answers["mini"] = PeerSeen(id=B, name="mini")  # DNS leads to another machine now
         await until(lambda: (B, False) in w.found)

@@ -21,7 +21,8 @@ from mesh.settings import NameSettings
 from mesh.title import Title
 from node.types import NodeId, NodeReport
 from router.view import NodeView, View
-from tests.mesh.test_name_owner import resolved, until
+from tests.mesh.listener import resolved
+from tests.mesh.waiting import until
 
 L, F, ALONE = Role.COORDINATOR, Role.FOLLOWER, Role.ALONE
 QUICK = NameSettings(again_s=0.5, again_soon_s=0.2, question_s=0.2, gateway_every_s=0.2, gateway_again_s=0.2)
@@ -101,6 +102,10 @@ def rule(coordinator: Node, *nodes: Node) -> None:
         node.title.rule(L if node is coordinator else F, coordinator.id)
 
 
+async def nameless(node: Node) -> None:
+    await until(lambda: node.title.name == "")
+
+
 async def test_the_name_follows_the_coordinator_and_its_loser_stays_silent(
     mesh: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -114,7 +119,7 @@ async def test_the_name_follows_the_coordinator_and_its_loser_stays_silent(
         for holder, loser in ((b, a), (a, b)) * 3:
             rule(holder, a, b)
             assert holder.title.name == name, "a takeover waits for nobody"
-            await until(lambda loser=loser: loser.title.name == "")  # type: ignore[misc]
+            await nameless(loser)
             await loser.reopen()  # a cable that was out for a moment
         assert await resolved(name) == {"10.0.0.1"}
         assert (a.title.notes(name.rstrip(".")), b.title.notes(name.rstrip("."))) == ([], [])
