@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from node.rail import Rail
 from node.residents import Resident
 from tests.sim import rail_runs
 from tests.sim.checkers import ViolationError
+from tests.sim.rail_checkers import RailChecker
 from tests.sim.rail_world import World
 from tests.sim.summary import Job, Summary
 
@@ -59,32 +59,25 @@ def test_evicting_a_busy_model_is_caught(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "evicted while it answered" in violation()
 
 
-@pytest.fixture
-def unpinned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The rail minds no pin."""
+def test_evicting_a_pinned_model_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     learn: Callable[..., None] = Rail._learn
 
-    def forgetful(self: Rail, event: object, now: float) -> None:
+    def unpinned(self: Rail, event: object, now: float) -> None:
         learn(self, event, now)
         for model in self._models.values():
             model.pinned = False
 
-    monkeypatch.setattr(Rail, "_learn", forgetful)
-
-
-@pytest.mark.usefixtures("unpinned")
-def test_evicting_a_pinned_model_is_caught() -> None:
+    monkeypatch.setattr(Rail, "_learn", unpinned)
     assert "is pinned and was evicted" in violation(200)
 
 
-@pytest.mark.usefixtures("unpinned")
-def test_what_is_caught_disturbs_nothing_that_still_ends(recwarn: pytest.WarningsRecorder) -> None:
-    """Tasks that were to end a worker once died with the group of the task that was caught, before they began."""
-    for seed in (3, 4, 7):
-        with pytest.raises(ViolationError, match="is pinned and was evicted"):
-            rail_runs.rail(seed)
-    gc.collect()
-    assert [str(warning.message) for warning in recwarn if "never awaited" in str(warning.message)] == []
+def test_what_is_caught_is_raised_between_two_turns_of_the_loop_and_not_inside_the_node() -> None:
+    """There it would be a fault of one of the node's tasks, whose group then drops what it still has to do."""
+    checker = RailChecker(World(3))
+    checker.demand(False, "the first")
+    checker.demand(False, "the second")
+    with pytest.raises(ViolationError, match="the first"):
+        checker.turn_over()
 
 
 def test_a_line_whose_head_never_claims_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
