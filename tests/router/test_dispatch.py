@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import uvloop
@@ -15,6 +16,7 @@ from router.events import Request
 from router.frames import CoordinatorFrame, EdgeFrame, Granted, Queued, Refused
 from router.io.dispatch import Dispatch
 from router.settings import RouterSettings
+from tests.mesh.waiting import until
 
 A, B = NodeId("a"), NodeId("b")
 
@@ -26,12 +28,6 @@ def status(node: NodeId, slots: int = 4) -> NodeStatus:
 
 def request(name: str, deadline: float = 30.0, model: str = "qwen") -> Request:
     return Request(id=RequestId(name), models=(model,), prompt_tokens=100, max_tokens=50, deadline=deadline)
-
-
-async def until(condition: Callable[[], bool], limit_s: float = 10.0) -> None:
-    async with asyncio.timeout(limit_s):
-        while not condition():  # noqa: ASYNC110 - what is waited for is spread over two machines
-            await asyncio.sleep(0.002)
 
 
 class World:
@@ -96,11 +92,15 @@ async def test_twenty_open_requests_add_up_to_twenty_at_every_step(edge: NodeId)
     for i in range(20):
         w.ask(edge, request(str(i)))
     d = w.at[A]
-    await until(lambda: d.account().total == 20)
+
+    def adds_up(count: int) -> bool:
+        return d.account().total == count
+
+    await until(partial(adds_up, 20))
     running: set[str] = set()
     ended = 0
     while ended < 20:
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # one turn of the loop is the step
         account = d.account()
         assert account.total == 20 - ended
         assert all(n.reserved + n.in_flight <= 4 for n in account.nodes.values())
@@ -116,7 +116,7 @@ async def test_twenty_open_requests_add_up_to_twenty_at_every_step(edge: NodeId)
         if len(running) - ended >= min(8, 20 - ended):
             w.at[edge].done(RequestId(sorted(running, key=int)[ended]), 1, "ok", Usage(100, 0, 50))
             ended += 1
-            await until(lambda: d.account().total == 20 - ended)  # noqa: B023
+            await until(partial(adds_up, 20 - ended))
     assert d.account().total == 0
 
 
@@ -273,7 +273,7 @@ async def test_a_node_alone_takes_another_id_and_loses_nothing_that_is_open() ->
     await until(lambda: isinstance(late[-1] if late else None, Queued))
     d.done(RequestId("runs"), 1, "ok", Usage(100, 0, 50))
     for name, heard in (("waits", waits), ("late", late)):
-        await until(lambda: granted(heard))  # noqa: B023
+        await until(partial(granted, heard))
         assert isinstance(heard[-1], Granted)
         assert heard[-1].node == B
         d.taken(RequestId(name), 1)

@@ -49,12 +49,14 @@ def test_a_model_that_is_being_downloaded_exists_but_serves_nobody_yet() -> None
 
 
 def test_what_is_in_memory_or_on_its_way_there_fits_whatever_the_headroom() -> None:
-    tight = {"headroom": 0, "pressure": Pressure.CRITICAL}
+    def tight(held: ModelStatus) -> NodeStatus:
+        return node(held, headroom=0, pressure=Pressure.CRITICAL)
+
     for state in (ModelState.READY, ModelState.BUSY, ModelState.LOADING, ModelState.DRAINING):
         held = model(state=state)
-        assert unfit(node(held, **tight), held, REQUEST) is None  # type: ignore[arg-type]
+        assert unfit(tight(held), held, REQUEST) is None
     absent = model(state=ModelState.ABSENT)
-    assert unfit(node(absent, **tight), absent, REQUEST, pending=True) is None  # type: ignore[arg-type]
+    assert unfit(tight(absent), absent, REQUEST, pending=True) is None
 
 
 def test_a_load_needs_memory_that_nobody_else_was_promised() -> None:

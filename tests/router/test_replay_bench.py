@@ -34,8 +34,8 @@ def test_every_router_plays_agents_to_their_end(name: str, fleet: str) -> None:
     assert 0 < got.ttft_s_mean <= got.ttft_s_p99 <= got.e2e_s_p99
 
 
-def burst(count: int, **facts: object) -> list[Job]:
-    jobs = [Job(n, 500, 20, model="8b", **facts) for n in range(count)]  # type: ignore[arg-type]
+def burst(count: int, blocks: tuple[int, ...] = (), block_tokens: int = 0) -> list[Job]:
+    jobs = [Job(n, 500, 20, model="8b", blocks=blocks, block_tokens=block_tokens) for n in range(count)]
     for job in jobs:
         job.arrived = 0.0
     return jobs

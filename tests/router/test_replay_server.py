@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from msgspec import structs
 
 from node.types import ModelState
 from router.replay.cache import SequenceCache, TokenCache
@@ -17,8 +18,8 @@ RATE = 1000.0
 def machine(**changes: object) -> Machine:
     small = Served(name="small", size_bytes=5 * 10**9, prefill_tps=RATE, step_s=STEP_S, load_s=3.0)
     large = Served(name="large", size_bytes=20 * 10**9, prefill_tps=RATE / 4, step_s=STEP_S * 4, load_s=8.0)
-    facts: dict[str, object] = {"begin_s": 0.0, "context_scale": float("inf")} | changes
-    return Machine(name="mac", models=(small, large), **facts)  # type: ignore[arg-type]
+    plain = Machine(name="mac", models=(small, large), begin_s=0.0, context_scale=float("inf"))
+    return structs.replace(plain, **changes)
 
 
 def run(server: Server, jobs: list[tuple[float, Job]]) -> None:
@@ -99,6 +100,7 @@ def test_another_model_waits_until_all_has_ended_and_is_loaded_then() -> None:
     drained = 0.001 + 10 * STEP_S
     assert first.done_at == pytest.approx(drained)
     assert other.first_at == pytest.approx(drained + 8.0 + 1.0 + 4 * STEP_S)
+    assert other.first_at is not None
     assert behind.done_at is not None
     assert behind.done_at > other.first_at + 3.0, "it is loaded back for the one behind"
     assert (ModelState.ABSENT, ModelState.LOADING) in seen

@@ -8,6 +8,7 @@ from __future__ import annotations
 import heapq
 import random
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
@@ -76,13 +77,13 @@ class World:
         self.down.add(link)
         self.epoch[link] = self.epoch.get(link, 0) + 1
         for here, there in ((a, b), (b, a)):
-            self.at(self.rng.uniform(0, 0.05), lambda here=here, there=there: self.nodes[here].link_lost(there))  # type: ignore[misc]
+            self.at(self.rng.uniform(0, 0.05), partial(self.nodes[here].link_lost, there))
         self.at(seconds, lambda: self.down.discard(link))
 
     def follow(self, coordinator: NodeId | None, term: int, *, spread_s: float) -> None:
         for node in self.nodes.values():
             reign = Follow(coordinator, term, ruling=coordinator == node.id)
-            self.at(self.rng.uniform(0, spread_s), lambda node=node, reign=reign: node.follow(reign))  # type: ignore[misc]
+            self.at(self.rng.uniform(0, spread_s), partial(node.follow, reign))
 
 
 class Node:
@@ -224,18 +225,21 @@ def test_the_whole_talk(seed: int) -> None:
                 each.tell(Reported(node, running))
         w.at(1.0, report)
 
+    def part(a: NodeId, b: NodeId) -> None:
+        w.break_link(a, b, rng.uniform(0.05, 4.0))
+
     w.at(0.5, report)
     w.follow(NODES[0], 1, spread_s=0.5)
     total = 60
     for i in range(total):
         edge = w.nodes[rng.choice(NODES)]
         at = rng.uniform(0, 20)
-        w.at(at, lambda edge=edge, i=i: edge.submit(f"r{i}"))  # type: ignore[misc]
+        w.at(at, partial(edge.submit, f"r{i}"))
         if rng.random() < 0.15:
-            w.at(at + rng.uniform(0, 4), lambda edge=edge, i=i: edge.leave(f"r{i}"))  # type: ignore[misc]
+            w.at(at + rng.uniform(0, 4), partial(edge.leave, f"r{i}"))
     for _ in range(rng.randint(2, 12) if w.faults else 0):
         a, b = rng.sample(NODES, 2)
-        w.at(rng.uniform(0, 22), lambda a=a, b=b: w.break_link(a, b, rng.uniform(0.05, 4.0)))  # type: ignore[misc]
+        w.at(rng.uniform(0, 22), partial(part, a, b))
     if w.faults and rng.random() < 0.8:  # the first coordinator goes, nobody rules for a while, then the second does
         lost_at, gap = rng.uniform(3, 15), rng.choice([0.0, 0.5, 3.0])
         w.at(lost_at, lambda: w.follow(None, 1, spread_s=0.3))
