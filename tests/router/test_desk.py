@@ -6,19 +6,15 @@ import random
 
 from msgspec import structs
 
-from node.types import ModelState, ModelStatus, NodeId, NodeStatus, RequestId, RunningReport, Usage
+from node.types import NodeId, NodeStatus, RequestId, RunningReport, Usage
 from router.desk import Desk, DeskEvent, EdgeLost, FromEdge, Reported, Rule
 from router.errors import ErrorCode
 from router.events import NodeChanged, NodeDown, NodeUp, Outcome, Request, Tick
 from router.frames import Ask, CancelAsk, Carrying, Done, EdgeFrame, First, Granted, Queued, Refused, Say, Taken
 from router.settings import RouterSettings
+from tests.router.fleets import serving
 
 ME, A, B, E1, E2 = (NodeId(n) for n in ("me", "a", "b", "e1", "e2"))
-
-
-def status(node: NodeId, slots: int = 1) -> NodeStatus:
-    held = ModelStatus(name="qwen", state=ModelState.READY, slots=slots, size_bytes=4 * 10**9)
-    return NodeStatus(node=node, name=node, bandwidth=200.0, models=(held,))
 
 
 def ask(
@@ -67,7 +63,7 @@ def grants(said: list[Say]) -> list[tuple[str, str, int, str]]:
 
 
 def test_an_ask_is_granted_or_hears_its_place_at_once() -> None:
-    d = Driven(status(A))
+    d = Driven(serving(A, 1))
     assert grants(d.hear(ask("1"))) == [(E1, "1", 1, A)]
     [said] = d.hear(ask("2"), E2)
     assert said.to == E2
@@ -77,7 +73,7 @@ def test_an_ask_is_granted_or_hears_its_place_at_once() -> None:
 
 
 def test_asking_twice_changes_nothing_and_is_answered_again() -> None:
-    d = Driven(status(A))
+    d = Driven(serving(A, 1))
     d.hear(ask("1"))
     assert grants(d.hear(ask("1"))) == [(E1, "1", 1, A)]
     d.hear(Taken(RequestId("1"), 1))
@@ -91,7 +87,7 @@ def test_asking_twice_changes_nothing_and_is_answered_again() -> None:
 
 
 def test_an_older_request_keeps_its_place_at_a_new_coordinator() -> None:
-    d = Driven(status(A))
+    d = Driven(serving(A, 1))
     d.hear(ask("1"))
     d.hear(ask("young", age_s=1.0))
     [said] = [s for s in d.hear(ask("old", age_s=9.0)) if isinstance(s.frame, Queued) and s.frame.id == "old"]
@@ -101,7 +97,7 @@ def test_an_older_request_keeps_its_place_at_a_new_coordinator() -> None:
 
 
 def test_places_are_told_when_they_change_but_not_too_often() -> None:
-    d = Driven(status(A))
+    d = Driven(serving(A, 1))
     for name in ("1", "2", "3"):
         d.hear(ask(name))
     d.hear(Taken(RequestId("1"), 1))
@@ -117,7 +113,7 @@ def test_places_are_told_when_they_change_but_not_too_often() -> None:
 
 
 def test_a_grant_not_taken_in_time_is_withdrawn_and_planned_again() -> None:
-    d = Driven(status(A))
+    d = Driven(serving(A, 1))
     d.hear(ask("1"))
     d.now = 0.2
     d.hear(ask("2", age_s=5.0), E2)
@@ -129,7 +125,7 @@ def test_a_grant_not_taken_in_time_is_withdrawn_and_planned_again() -> None:
 
 
 def test_a_grant_taken_just_too_late_is_taken_all_the_same() -> None:
-    d = Driven(status(A))
+    d = Driven(serving(A, 1))
     d.hear(ask("1"))
     d.now = 0.5
     d.hear(ask("2", age_s=5.0), E2)
@@ -141,7 +137,7 @@ def test_a_grant_taken_just_too_late_is_taken_all_the_same() -> None:
 
 
 def test_the_next_attempt_ends_the_one_before_in_one_step() -> None:
-    d = Driven(status(A), status(B))
+    d = Driven(serving(A, 1), serving(B, 1))
     d.hear(ask("1"))
     d.hear(Taken(RequestId("1"), 1))
     assert grants(d.hear(ask("1", 2, last="failed", not_on=(A,)))) == [(E1, "1", 2, B)]
@@ -149,7 +145,7 @@ def test_the_next_attempt_ends_the_one_before_in_one_step() -> None:
 
 
 def test_late_frames_of_an_attempt_that_is_over_are_ignored() -> None:
-    d = Driven(status(A), status(B))
+    d = Driven(serving(A, 1), serving(B, 1))
     d.hear(ask("1"))
     d.hear(ask("1", 2, last="failed", not_on=(A,)))
     late: list[EdgeFrame] = [ask("1", 1), Taken(RequestId("1"), 1), First(RequestId("1"), 1)]
@@ -164,7 +160,7 @@ def test_late_frames_of_an_attempt_that_is_over_are_ignored() -> None:
 
 
 def test_what_runs_already_is_counted_wherever_it_was_granted() -> None:
-    d = Driven(status(A), status(B))
+    d = Driven(serving(A, 1), serving(B, 1))
     d.hear(carrying("1", A))
     assert d.flights() == {(A, "qwen"): 1}
     d.hear(ask("2"))
@@ -179,13 +175,13 @@ def test_what_runs_already_is_counted_wherever_it_was_granted() -> None:
 
 
 def test_only_the_one_that_rules_answers_and_its_own_edge_always_gets_an_answer() -> None:
-    d = Driven(status(A), ruling=False)
+    d = Driven(serving(A, 1), ruling=False)
     assert d.hear(ask("1"), E1) == []
     assert grants(d.hear(ask("2"), ME)) == [(ME, "2", 1, A)]
 
 
 def test_who_stops_ruling_forgets_everything() -> None:
-    d = Driven(status(A))
+    d = Driven(serving(A, 1))
     d.hear(ask("1"))
     d.hear(ask("2"))
     d.do(Rule(ruling=False))
@@ -196,7 +192,7 @@ def test_who_stops_ruling_forgets_everything() -> None:
 
 
 def test_a_lost_link_takes_its_requests_out_of_the_queue_until_they_are_asked_again() -> None:
-    d = Driven(status(A))
+    d = Driven(serving(A, 1))
     d.hear(ask("1"))
     d.hear(Taken(RequestId("1"), 1))
     d.hear(ask("2"))
@@ -211,7 +207,7 @@ def test_a_lost_link_takes_its_requests_out_of_the_queue_until_they_are_asked_ag
 
 
 def test_an_edge_that_stays_away_is_forgotten() -> None:
-    d = Driven(status(A, slots=2))
+    d = Driven(serving(A, 2))
     d.hear(ask("1"))
     d.hear(Taken(RequestId("1"), 1))
     d.hear(ask("2"))
@@ -224,26 +220,26 @@ def test_an_edge_that_stays_away_is_forgotten() -> None:
 
 
 def test_a_node_that_goes_down_frees_its_slots_and_comes_back_with_what_it_runs() -> None:
-    d = Driven(status(A))
+    d = Driven(serving(A, 1))
     d.hear(ask("1"))
     d.hear(Taken(RequestId("1"), 1))
     d.do(NodeDown(A))
     assert d.flights() == {}
-    d.do(NodeUp(status(A)))
+    d.do(NodeUp(serving(A, 1)))
     assert d.flights() == {(A, "qwen"): 1}
     d.do(NodeDown(A))
-    d.do(NodeUp(status(B)))
+    d.do(NodeUp(serving(B, 1)))
     assert grants(d.hear(ask("1", 2, last="failed", not_on=(A,)))) == [(E1, "1", 2, B)]
 
 
 def test_a_grant_on_a_node_that_goes_down_before_it_is_taken_is_planned_again() -> None:
-    d = Driven(status(A), status(B))
+    d = Driven(serving(A, 1), serving(B, 1))
     assert grants(d.hear(ask("1"))) == [(E1, "1", 1, A)]
     assert grants(d.do(NodeDown(A))) == [(E1, "1", 1, B)]
 
 
 def test_what_a_node_reports_beside_our_grants_takes_slots_too() -> None:
-    d = Driven(status(A))
+    d = Driven(serving(A, 1))
     other = RunningReport(RequestId("x"), 1, "qwen", started=True, age_s=1.0)
     d.do(Reported(A, (other,)))
     [said] = d.hear(ask("1"))
@@ -258,7 +254,7 @@ def test_what_a_node_reports_beside_our_grants_takes_slots_too() -> None:
 
 
 def test_a_request_its_node_does_not_report_for_long_does_not_run() -> None:
-    d = Driven(status(A))
+    d = Driven(serving(A, 1))
     d.hear(ask("1"))
     d.hear(Taken(RequestId("1"), 1))
     d.now = 4.0
@@ -272,7 +268,7 @@ def test_a_request_its_node_does_not_report_for_long_does_not_run() -> None:
 
 
 def test_the_whole_desk_has_a_bound() -> None:
-    d = Driven(status(A))
+    d = Driven(serving(A, 1))
     d.desk._settings = structs.replace(RouterSettings(), open_limit=2, queue_limit=2)
     for name in ("1", "2"):
         d.hear(ask(name))
@@ -282,9 +278,9 @@ def test_the_whole_desk_has_a_bound() -> None:
 
 
 def test_a_changed_node_reaches_the_queue() -> None:
-    d = Driven(status(A))
+    d = Driven(serving(A, 1))
     d.hear(ask("1"))
     d.hear(Taken(RequestId("1"), 1))
     d.hear(First(RequestId("1"), 1, 0))
     d.hear(ask("2"))
-    assert grants(d.do(NodeChanged(status(A, slots=2)))) == [(E1, "2", 1, A)]
+    assert grants(d.do(NodeChanged(serving(A, 2)))) == [(E1, "2", 1, A)]

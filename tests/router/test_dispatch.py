@@ -10,20 +10,16 @@ from functools import partial
 import pytest
 import uvloop
 
-from node.types import ModelState, ModelStatus, NodeId, NodeStatus, RequestId, RunningReport, Usage
+from node.types import NodeId, NodeStatus, RequestId, RunningReport, Usage
 from router.errors import ErrorCode
 from router.events import Request
 from router.frames import CoordinatorFrame, EdgeFrame, Granted, Queued, Refused
 from router.io.dispatch import Dispatch
 from router.settings import RouterSettings
 from tests.mesh.waiting import until
+from tests.router.fleets import serving
 
 A, B = NodeId("a"), NodeId("b")
-
-
-def status(node: NodeId, slots: int = 4) -> NodeStatus:
-    held = ModelStatus(name="qwen", state=ModelState.READY, slots=slots, size_bytes=4 * 10**9)
-    return NodeStatus(node=node, name=node, bandwidth=200.0, models=(held,))
 
 
 def request(name: str, deadline: float = 30.0, model: str = "qwen") -> Request:
@@ -71,7 +67,7 @@ def granted(heard: list[CoordinatorFrame]) -> bool:
 
 async def test_a_node_alone_grants_itself_without_recursion() -> None:
     w = World(A)
-    w.all_up(status(A))
+    w.all_up(serving(A, 4))
     w.at[A].follow(A, 1, ruling=True)
     heard = w.ask(A, request("1"))
     assert heard == []  # never before ask() returns
@@ -87,7 +83,7 @@ async def test_a_node_alone_grants_itself_without_recursion() -> None:
 @pytest.mark.parametrize("edge", [A, B])
 async def test_twenty_open_requests_add_up_to_twenty_at_every_step(edge: NodeId) -> None:
     w = World(A, B)
-    w.all_up(status(A), status(B))
+    w.all_up(serving(A, 4), serving(B, 4))
     w.all_follow(A, 1)
     for i in range(20):
         w.ask(edge, request(str(i)))
@@ -122,7 +118,7 @@ async def test_twenty_open_requests_add_up_to_twenty_at_every_step(edge: NodeId)
 
 async def test_what_a_node_reports_beside_our_grants_counts_once() -> None:
     w = World(A)
-    w.all_up(status(A))
+    w.all_up(serving(A, 4))
     w.at[A].follow(A, 1, ruling=True)
     heard = w.ask(A, request("1"))
     await until(lambda: granted(heard))
@@ -137,7 +133,7 @@ async def test_what_a_node_reports_beside_our_grants_counts_once() -> None:
 
 async def test_an_edge_asks_the_coordinator_and_carries_what_it_is_told() -> None:
     w = World(A, B)
-    w.all_up(status(A, slots=1))
+    w.all_up(serving(A, 1))
     w.all_follow(A, 3)
     first, second = w.ask(B, request("1")), w.ask(B, request("2"))
     await until(lambda: granted(first) and bool(second))
@@ -153,7 +149,7 @@ async def test_an_edge_asks_the_coordinator_and_carries_what_it_is_told() -> Non
 
 async def test_a_refusal_reaches_the_edge_once() -> None:
     w = World(A, B)
-    w.all_up(status(A))
+    w.all_up(serving(A, 4))
     w.all_follow(A, 1)
     heard = w.ask(B, request("1", model="nothing"))
     await until(lambda: bool(heard))
@@ -165,7 +161,7 @@ async def test_a_refusal_reaches_the_edge_once() -> None:
 
 async def test_an_edge_whose_coordinator_cannot_be_reached_decides_alone_and_returns() -> None:
     w = World(A, B, settings=RouterSettings(answer_s=0.02, hold_s=0.1))
-    w.all_up(status(A), status(B))
+    w.all_up(serving(A, 4), serving(B, 4))
     w.all_follow(A, 1)
     w.cut = True
     alone = w.ask(B, request("1"))
@@ -180,7 +176,7 @@ async def test_an_edge_whose_coordinator_cannot_be_reached_decides_alone_and_ret
 
 async def test_a_new_coordinator_learns_of_everything_that_is_open() -> None:
     w = World(A, B)
-    w.all_up(status(A, slots=1))
+    w.all_up(serving(A, 1))
     w.all_follow(A, 1)
     first, second = w.ask(B, request("1")), w.ask(B, request("2"))
     await until(lambda: granted(first) and bool(second))
@@ -195,7 +191,7 @@ async def test_a_new_coordinator_learns_of_everything_that_is_open() -> None:
 
 async def test_deadlines_end_a_wait_by_themselves() -> None:
     w = World(A, B)
-    w.all_up(status(A, slots=1))
+    w.all_up(serving(A, 1))
     w.all_follow(A, 1)
     w.ask(B, request("1"))
     heard = w.ask(B, request("2", deadline=0.2))
@@ -207,7 +203,7 @@ async def test_deadlines_end_a_wait_by_themselves() -> None:
 
 async def test_run_leaves_no_timer_behind() -> None:
     w = World(A)
-    w.all_up(status(A))
+    w.all_up(serving(A, 4))
     w.at[A].follow(A, 1, ruling=True)
     task = asyncio.ensure_future(w.at[A].run())
     heard = w.ask(A, request("1"))
@@ -256,7 +252,7 @@ def test_a_timer_that_comes_early_is_set_again() -> None:
 
 async def test_a_node_alone_takes_another_id_and_loses_nothing_that_is_open() -> None:
     w = World(A)
-    w.all_up(status(A, slots=1))
+    w.all_up(serving(A, 1))
     d = w.at[A]
     d.follow(A, 7, ruling=True)
     runs = w.ask(A, request("runs"))
@@ -265,7 +261,7 @@ async def test_a_node_alone_takes_another_id_and_loses_nothing_that_is_open() ->
     waits = w.ask(A, request("waits"))
     await until(lambda: isinstance(waits[-1] if waits else None, Queued))
     late = w.ask(A, request("late"))  # its question is still on the way
-    d.rename(B, status(B, slots=1), [RunningReport(RequestId("runs"), 1, "qwen", started=True, age_s=0.1, edge=A)])
+    d.rename(B, serving(B, 1), [RunningReport(RequestId("runs"), 1, "qwen", started=True, age_s=0.1, edge=A)])
     account = d.account()
     assert set(account.nodes) == {B}
     assert (account.total, account.nodes[B].in_flight) == (3, 1)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from node.types import ModelStatus, NodeId
 from router.prefix import Mirror, Mirrors, start
+from router.replay.cache import shared
 from router.settings import RouterSettings
 
 Blocks = tuple[int, ...]
@@ -25,15 +26,6 @@ def mirror(seqs: int = 0, tokens: int = 0) -> Mirror:
     made = Mirror()
     made.bound(seqs, tokens)
     return made
-
-
-def shared(one: Blocks, other: Blocks) -> int:
-    count = 0
-    for a, b in zip(one, other, strict=False):
-        if a != b:
-            break
-        count += 1
-    return count
 
 
 @given(paths, st.lists(paths, max_size=5))

@@ -12,12 +12,13 @@ from functools import partial
 
 import pytest
 
-from node.types import ModelState, ModelStatus, NodeId, NodeStatus, RequestId, RunningReport, Usage
+from node.types import NodeId, RequestId, RunningReport, Usage
 from router.asker import Answer, Asker, AskerEvent, Follow, FromDesk, LinkBack, LinkLost, Release
 from router.desk import Desk, DeskEvent, EdgeLost, FromEdge, Reported, Rule
 from router.events import NodeUp, Outcome, Request, Tick
 from router.frames import Ask, CancelAsk, CoordinatorFrame, Done, EdgeFrame, First, Granted, Queued, Refused, Say, Taken
 from router.settings import RouterSettings
+from tests.router.fleets import serving
 
 NODES = [NodeId(n) for n in ("c1", "c2", "e1")]  # all three are edges; the c's coordinate; c1 and c2 serve
 SERVING = NODES[:2]
@@ -98,9 +99,8 @@ class Node:
         self.since: dict[str, float] = {}
         self.releases = 0
         self.timers = {"asker": 0, "desk": 0}
-        held = ModelStatus(name="qwen", state=ModelState.READY, slots=SLOTS, size_bytes=4 * 10**9)
         for name in SERVING:
-            self.tell(NodeUp(NodeStatus(node=name, name=name, bandwidth=200.0, models=(held,))))
+            self.tell(NodeUp(serving(name, SLOTS)))
 
     # Dispatch's part
 
