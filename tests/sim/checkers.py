@@ -145,7 +145,11 @@ class TheLivingAreNotBuried(Watcher):
 class TheNameHasOneAnnouncer(Watcher):
     """No two nodes of a site that hear each other answer for one name for longer than it takes to agree and to give
     way: NAME_S, counted anew when they lose each other or stand still. While nobody can coordinate, whoever did goes
-    on: clients without an answer would wait for seconds. Clones are to find out about each other first."""
+    on: clients without an answer would wait for seconds. Clones are to find out about each other first.
+
+    Two hear each other when the network lets them and one knows where the other is. If both got new addresses, or new
+    ids, while they were apart, no heartbeat can say that they are together again: that is for mDNS or a third node to
+    find out, and there is no promise of how soon (finding is not liveness, mesh/discovery.py)."""
 
     def __init__(self) -> None:
         self._since: dict[tuple[str, str], float] = {}
@@ -157,6 +161,7 @@ class TheNameHasOneAnnouncer(Watcher):
             (a.name, b.name)
             for a, b in combinations(holders, 2)
             if a.site == b.site and set(a.title.answers) & set(b.title.answers) and world.path(a, b)
+            if world.addresses(a, b) or world.addresses(b, a)
         }
         self._since = {pair: self._since.get(pair, world.now) for pair in pairs}
         bound_s = NAME_S if len({n.site for n in world.nodes.values()}) == 1 else FAR_NAME_S

@@ -173,6 +173,7 @@ class Node:
             case events.Dial(peer, at_once):
                 self.targets[peer.id] = None
                 self.routes = None
+                world.learn(self, peer.id, peer.addresses)
                 world.wires.dial(self, peer.id, at_once=at_once)
             case events.HangUp(node, reason):
                 world.wires.hang_up(self, node, reason)

@@ -304,6 +304,16 @@ class World:
             and a.deaf_until <= now and b.deaf_until <= now
         )  # fmt: skip
 
+    def addresses(self, a: Node, b: Node) -> bool:
+        """Heartbeats of `a` go to where `b` is."""
+        return b.id in a.targets and (a.name, b.name) not in self.stale
+
+    def learn(self, node: Node, peer: str, addresses: Sequence[str]) -> None:
+        """From now on it sends to all of these, and one may be where the other is now."""
+        for other in self.nodes.values() if self.stale else ():
+            if other.id == peer and other.address in addresses:
+                self.stale.discard((node.name, other.name))
+
     def round_trip_s(self, a: Node, b: Node) -> float:
         one, other = (self.links.get(pair, self.net) for pair in ((a.name, b.name), (b.name, a.name)))
         random = self.rng.random
