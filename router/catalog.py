@@ -11,6 +11,7 @@ from node.openai import plain_path
 from node.types import ModelReport, ModelState, NodeId
 from router.asked import CHAT, COMPLETIONS, Asked
 from router.errors import ErrorCode, RouterError
+from router.filters import ABSENT
 from router.view import NodeState, NodeView, View
 
 # `/v1/...` that engines may serve beside the two every one does. A model's `paths` says whether its engine does.
@@ -95,6 +96,14 @@ def _absent(view: View, name: str, held: list[tuple[NodeView, ModelReport]], lis
         message = f"no node can serve '{shown(name)}' now; it is on {', '.join(away)}"
         return RouterError(ErrorCode.NO_NODE_AVAILABLE, message, param="model")
     return RouterError(ErrorCode.MODEL_NOT_FOUND, not_found(view, name, listed), param="model")
+
+
+def away(view: View, name: str) -> dict[NodeId, str]:
+    """Why not, of each node that holds `name` but cannot be asked, and of those that do not hold it."""
+    held = {n.report.id: n for n, _ in _held(view, name)}
+    able = {n.report.id for n, _ in _held(view, name, serving=True)}
+    absent = {n.report.id: ABSENT for n in view.serving() if n.report.id not in held}
+    return {node: _why_away(n) for node, n in held.items() if node not in able} | absent
 
 
 def not_found(view: View, name: str, listed: int) -> str:

@@ -149,6 +149,16 @@ class Price(NamedTuple):
     token_s: float  # of reading, on average
 
 
+class Held(NamedTuple):
+    """What kept a request from starting when it was first looked at: `best` would have been its place, `free` the
+    cheapest that it could have begun at (None: none was), `ahead` that many waited before it. Without `best`, `why`."""
+
+    ahead: int
+    best: Price | None = None
+    free: Price | None = None
+    why: str = ""
+
+
 def price(lane: Lane, request: Request, output: float, settings: RouterSettings, cached: int | None = None) -> Price:
     """`output` = expected tokens of the answer; `cached` prompt tokens, if that is known already."""
     spot, pace = lane.spot, lane.pace
@@ -219,6 +229,11 @@ def explain(found: Price, request: Request, settings: RouterSettings) -> Candida
     )
     terms = tuple(Term(n, s, w) for n, s, w in zip(NAMES, found.terms, whys, strict=True))
     return Candidate(lane.status.node, lane.model.name, found.total, terms)
+
+
+def why_not_now(found: Price) -> str:
+    """Why a request that was priced so cannot begin there yet."""
+    return _why_wait(found) if found.terms[0] > 0 else _why_load(found)
 
 
 def _why_decode(found: Price, settings: RouterSettings) -> str:

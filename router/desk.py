@@ -186,7 +186,8 @@ class Desk:
         if known is None and len(self._open) >= self._settings.open_limit:
             text = f"{len(self._open)} requests are open in the mesh, that is its limit"
             error = Refusal(ErrorCode.MESH_SATURATED, text, self._settings.retry_after_s)
-            self._out.append(Say(sender, Refused(request.id, frame.attempt, error)))
+            why = self._scheduler.denial(request, error, frame.age_s, now)
+            self._out.append(Say(sender, Refused(request.id, frame.attempt, error, why)))
             return
         deadline = None if request.deadline is None else now + request.deadline
         request = structs.replace(request, deadline=deadline)
@@ -329,9 +330,9 @@ class Desk:
                     known.spot = Spot(effect.node, effect.model, effect.decision)
                     known.granted_at = known.seen_at = now
                     self._say_grant(known)
-                case Refuse(request, error):
+                case Refuse(request, error, decision):
                     del self._open[request]
-                    self._out.append(Say(known.edge, Refused(request, known.attempt, error)))
+                    self._out.append(Say(known.edge, Refused(request, known.attempt, error, decision)))
 
     def _say_grant(self, known: Open) -> None:
         spot = known.spot

@@ -68,7 +68,8 @@ class Candidate(Struct, frozen=True):
 
 
 class Decision(Struct, frozen=True, kw_only=True):
-    """Why a request went where it went (`mesh routes --why`): ROUTE.decision of DESIGN section 4."""
+    """Why a request went where it went (`mesh routes --why`): ROUTE.decision of DESIGN section 4. `chosen` None: it was
+    refused, and `request["refused"]` says why."""
 
     request: dict[str, str | int | float | list[str] | None]
     chosen: NodeId | None
@@ -179,8 +180,11 @@ class Grant:
 
 
 class Refuse(Struct, frozen=True, tag=True):
+    """`decision` says of everyone who was looked at why not, or what it would have cost there; nobody is `chosen`."""
+
     id: RequestId
     error: Refusal
+    decision: Decision | None = None
 
 
 SchedulerEffect: TypeAlias = Grant | Refuse

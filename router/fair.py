@@ -13,6 +13,7 @@ import bisect
 from collections.abc import Hashable
 
 from node.types import RequestId
+from router.cost import Held
 from router.events import Request
 
 Lines = dict[str, "list[Waiting]"]
@@ -20,14 +21,15 @@ Lines = dict[str, "list[Waiting]"]
 
 class Waiting:
     """One request in the queue. `order` is its place among its client's; `wait_s` the expected seconds until its grant,
-    as of the last walk."""
+    as of the last walk. `held`: what kept it from starting when it was first looked at, for whoever asks later."""
 
-    __slots__ = ("low", "order", "request", "since", "wait_s")
+    __slots__ = ("held", "low", "order", "request", "since", "wait_s")
 
     def __init__(self, request: Request, since: float, number: int, later_s: float, early_s: float) -> None:
         self.request, self.since, self.low = request, since, later_s > 0
         self.order = since + later_s - early_s, number
         self.wait_s = 0.0
+        self.held: Held | None = None
 
     @property
     def equality(self) -> Hashable:

@@ -86,6 +86,7 @@ class Refused(Struct, frozen=True, tag="refuse"):
     id: RequestId
     attempt: int
     error: Refusal
+    decision: Decision | None = None
 
 
 EdgeFrame: TypeAlias = Ask | Taken | First | Done | CancelAsk | Carrying

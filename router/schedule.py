@@ -11,7 +11,8 @@ from functools import partial
 from random import Random
 
 from node.types import NodeId, RequestId, Usage
-from router.cost import Price, price
+from router import explain
+from router.cost import Held, Price, price
 from router.errors import ErrorCode, Refusal
 from router.events import (
     Adopt,
@@ -42,7 +43,7 @@ from router.lessons import Lessons
 from router.settings import RouterSettings
 from router.shortcut import Found, quickest
 from router.speed import Rates
-from router.walk import Choice, Kind, Walk, decision
+from router.walk import Choice, Kind, Walk
 
 __all__ = [
     "Adopt",
@@ -159,7 +160,8 @@ class Scheduler:
         if len(self._queue) >= self._settings.queue_limit:
             text = f"the queue is full: {len(self._queue)} requests wait already"
             wait_s = min(max(1.0, self._queue.ordered(now)[0].wait_s), 60.0)
-            return [Refuse(request.id, self._refusal(ErrorCode.MESH_SATURATED, text, wait_s))]
+            error = self._refusal(ErrorCode.MESH_SATURATED, text, wait_s)
+            return [Refuse(request.id, error, self.denial(request, error, now - since, now))]
         if not len(self._queue) and not self._pauses and (request.deadline is None or request.deadline > now):
             options = self._fleet.options(request, now)
             found = quickest(self._fleet, options, request, self._settings, now)
@@ -175,7 +177,7 @@ class Scheduler:
 
         def why() -> Decision:
             choice = found.choice(best, request, settings, fleet)
-            return decision(choice, request, now - since, options, settings)
+            return explain.granted(explain.Case(request, now - since, None, options), choice, settings)
 
         return Grant(request.id, best.lane.status.node, best.lane.model.name, why)
 
@@ -227,52 +229,78 @@ class Scheduler:
             self._passed.clear()
             return
         walk = Walk(self._fleet, self._settings, self._pauses, self._passed, now)
+        ahead = 0
         for waiting in self._queue.ordered(now):
-            effect = self._place(waiting, walk, now)
+            effect = self._place(waiting, walk, ahead, now)
             if effect is not None:
                 effects.append(effect)
+            else:
+                ahead += 1
         for effect in effects:
             self._queue.remove(effect.id, served=isinstance(effect, Grant))  # Maybe an older one than was looked at.
         self._passed = {k: self._passed.get(k, now) for k in sorted(walk.passed) if walk.lanes[k].open}
 
-    def _place(self, waiting: Waiting, walk: Walk, now: float) -> SchedulerEffect | None:
-        """Grants, refuses, or (None) leaves it in the queue with a place reserved and `wait_s` known."""
+    def _place(self, waiting: Waiting, walk: Walk, ahead: int, now: float) -> SchedulerEffect | None:
+        """Grants, refuses, or (None) leaves it in the queue with a place reserved and `wait_s` known. `ahead` that stay
+        in the queue stand before it."""
         request = waiting.request
         kind = walk.kind(request)
         if request.deadline is not None and request.deadline <= now:
-            return Refuse(request.id, self._too_late(kind, now - waiting.since))
+            return self._refuse(waiting, self._too_late(kind, now - waiting.since), walk, now)
         if not kind.lanes:
-            return self._nobody(waiting, kind.options, now)
+            return self._nobody(waiting, walk, ahead, now)
         if kind.full:
             kind.wait_s += kind.spacing_s  # Nobody of its kind can start now; planning it exactly is dear.
             waiting.wait_s = kind.wait_s
+            if waiting.held is None and kind.held is not None:
+                waiting.held = kind.held._replace(ahead=ahead)
             return None
         choice = walk.choose(kind, request)
         if not choice.best.lane.open:
-            walk.hold(kind, choice, waiting)
+            walk.hold(kind, choice, waiting, ahead)
             return None
         first = walk.start(waiting)
         effect = self._grant(first, choice, kind.options, now)
         walk.started(choice)
         return effect
 
-    def _nobody(self, waiting: Waiting, options: Options, now: float) -> Refuse | None:
+    def _nobody(self, waiting: Waiting, walk: Walk, ahead: int, now: float) -> Refuse | None:
         """Nobody can serve it: it is refused. But a model that failed and is started again before the deadline is worth
         its wait, in its place in the queue; whoever can serve it sooner takes it. Not for a request that bars somebody:
         after a refusal its edge lets in again whom it has tried, and that may be sooner."""
-        request, back_s = waiting.request, None if options.excluded else options.back_s
+        request, options = waiting.request, walk.kind(waiting.request).options
+        back_s = None if options.excluded else options.back_s
         if back_s is not None and (request.deadline is None or now + back_s < request.deadline):
             waiting.wait_s = back_s
+            waiting.held = waiting.held or Held(ahead, why=f"somebody who can serve it ({'; '.join(options.why)})")
             return None
         code, text = options.refusal()
         retry_s = max(self._settings.retry_after_s, 1.25 * (back_s or 0.0))  # Its spread never says too soon.
-        return Refuse(request.id, self._refusal(code, text, None if code is ErrorCode.MODEL_NOT_FOUND else retry_s))
+        error = self._refusal(code, text, None if code is ErrorCode.MODEL_NOT_FOUND else retry_s)
+        return self._refuse(waiting, error, walk, now)
+
+    def _refuse(self, waiting: Waiting, error: Refusal, walk: Walk, now: float) -> Refuse:
+        request, kind = waiting.request, walk.kind(waiting.request)
+        case = explain.Case(request, now - waiting.since, waiting.held, kind.options)
+        return Refuse(request.id, error, self._denial(case, walk, kind, error))
+
+    def denial(self, request: Request, error: Refusal, age_s: float, now: float) -> Decision:
+        """Why it is refused with `error`, for a request that is in no queue: what it would have cost without those that
+        wait, or why nobody can serve it."""
+        walk = Walk(self._fleet, self._settings, self._pauses, self._passed, now)
+        kind = walk.kind(request)
+        return self._denial(explain.Case(request, age_s, None, kind.options), walk, kind, error)
+
+    def _denial(self, case: explain.Case, walk: Walk, kind: Kind, error: Refusal) -> Decision:
+        choice = walk.choose(kind, case.request) if kind.lanes else None
+        return explain.refused(case, choice, error, self._settings)
 
     def _grant(self, waiting: Waiting, choice: Choice, options: Options, now: float) -> Grant:
         request, lane = waiting.request, choice.best.lane
         self._fly(request, choice.best, now)
         self._passed.pop(lane.key, None)
-        why = partial(decision, choice, request, now - waiting.since, options, self._settings)
+        case = explain.Case(request, now - waiting.since, waiting.held, options)
+        why = partial(explain.granted, case, choice, self._settings)
         return Grant(request.id, lane.status.node, lane.model.name, why)
 
     def _fly(self, request: Request, price: Price, now: float) -> None:
@@ -286,7 +314,7 @@ class Scheduler:
 
     def _too_late(self, kind: Kind, waited_s: float) -> Refusal:
         """The deadline passed in the queue: says what it was waiting for."""
-        full = [f"{o.status.name or o.status.node} ({o.load_why})" for o in kind.lanes]
+        full = [(o.status.name or o.status.node) + (f" ({o.load_why})" if o.load_s > 0 else "") for o in kind.lanes]
         why = "; ".join(kind.options.why)
         what = f"a free slot on {', '.join(full)}" if full else f"a node that can serve it ({why})"
         asked = kind.options.models[0]

@@ -52,6 +52,8 @@ class EdgeSettings(Struct, frozen=True, kw_only=True):
     busy_pause_s: float = 0.1  # when every candidate was full; doubles each time
     busy_pause_cap_s: float = 2.0
     last_word_s: float = 1.5  # so shortly before the deadline, or in the last tenth, a full node has the last word
+    placed_ahead_s: float = 0.25  # a place must be found so long, or a twentieth, before the request's own deadline:
+    # the coordinator's refusal, which says what was waited for, then comes before the edge's own
     retry_after_s: float = 2.0  # told to a client when nothing better is known
     stopping_retry_s: float = 0.3  # told by a node that stops: the name has another owner already
 

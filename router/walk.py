@@ -10,14 +10,13 @@ from collections import deque
 from collections.abc import Hashable, Mapping, Sequence
 
 from node.types import ModelStatus, NodeId, NodeStatus
-from router.cost import Lane, Price, Spot, explain, place, price
-from router.events import Candidate, Decision, Request
+from router.cost import Held, Lane, Price, Spot, place, price
+from router.events import Request
 from router.fair import Waiting
 from router.fleet import Fleet, Options
 from router.settings import RouterSettings
 
 LaneKey = tuple[str, str]
-OTHER_WEIGHTS = "this conversation began with other weights of that name"
 
 
 class Kind:
@@ -26,6 +25,7 @@ class Kind:
     def __init__(self, options: Options, lanes: list[Lane]) -> None:
         self.options, self.lanes = options, lanes
         self.full = False  # nobody could start one more of them now
+        self.held: Held | None = None  # what kept the first of them
         self.planned = 0
         self.wait_s = self.spacing_s = 0.0
 
@@ -125,9 +125,13 @@ class Walk:
         lane = choice.best.lane
         lane.steady = lane.steady and choice.best.terms[1] <= 0  # One grant starts a load; the others wait for it.
 
-    def hold(self, kind: Kind, choice: Choice, waiting: Waiting) -> None:
-        """It waits for its place."""
+    def hold(self, kind: Kind, choice: Choice, waiting: Waiting, ahead: int) -> None:
+        """It waits for its place, and so do `ahead` before it."""
         best, lane = choice.best, choice.best.lane
+        if waiting.held is None:
+            free = [p for p in choice.prices if p.lane.open]
+            waiting.held = Held(ahead, best, cheapest(free) if free else None)
+        kind.held = kind.held or waiting.held
         self._held.setdefault(waiting.equality, deque()).append(waiting)
         waiting.wait_s = best.terms[0] + (best.terms[1] if lane.coming or lane.drain_s > 0 else 0.0)
         self.passed.update(p.lane.key for p in choice.prices if p.lane.open)
@@ -147,33 +151,3 @@ def cheapest(prices: Sequence[Price]) -> Price:
         if other.total < best.total or (other.total == best.total and other.lane.key < best.lane.key):
             best = other
     return best
-
-
-def decision(choice: Choice, request: Request, waited_s: float, options: Options, settings: RouterSettings) -> Decision:
-    """Why `request` goes where it goes: everyone who was looked at, cheapest first, then everyone who cannot."""
-    best = choice.best
-    priced = [explain(p, request, settings) for p in choice.prices]
-    priced.sort(key=lambda c: (c.total_s or 0.0, c.node))
-    idle = None
-    if choice.idle_s is not None:
-        idle = f"it stood idle for {choice.idle_s:.0f} s while requests it can serve waited for a better node"
-    facts: dict[str, str | int | float | list[str] | None] = {
-        "id": request.id,
-        "models": list(request.models),
-        "model": options.name,
-        "fallback": options.note,
-        "idle": idle,
-        "prompt_tokens": request.prompt_tokens,
-        "cached_tokens": best.cached,
-        "max_tokens": request.max_tokens,
-        "expected_tokens": round(best.output),
-        "priority": request.priority,
-        "excluded": list(request.excluded),
-    }
-    others = [Candidate(o.status.node, o.model.name, excluded=OTHER_WEIGHTS) for o in choice.others]
-    return Decision(
-        request=facts,
-        chosen=best.lane.status.node,
-        waited_ms=max(0.0, waited_s) * 1000,
-        candidates=(*priced, *others, *options.unfit),
-    )

@@ -41,7 +41,7 @@ from router.attempts import (
     Tick,
 )
 from router.errors import Refusal, RouterError
-from router.events import Request
+from router.events import Decision, Request
 from router.explain import compact
 from router.frames import CancelAsk, CoordinatorFrame, Done, First, Granted, Queued, Refused, Taken
 from router.io import envelope
@@ -85,20 +85,19 @@ class Exchange:
 
     def headers(self) -> dict[str, str]:
         """Of the response, as far as known: which node answers is certain once its first byte is there."""
-        record = self._record
+        record, machine = self._record, self._machine
         fields = {"x-request-id": str(record.id)}
-        if self._machine is None:
-            return fields
+        if record.first_at is None and record.end is None and record.refusal is None:
+            return fields  # the head goes out before anything is certain
+        if (explained := self._explained()) is not None:
+            fields["x-mesh-decision"] = explained
         if record.first_at is not None and record.granted is not None:
             node = record.granted.node
             fields["x-mesh-node"] = self._means.view().names().get(node, node)
             fields["x-mesh-model"] = record.granted.model
-        elif record.end is None:
-            return fields  # the head goes out before anything is certain
-        fields["x-mesh-attempts"] = str(len(self._machine.facts) + (self._carried is not None))
-        fields["x-mesh-queue-ms"] = str(round(self._machine.waited_s * 1e3))
-        if (explained := self._explained()) is not None:
-            fields["x-mesh-decision"] = explained
+        if machine is not None:
+            fields["x-mesh-attempts"] = str(len(machine.facts) + (self._carried is not None))
+            fields["x-mesh-queue-ms"] = str(round(machine.waited_s * 1e3))
         return fields
 
     def _explained(self) -> str | None:
@@ -182,6 +181,8 @@ class Exchange:
         task = asyncio.current_task()
         try:
             async with asyncio.timeout(self._settings.farewell_s):
+                if self._record.first_at is None:
+                    await self._explain_late(reply)
                 await reply.fail(refusal)
         except (ConnectionError, TimeoutError):
             return False
@@ -249,6 +250,7 @@ class Exchange:
         assert asked is not None
         assert said is not None
         lengths, model = self._means.lengths, self._wanted.models[0]
+        left_s = max(0.0, self._ends_at - self._clock())
         return Request(
             id=self._record.id,
             models=self._wanted.models,
@@ -260,7 +262,7 @@ class Exchange:
             max_tokens=asked.max_tokens,
             client=said.client,
             priority=said.priority,
-            deadline=max(0.0, self._ends_at - self._clock()),
+            deadline=left_s - min(self._settings.placed_ahead_s, left_s / 20),
             excluded=excluded,
         )
 
@@ -270,10 +272,21 @@ class Exchange:
                 return
             case Granted():
                 if self._record.end is None:
-                    self._record.granted, self._record.coordinator = frame, self._means.view().coordinator
+                    self._record.granted = frame
+                    self._decided(frame.decision)
                 self._feed(Placed(frame.attempt, frame.node, frame.model, frame.decision))
             case Refused():
+                if self._record.end is None and frame.decision is not None:
+                    self._decided(frame.decision)
                 self._feed(Denied(frame.attempt, frame.error))
+
+    def _decided(self, decision: Decision) -> None:
+        self._record.decided, self._record.coordinator = decision, self._means.view().coordinator
+
+    async def _explain_late(self, reply: Reply) -> None:
+        """The head went out before the decision was known."""
+        if reply.status and (explained := self._explained()) is not None:
+            await reply.keep_alive(f": x-mesh-decision {explained}\n\n".encode())
 
     async def _comfort(self) -> None:
         assert self._reply is not None
@@ -339,8 +352,7 @@ class Exchange:
                         self._record.first_at = self._clock()
                         early = usage_of(block)
                         self._feed(FirstByte(opened.attempt, early.usage.cached if early is not None else 0))
-                        if reply.status and (explained := self._explained()) is not None:
-                            await reply.keep_alive(f": x-mesh-decision {explained}\n\n".encode())
+                        await self._explain_late(reply)
                     await reply.block(block)
                 elif self._record.first_at is None:
                     raise NodeError(NodeErrorCode.MODEL_FAILED, "the engine ended without an answer")

@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 from msgspec import structs
 
 from node.types import NodeId, RequestId
-from router import catalog
+from router import catalog, explain
 from router.asked import Asked
 from router.attempts import Attempts, Fail, Finish
 from router.errors import ErrorCode, Refusal
@@ -20,6 +20,7 @@ from router.frames import Granted
 from router.io.said import Said
 from router.view import View
 
+_NOBODY = {ErrorCode.MODEL_NOT_FOUND, ErrorCode.NO_NODE_AVAILABLE}
 CLIENT_LEFT = 499  # nginx's number for it; nobody is there to read it, but routes and logs are
 
 Outcome: TypeAlias = Literal["ok", "resumed", "refused", "failed", "cancelled"]
@@ -36,7 +37,8 @@ class Record:
     asked: Asked | None = None
     machine: Attempts | None = None
     granted: Granted | None = None  # the last grant
-    coordinator: NodeId | None = None  # who gave it
+    decided: Decision | None = None  # the coordinator's last word, a grant or a refusal,
+    coordinator: NodeId | None = None  # and whose that was
     first_at: float | None = None  # first byte of the attempt that counts; when not streamed: as it came in
     end: Finish | Fail | None = None
     refusal: Refusal | None = None  # before any attempt
@@ -74,8 +76,16 @@ class Record:
         )
 
     def decision(self, view: View) -> Decision | None:
-        """The coordinator's last one, as people read it."""
-        return _named(self.granted.decision, view.names()) if self.granted is not None else None
+        """The coordinator's last one, as people read it; without one, why its edge refused it."""
+        refusal = self._refused()
+        if self.decided is None and refusal is not None:
+            model = catalog.shown(self.asked.model) if self.asked is not None else ""
+            away = catalog.away(view, model) if refusal.code in _NOBODY else {}
+            return _named(explain.refused_unasked(refusal, self.id, model, away), view.names())
+        return _named(self.decided, view.names()) if self.decided is not None else None
+
+    def _refused(self) -> Refusal | None:
+        return self.end.refusal if isinstance(self.end, Fail) else self.refusal
 
     def _outcome(self) -> Outcome:
         """Refused: nobody tried, or the fault is the client's. Failed: the mesh tried and could not."""
@@ -93,7 +103,7 @@ class Record:
     def _error(self) -> str | None:
         if self.defect:
             return "internal_error"
-        refusal = self.end.refusal if isinstance(self.end, Fail) else self.refusal
+        refusal = self._refused()
         return f"{refusal.code.value}: {refusal.message}" if refusal is not None else None
 
 

@@ -1,13 +1,30 @@
 from __future__ import annotations
 
 import json
+import random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.types import NodeId
-from router.events import Candidate, Decision, Term
-from router.explain import compact
+from node.types import ModelState, ModelStatus, NodeId, NodeStatus, RequestId
+from router.errors import ErrorCode, Refusal
+from router.events import (
+    Candidate,
+    Decision,
+    Finished,
+    Grant,
+    NodeUp,
+    Refuse,
+    Request,
+    SchedulerEffect,
+    Submit,
+    Term,
+    Tick,
+)
+from router.explain import compact, refused_unasked
+from router.schedule import Scheduler
+from router.settings import RouterSettings
 
 
 def decided(nodes: int, why: str = "because", name: str = "büro") -> Decision:
@@ -42,3 +59,103 @@ def test_what_does_not_fit_is_counted() -> None:
     said = json.loads(compact(decided(60), 2_000))
     assert 5 < len(said["candidates"]) < 30
     assert said["left_off"] == 61 - len(said["candidates"])
+
+
+# What it says
+
+
+def node(name: str, *, bandwidth: float = 200.0, holds: str = "qwen", **model: object) -> NodeStatus:
+    held = ModelStatus(**{"name": holds, "slots": 1, "state": ModelState.READY, "size_bytes": 4 * 10**9} | model)  # type: ignore[arg-type]
+    return NodeStatus(node=NodeId(name), name=name, bandwidth=bandwidth, headroom_bytes=10 * 10**9, models=(held,))
+
+
+def scheduler(*nodes: NodeStatus, **bounds: object) -> Scheduler:
+    made = Scheduler(RouterSettings(**bounds), random.Random(1))  # type: ignore[arg-type]
+    for status in nodes:
+        made.step(NodeUp(status), 0.0)
+    return made
+
+
+def ask(name: str, model: str = "qwen", **changes: object) -> Submit:
+    return Submit(Request(id=RequestId(name), models=(model,), prompt_tokens=500, max_tokens=500, **changes))  # type: ignore[arg-type]
+
+
+def the_only(effects: list[SchedulerEffect]) -> Decision:
+    [effect] = effects
+    assert isinstance(effect, Grant | Refuse)
+    assert effect.decision is not None
+    for candidate in effect.decision.candidates:
+        assert (candidate.total_s is None) == (candidate.excluded is not None)
+        if candidate.total_s is not None:
+            assert sum(t.seconds for t in candidate.terms) == pytest.approx(candidate.total_s, abs=1e-9)
+    return effect.decision
+
+
+def test_a_grant_that_waited_says_for_what() -> None:
+    s = scheduler(node("a"))
+    assert the_only(s.step(ask("1"), 0.0)).request["waited_for"] is None
+    s.step(ask("2"), 0.1)
+    s.step(ask("3"), 0.2)
+    s.step(Finished(RequestId("1"), "ok"), 5.0)
+    decision = the_only(s.step(Finished(RequestId("2"), "ok"), 9.0))
+    assert decision.chosen == "a"
+    assert decision.waited_ms == pytest.approx(8800)
+    waited_for = decision.request["waited_for"]
+    assert isinstance(waited_for, str)
+    assert waited_for.startswith("a (all 1 slots are taken, one is free in about ")
+    assert waited_for.endswith("; 1 waited before it")
+
+
+def test_a_grant_that_waited_for_a_better_node_says_what_it_passed_over() -> None:
+    s = scheduler(node("fast", bandwidth=800.0), node("slow", bandwidth=20.0))
+    s.step(ask("1"), 0.0)
+    assert s.step(ask("2"), 0.1) == [], "the slow one is free, but sooner done is the fast one"
+    waited_for = the_only(s.step(Finished(RequestId("1"), "ok"), 2.0)).request["waited_for"]
+    assert isinstance(waited_for, str)
+    assert "sooner done than at once on slow" in waited_for
+
+
+def test_a_deadline_that_passed_says_what_every_node_would_still_have_cost() -> None:
+    s = scheduler(node("a"), node("b"))
+    s.step(ask("1"), 0.0)
+    s.step(ask("2"), 0.0)
+    s.step(ask("3", deadline=1.5), 0.5)
+    decision = the_only(s.step(Tick(), 1.5))
+    assert decision.chosen is None
+    assert decision.request["refused"] == "waited 1.0 s for a free slot on a, b to run 'qwen'"
+    assert [c.node for c in decision.candidates if c.total_s is not None] == ["a", "b"]
+    assert "all 1 slots are taken" in str(decision.request["waited_for"])
+
+
+def test_a_refusal_says_of_each_node_why_not() -> None:
+    s = scheduler(node("a", state=ModelState.ABSENT, size_bytes=10**11), node("b", holds="other"))
+    decision = the_only(s.step(ask("1"), 0.0))
+    assert decision.chosen is None
+    assert {c.node: str(c.excluded).split(":")[0] for c in decision.candidates} == {
+        "a": "absent and does not fit",
+        "b": "model not served there",
+    }
+    assert str(decision.request["refused"]).startswith("no node can serve 'qwen' now: a: absent and does not fit")
+
+
+def test_a_full_queue_says_what_it_would_have_cost() -> None:
+    s = scheduler(node("a"), queue_limit=1)
+    s.step(ask("1"), 0.0)
+    s.step(ask("2"), 0.0)
+    decision = the_only(s.step(ask("3"), 0.0))
+    assert (decision.chosen, [c.node for c in decision.candidates]) == (None, ["a"])
+    assert "the queue is full" in str(decision.request["refused"])
+
+
+def test_a_model_that_comes_back_is_what_is_waited_for() -> None:
+    s = scheduler(node("a", state=ModelState.FAILED, error="it crashed", retry_s=5.0))
+    assert s.step(ask("1"), 0.0) == []
+    waited_for = the_only(s.step(NodeUp(node("a")), 5.0)).request["waited_for"]
+    assert waited_for == "somebody who can serve it (a: failed there: it crashed; started again in 5 s)"
+
+
+def test_what_its_edge_refuses_is_said_like_the_rest() -> None:
+    error = Refusal(ErrorCode.MODEL_NOT_FOUND, "model 'x' not found")
+    decision = refused_unasked(error, "req-1", "x", {NodeId("a"): "model not served there"})
+    assert (decision.chosen, decision.request["refused"]) == (None, "model 'x' not found")
+    assert decision.candidates == (Candidate(NodeId("a"), "x", excluded="model not served there"),)

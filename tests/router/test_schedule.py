@@ -324,7 +324,7 @@ def test_a_deadline_names_what_it_waited_for() -> None:
     assert s.step(Tick(), 2.9) == []
     error = refused(s.step(Tick(), 3.0)).error
     assert error.code is ErrorCode.DEADLINE_EXCEEDED
-    assert error.message == "waited 2.0 s for a free slot on a (loaded) to run 'qwen'"
+    assert error.message == "waited 2.0 s for a free slot on a to run 'qwen'"
 
 
 def test_a_node_that_goes_down_frees_its_requests_and_its_models_stay_known() -> None:

@@ -66,8 +66,9 @@ def check(route: dict[str, Any], names: set[str]) -> None:
         assert attempt["node"] in names
     decision = route["decision"]
     if decision is None:
-        assert not route["attempts"], "what was tried was decided"
+        assert route["outcome"] == "cancelled", "what was answered or refused was decided"
         return
+    assert (decision["chosen"] is None) == ("refused" in decision["request"])
     assert set(decision) == {"request", "chosen", "waited_ms", "candidates"}
     assert decision["chosen"] in {None, *names}
     for candidate in decision["candidates"]:
@@ -78,7 +79,7 @@ def check(route: dict[str, Any], names: set[str]) -> None:
             assert sum(t["seconds"] for t in candidate["terms"]) == pytest.approx(candidate["total_s"], abs=1e-6)
             assert all(set(t) == {"name", "seconds", "why"} and t["why"] for t in candidate["terms"])
     usable = [c for c in decision["candidates"] if c["total_s"] is not None]
-    if usable:
+    if usable and decision["chosen"] is not None:
         assert decision["chosen"] == min(usable, key=lambda c: c["total_s"])["node"]
 
 
