@@ -132,7 +132,7 @@ def test_a_deadline_names_what_it_waited_for() -> None:
     assert s.step(Tick(), 2.9) == []
     error = refused(s.step(Tick(), 3.0)).error
     assert error.code is ErrorCode.DEADLINE_EXCEEDED
-    assert error.message == "waited 2.0 s for a free slot on a (loaded) to run 'qwen'"
+    assert error.message == "waited 2.0 s for a free slot on a to run 'qwen'"
 
 
 def test_an_adopted_request_holds_its_slot_and_cannot_be_granted_again() -> None:
