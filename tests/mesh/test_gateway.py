@@ -40,6 +40,7 @@ default            192.168.7.1        UGScIg                en7
 """
 
 
+# The recorded table is a little-endian machine's, as every Mac and CI are; only such a one can read it.
 @pytest.mark.skipif(sys.byteorder != "little", reason="the table is in the byte order of the machine it came from")
 def test_linux_prints_gateways_in_hex() -> None:
     assert gateway.in_proc_net_route(ROUTES) == ["10.0.0.1", "192.168.1.1"]

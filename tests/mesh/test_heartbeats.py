@@ -16,6 +16,7 @@ from mesh.heartbeats import Heartbeats
 from mesh.settings import HeartbeatSettings
 from mesh.wire import WireError
 from node.types import NodeId
+from tests.mesh.machine import needs_ipv6
 from tests.mesh.waiting import until
 
 A, B = NodeId("aa" * 8), NodeId("bb" * 8)
@@ -134,12 +135,10 @@ async def test_nobody_there_and_no_route_are_not_errors() -> None:
             a.beats.send(message(mesh="x" * 1300), B)
 
 
+@needs_ipv6
 async def test_ipv6_beside_ipv4_on_one_port() -> None:
     a = Node()
-    try:
-        await a.beats.open(["127.0.0.1", "::1"], a.port)
-    except OSError:
-        pytest.skip("no IPv6 loopback here")
+    await a.beats.open(["127.0.0.1", "::1"], a.port)
     async with opened("::1") as (b,):
         b.beats.set_peer(A, ["::1"], a.port)
         b.beats.send(message(B), None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from mesh.errors import MeshError
 from mesh.http import Server, guards, is_local, local_only, tcp_sockets
 from mesh.settings import ServerSettings
 from node.io.probe import Holder
+from tests.mesh.machine import needs_ipv6
 
 
 def nobody(_: int) -> None:
@@ -116,11 +116,8 @@ async def test_the_admin_socket_is_this_users_alone(tmp_path: Path) -> None:
     await server.close()
 
 
+@needs_ipv6
 def test_ipv6_loopback_where_there_is_one() -> None:
-    try:
-        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
-    except OSError:
-        pytest.skip("no IPv6 on this machine")
     for one in tcp_sockets(0, ["::1"], nobody):
         assert one.getsockname()[0] == "::1"
         one.close()
