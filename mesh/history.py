@@ -155,7 +155,7 @@ class History(Generic[F]):
         name = self._table.name
         self._database.execute(f"DELETE FROM {name} WHERE at < ?", (oldest,))  # noqa: S608 - a name of our own
         self._database.execute(
-            f"DELETE FROM {name} WHERE seq <= (SELECT seq FROM {name} ORDER BY seq DESC LIMIT 1 OFFSET ?)",  # noqa: S608
+            f"DELETE FROM {name} WHERE seq <= (SELECT seq FROM {name} ORDER BY seq DESC LIMIT 1 OFFSET ?)",  # noqa: S608 - likewise
             (self._settings.rows_max,),
         )
 
@@ -205,7 +205,8 @@ class History(Generic[F]):
             try:
                 for number, script in enumerate(migrations[version:], start=version + 1):
                     database.executescript(f"BEGIN; {script} PRAGMA user_version = {number}; COMMIT;")
-                database.execute(f"SELECT body FROM {self._table.name} ORDER BY at DESC LIMIT 1").fetchone()  # noqa: S608
+                newest = f"SELECT body FROM {self._table.name} ORDER BY at DESC LIMIT 1"  # noqa: S608 - a name of our own
+                database.execute(newest).fetchone()
             except sqlite3.OperationalError as error:
                 if error.sqlite_errorcode == sqlite3.SQLITE_ERROR:  # tables of another program
                     raise _ForeignFileError(str(error)) from error

@@ -67,10 +67,10 @@ def plain(blocks: Sequence[Block]) -> str:
 
 def _show_rich(blocks: Sequence[Block]) -> None:
     # Loaded only when a person looks: it takes longer than the whole command otherwise does.
-    from rich import box  # noqa: PLC0415
-    from rich.console import Console  # noqa: PLC0415
-    from rich.table import Table as RichTable  # noqa: PLC0415
-    from rich.text import Text  # noqa: PLC0415
+    from rich import box  # noqa: PLC0415 - as said above
+    from rich.console import Console  # noqa: PLC0415 - as said above
+    from rich.table import Table as RichTable  # noqa: PLC0415 - as said above
+    from rich.text import Text  # noqa: PLC0415 - as said above
 
     console = Console(highlight=False)
     for block in blocks:

@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
+from unittest.mock import Mock
 
 import aiohttp
 import pytest
@@ -45,7 +46,7 @@ class Peer:
         self.membership = SimpleNamespace(view=lambda: self.view)
         self.dispatch = SimpleNamespace(account=lambda: self.account)
         self.overlay: Any = SimpleNamespace(last_account=None)
-        self.gatherer = Gatherer(self)  # type: ignore[arg-type]
+        self.gatherer = Gatherer(cast("Any", self))
 
     async def listen(self) -> web.AppRunner:
         app = web.Application()
@@ -102,7 +103,7 @@ async def test_who_does_not_answer_is_named(three: list[Peer], monkeypatch: pyte
     monkeypatch.setattr(gather, "ROUTES_S", 0.2)
     a, b, _ = three
     a.store.routes = [route("a1", 1)]
-    b.store.last = lambda _: (_ for _ in ()).throw(ValueError("a defect there"))  # type: ignore[method-assign]
+    monkeypatch.setattr(b.store, "last", Mock(side_effect=ValueError("a defect there")))
     see(three, c=NodeState.DEAD)
     found = await a.gatherer.routes(10)
     assert [r["id"] for r in found["routes"]] == ["a1"]

@@ -6,6 +6,7 @@ import asyncio
 import re
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,8 +21,8 @@ AT = "2026-11-20T06:00:00.123Z"
 OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
 
 
-def model(state: ModelState, **fields: object) -> ModelFact:
-    return ModelFact(model="m", state=state, **fields)  # type: ignore[arg-type]
+def model(state: ModelState, **fields: Any) -> ModelFact:
+    return ModelFact(model="m", state=state, **fields)
 
 
 @pytest.mark.parametrize(

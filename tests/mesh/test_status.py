@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from mesh.status import differing_names, mesh_json, model_json, node_json
 from node.types import Memory, ModelReport, ModelState, NodeId, NodeReport
 from router.account import Account, NodeAccount
@@ -17,8 +19,8 @@ def report(id_: NodeId, *models: ModelReport) -> NodeReport:
     )  # fmt: skip
 
 
-def model(name: str, fingerprint: str = "f", **fields: object) -> ModelReport:
-    return ModelReport(name=name, fingerprint=fingerprint, state=ModelState.READY, **fields)  # type: ignore[arg-type]
+def model(name: str, fingerprint: str = "f", **fields: Any) -> ModelReport:
+    return ModelReport(name=name, fingerprint=fingerprint, state=ModelState.READY, **fields)
 
 
 def view(*nodes: NodeView, coordinator: NodeId | None = A) -> View:
