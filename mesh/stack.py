@@ -83,9 +83,7 @@ def load(
     if document is None:
         return Stack()
     reader = _Reader(home, config, which)
-    reader.look_above(document)
-    for number, tier in enumerate(document.get("tiers") or [], start=1):
-        reader.add(tier, number)
+    reader.read(document)
     missing = [tier for tier in tiers if tier not in reader.tiers]
     if missing:
         raise ConfigError(f"no tier '{missing[0]}' in {home.stack}: it has {', '.join(reader.tiers) or 'none'}")
@@ -109,7 +107,17 @@ class _Reader:
         self._ignored: dict[str, None] = {}  # keys without effect here, in their order
         self._for_vllm: list[str] = []  # tiers whose flags are for an engine that is not installed
 
-    def look_above(self, document: Mapping[str, Any]) -> None:
+    def read(self, document: Mapping[str, Any]) -> None:
+        self._look_above(document)
+        for number, tier in enumerate(document.get("tiers") or [], start=1):
+            self._add(tier, number)
+
+    def owner(self, name: str, tier: str) -> str:
+        """The model that has this name or alias, "" for none and for that of `tier`."""
+        others = (s for s in self.specs.values() if s.name != self.tiers[tier])
+        return next((s.name for s in others if name in (s.name, *s.aliases)), "")
+
+    def _look_above(self, document: Mapping[str, Any]) -> None:
         """The file's keys beside `tiers`."""
         self._ignored.update(dict.fromkeys(key for key in document if key in _IGNORED_ABOVE))
         unknown = sorted(str(key) for key in set(document) - _KNOWN_ABOVE - _IGNORED_ABOVE)
@@ -126,7 +134,7 @@ class _Reader:
             found.append(f"vllm_flags of {whose}: vllm-mlx is not installed, mlx-lm serves without them")
         return found
 
-    def add(self, tier: object, number: int) -> None:
+    def _add(self, tier: object, number: int) -> None:
         label = f"tier {number}"
         if not isinstance(tier, dict):
             name = self._free_name(label)
@@ -338,7 +346,13 @@ def add_tier(home: Home, config: Config, source: str, *, name: str = "", aliases
     tier: dict[str, Any] = {"name": tier_name, "model": source}
     if aliases:
         tier["aliases"] = list(aliases)
-    _write(home, {**document, "tiers": [*tiers, tier]})
+    changed = {**document, "tiers": [*tiers, tier]}
+    reader = _Reader(home, config, shutil.which)
+    reader.read(changed)
+    for option, wanted in (("--as", name), *(("--alias", alias) for alias in aliases)):
+        if wanted and (owner := reader.owner(wanted, tier_name)):
+            raise ConfigError(f"'{wanted}' already names '{owner}': choose another {option}")
+    _write(home, changed)
     return tier_name
 
 

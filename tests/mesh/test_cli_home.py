@@ -70,6 +70,9 @@ def test_models_of_a_node_that_is_down_come_from_its_stack_file(home: Home) -> N
     found = run("models", "add", "smol", "--as", "fast", "--alias", "small")
     assert "next `mlx-stack up`" in found.stdout
     assert run("models", "add", "absent").exit_code == 1
+    weights(home.models / "other")
+    found = run("models", "add", "other", "--alias", "small")
+    assert (found.exit_code, found.stderr) == (1, "Error: 'small' already names 'smol': choose another --alias\n")
     (model,) = json.loads(run("models", "--json").stdout)["models"]
     assert (model["name"], model["aliases"], model["state"]) == ("smol", ["fast", "small"], "absent")
     assert json.loads(run("models", "show", "small", "--json").stdout)["name"] == "smol"

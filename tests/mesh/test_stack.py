@@ -273,6 +273,29 @@ def test_adding_and_removing_keeps_what_else_the_file_says(home: Home, tmp_path:
     assert (written["intent"], written["cloud_fallback"], written["tiers"]) == ("balanced", {"a": 1}, [])
 
 
+@pytest.mark.parametrize(
+    ("name", "alias", "said"),
+    [
+        ("", "small", "'small' already names 'Smol': choose another --alias"),
+        ("", "Smol", "'Smol' already names 'Smol': choose another --alias"),
+        ("small", "new", "'small' already names 'Smol': choose another --as"),
+    ],
+)
+def test_a_tier_that_would_not_answer_to_a_name_it_is_given_is_not_added(
+    home: Home, name: str, alias: str, said: str
+) -> None:
+    settings = config.load(home, {})
+    for folder in ("Smol", "m"):
+        weights(home.models / folder)
+    stack.add_tier(home, settings, "Smol", aliases=["small"])
+    before = home.stack.read_text()
+    with pytest.raises(ConfigError, match=said):
+        stack.add_tier(home, settings, "m", name=name, aliases=["fine", alias])
+    assert home.stack.read_text() == before
+    stack.add_tier(home, settings, "Smol", name="again", aliases=["small"])  # the same model's
+    assert stack.load(home, settings).warnings == ()
+
+
 @pytest.mark.parametrize("model", ["x" * 5000, "~nobody-has-this-name/x", "a\0b"])
 def test_a_model_that_cannot_even_be_a_path_is_a_problem_of_its_tier(home: Home, model: str) -> None:
     (spec,) = load(home, {"name": "t", "model": model}).specs
