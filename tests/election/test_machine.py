@@ -8,15 +8,7 @@ from itertools import pairwise
 import pytest
 from msgspec.structs import replace
 
-from election.messages import (
-    Follow,
-    LinkClosed,
-    PeerForgotten,
-    Reign,
-    Remember,
-    Role,
-    Send,
-)
+from election.messages import Follow, LinkClosed, PeerForgotten, Reign, Remember, Role, Send
 from tests.election.fakes import Bench, Other, coordinating, following, reign_of
 
 # Start

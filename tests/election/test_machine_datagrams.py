@@ -5,12 +5,7 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from election.messages import (
-    Heard,
-    LinkClosed,
-    Reign,
-    Role,
-)
+from election.messages import Heard, LinkClosed, Reign, Role
 from election.settings import ElectionSettings
 from tests.election.fakes import Bench, Other, following, reign_of
 

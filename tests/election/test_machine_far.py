@@ -5,12 +5,7 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from election.messages import (
-    Heard,
-    PeerForgotten,
-    PeerKnown,
-    Reign,
-)
+from election.messages import Heard, PeerForgotten, PeerKnown, Reign
 from tests.election.fakes import Bench, Other, coordinating, reign_of
 
 

@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from election.messages import (
-    Leave,
-    Retune,
-    Role,
-    Tick,
-)
+from election.messages import Leave, Retune, Role, Tick
 from tests.election.fakes import Bench, Other, coordinating, following, reign_of
 
 

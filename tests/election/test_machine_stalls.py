@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from election.messages import (
-    LinkClosed,
-    Role,
-    Tick,
-)
+from election.messages import LinkClosed, Role, Tick
 from tests.election.fakes import Bench, Other, coordinating, following
 
 
