@@ -232,17 +232,19 @@ class World:
     # The network
 
     def send(self, sender: Node, packet: Packet, to: str | None) -> None:
-        """A datagram to the process behind an id, or to all it knows."""
+        """A datagram to the process behind an id, or to all it knows. To an id it does not know nothing goes."""
         if sender.deaf_until > self.now:
             return
         routes = self._routes(sender)
         if to is not None:
-            other = self.route(sender, to)
+            other = self.route(sender, to) if to in sender.targets else None
             routes = [] if other is None else [other]
         now, random, heap, links, name = self.now, self.rng.random, self._heap, self.links, sender.name
         blocked, stale, arrive, net, count = self.blocked, self.stale, self._arrive, self.net, self._count
-        push = heapq.heappush
+        push, unheard, said = heapq.heappush, sender.membership.unheard, packet
         for other in routes:
+            if unheard:
+                packet = (said[0], sender.deaf_beat) if other.id in unheard else said
             if blocked or stale or links:
                 pair = (name, other.name)
                 if pair in blocked or pair in stale:
