@@ -28,6 +28,8 @@ READY_WITHIN_S = 600.0  # all models; a large one may take minutes from a slow d
 IDLE_LOOKS = 10  # so many looks with nothing loading: what is still absent stays so until it is asked for
 STOP_WITHIN_S = 90.0  # drain included; then SIGTERM, then SIGKILL
 TERMINATE_WITHIN_S = 10.0
+KILLED_WITHIN_S = 2.5  # longer only when the kernel holds it
+GONE_LOOK_EVERY_S = 0.05  # at the lock of a daemon that ends: the kernel tells nobody when it is free
 
 RunDaemon = Callable[[Home, tuple[str, ...]], int]
 
@@ -243,7 +245,11 @@ def stop_daemon(place: Home) -> int | None:
         MeshClient.of(place).stop()
     except MeshClientError:
         _signal(running.pid, signal.SIGTERM)  # it does not answer; its signal handler may
-    for wait_s, then in ((STOP_WITHIN_S, signal.SIGTERM), (TERMINATE_WITHIN_S, signal.SIGKILL), (2.5, None)):
+    for wait_s, then in (
+        (STOP_WITHIN_S, signal.SIGTERM),
+        (TERMINATE_WITHIN_S, signal.SIGKILL),
+        (KILLED_WITHIN_S, None),
+    ):
         if _released(place, wait_s):
             return running.pid
         if then is not None:
@@ -258,7 +264,7 @@ def _released(place: Home, wait_s: float) -> bool:
     while place.locked():
         if time.monotonic() > patience:
             return False
-        time.sleep(0.05)
+        time.sleep(GONE_LOOK_EVERY_S)
     return True
 
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 JOINED_S = 2.0  # for an answer to say who coordinates; a node alone decides in half a second
 ADDED_S = 2.0  # for a peer that was added to be linked and heard before its state is told
+MESH_LOOK_EVERY_S = 0.02  # at what is awaited of others
 FOLLOW_LOOK_S = 1.0  # who follows the routes of a node without any is looked for so often
 DRAIN_SEEN_S = 5.0  # until a drain asked of another node must show in its report,
 DRAIN_RENEWED_S = 1.0  # and the new end of one that is on already: it may be the same again
@@ -298,9 +299,11 @@ class DaemonControl:
 
     @staticmethod
     async def _until(holds: Callable[[], bool], limit_s: float) -> bool:
+        """Did what peers or the election bring come within `limit_s`? That is no change of this node, so
+        `Daemon.until` would not hear of it; it is looked for instead."""
         end = time.monotonic() + limit_s
         while not holds():
             if time.monotonic() > end:
                 return False
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(MESH_LOOK_EVERY_S)
         return True

@@ -17,6 +17,7 @@ from mesh.files import write_atomic
 
 SOCKET_PATH_BYTES_MAX = 100  # sun_path holds 104 bytes on macOS and 108 on Linux, the closing zero included
 LOCK_PATIENCE_S = 1.0  # another process that only looks holds the lock for microseconds
+LOCK_AGAIN_S = 0.02  # between two tries: flock() that waits knows no limit
 
 
 class HomeError(Exception):
@@ -165,7 +166,7 @@ class Home(Struct, frozen=True):
                 if time.monotonic() >= patience:
                     os.close(handle)
                     raise self._taken() from error
-                time.sleep(0.02)
+                time.sleep(LOCK_AGAIN_S)
             else:
                 return Lock(handle)
 
