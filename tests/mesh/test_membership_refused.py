@@ -4,30 +4,17 @@ from __future__ import annotations
 
 from mesh.events import Beat, Effect, Gone, LinkClosed, LinkUp, Reported, Seen, Tick, Tried
 from mesh.membership import Membership
-from mesh.wire import PROTOCOL, Hello, PeerSeen
-from node.types import NodeId, NodeReport
 from router.view import NodeState
+from tests.mesh.members import ME, A, hello, report, seen
 
-ME, A = NodeId("00" * 8), NodeId("aa" * 8)
 HOME, ELSEWHERE = "10.0.0.2", "10.0.0.9"
 REFUSED = Tried(A, HOME, "refused", "refused", last_good=True)
-
-
-def report(id_: NodeId, boot: str) -> NodeReport:
-    return NodeReport(id=id_, boot=boot, name="mini", version="0.1", protocol=PROTOCOL, priority=100, uptime_s=1.0)
-
-
-def hello(boot: str) -> Hello:
-    return Hello(
-        id=A, boot=boot, name="mini", mesh="default", mesh_id="", version="0.1", protocol=PROTOCOL, peer_port=4001,
-        port=4000,
-    )  # fmt: skip
 
 
 def linked_to(boot: str) -> Membership:
     """A node that has a link with process `boot` of A, at HOME."""
     m = Membership(report(ME, "b0"), enabled=True)
-    for event in (Seen(PeerSeen(id=A, name="mini", addresses=(HOME,))), LinkUp(hello(boot), HOME)):
+    for event in (Seen(seen(addresses=(HOME,))), LinkUp(hello(boot=boot), HOME)):
         m.step(event, 0.0)
     m.step(Reported(report(A, boot)), 0.0)
     m.step(Beat(A, boot), 0.0)
@@ -59,7 +46,7 @@ def test_nor_of_one_that_mdns_has_found_since() -> None:
     m = linked_to("b1")
     m.step(LinkClosed(A, "end of stream", eof=True), 0.1)
     assert gone(m.step(REFUSED, 0.11))
-    m.step(Seen(PeerSeen(id=A, name="mini", addresses=(ELSEWHERE,), boot="b2")), 0.2)
+    m.step(Seen(seen(addresses=(ELSEWHERE,), boot="b2")), 0.2)
     assert not gone(m.step(REFUSED, 0.21))
 
 
@@ -67,7 +54,7 @@ def test_once_linked_it_is_that_process_which_is_gone() -> None:
     m = linked_to("b1")
     m.step(LinkClosed(A, "end of stream", eof=True), 0.1)
     m.step(Beat(A, "b2"), 0.2)
-    m.step(LinkUp(hello("b2"), HOME), 0.3)
+    m.step(LinkUp(hello(boot="b2"), HOME), 0.3)
     m.step(LinkClosed(A, "end of stream", eof=True), 0.4)
     assert gone(m.step(REFUSED, 0.41))
 

@@ -15,6 +15,7 @@ from mesh.config import ConfigError
 from mesh.home import Home
 from mesh.stack import Stack
 from node.download import MARKER
+from tests.mesh.commands import weights
 
 
 @pytest.fixture
@@ -24,13 +25,6 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
     home = Home(tmp_path / "home")
     home.create()
     return home
-
-
-def weights(folder: Path) -> Path:
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text("{}")
-    (folder / "model.safetensors").write_bytes(b"x")
-    return folder
 
 
 def nothing_installed(_: str) -> str | None:
