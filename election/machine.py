@@ -76,6 +76,11 @@ class Election:
     def alone(self) -> bool:
         return self.role is Role.ALONE
 
+    def vouched(self, now: float) -> bool:
+        """The coordinator was heard lately, here or by somebody who says so: nobody is about to succeed it."""
+        within_s = self._silence_s() + self._settings.confirm_s
+        return self.coordinator is not None and now - self._heard < within_s
+
     def live(self, now: float) -> list[Id]:
         """Peers heard lately, without this node."""
         return [p.id for p in self._peers.live(now)]

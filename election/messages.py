@@ -48,7 +48,8 @@ Kind: TypeAlias = Literal["hb", "ask", "alive", "bye", "yield"]
 class Message(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One datagram. `kind`: hb heartbeat, ask "who hears the coordinator?", alive the answer, bye leaving,
     yield "you take over". `age_s` seconds since the sender heard its coordinator, `seq` grows within one boot.
-    `far`: the sender reaches the receiver at another site that was added by hand, so the receiver ranks last."""
+    `far`: the sender reaches the receiver at another site that was added by hand, so the receiver ranks last.
+    `deaf`: nothing of the receiver reaches the sender, though this may reach the receiver."""
 
     kind: Kind
     sender: Id
@@ -63,6 +64,7 @@ class Message(Struct, frozen=True, kw_only=True, omit_defaults=True):
     age_s: float = 0.0
     far: bool = False
     version: int = 1
+    deaf: bool = False
 
 
 # Events

@@ -60,6 +60,7 @@ from node.types import NodeId, NodeReport, status_of
 from router.frames import CoordinatorFrame, EdgeFrame
 from router.io.dispatch import Dispatch
 from router.io.edge import Edge
+from router.io.sockets import PeerSockets
 from router.settings import EdgeSettings, RouterSettings
 
 STOP_GRACE_S = 30.0
@@ -134,9 +135,11 @@ class Daemon:
             settings=RouterSettings(),
             rng=random.Random(),  # noqa: S311 - spreads retries, keeps no secret
             send=self._send,
+            lives=lambda node: self.overlay is not None and self.overlay.vouched(node),
         )
         self.control = DaemonControl(self)
         self.elections = 0
+        self.sockets = PeerSockets()
         self.session: aiohttp.ClientSession
         self.edge: Edge
         self._daemon_log = log
@@ -154,7 +157,7 @@ class Daemon:
             self.observer.life("orphan", said)
         specs = self._read_stack(self.config)
         timeout = aiohttp.ClientTimeout(total=None)
-        async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as self.session:
+        async with aiohttp.ClientSession(timeout=timeout, connector=self.sockets.connector()) as self.session:
             self.edge = Edge(
                 view=self.membership.view,
                 dispatch=self.dispatch,

@@ -79,6 +79,11 @@ class Electing:
         return self._election.left
 
     @property
+    def vouched(self) -> bool:
+        """The coordinator is heard, here or by others."""
+        return self._election.vouched(clock.now())
+
+    @property
     def coordinator(self) -> NodeId | None:
         return NodeId(self.ruled.coordinator) if self.ruled.coordinator else None
 

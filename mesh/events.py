@@ -34,10 +34,11 @@ class Removed(Struct, frozen=True):
 
 
 class Beat(Struct, frozen=True):
-    """A datagram of this node's process `boot` arrived."""
+    """A datagram of this node's process `boot` arrived. `deaf`: it says that nothing of this node reaches it."""
 
     node: NodeId
     boot: str
+    deaf: bool = False
 
 
 class LinkUp(Struct, frozen=True):
@@ -170,6 +171,13 @@ class Down(Struct, frozen=True):
     why: str
 
 
+class Withdrew(Struct, frozen=True):
+    """It has these addresses no more: nothing that is on its way to or from them arrives."""
+
+    node: NodeId
+    addresses: tuple[str, ...]
+
+
 class Gone(Struct, frozen=True):
     """Its process has ended or left for certain: no need to wait for its silence."""
 
@@ -185,7 +193,7 @@ class Save(Struct, frozen=True):
     """`to_keep()` or `removed` differ: write them to disk."""
 
 
-Effect: TypeAlias = Known | Moved | Forgotten | Dial | HangUp | Up | Down | Gone | Changed | Save
+Effect: TypeAlias = Known | Moved | Forgotten | Dial | HangUp | Up | Down | Withdrew | Gone | Changed | Save
 
 
 @dataclass(slots=True)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Protocol, cast
+
+from msgspec import structs
 
 from election.messages import Message
 from mesh.settings import HeartbeatSettings
@@ -104,17 +106,20 @@ class Heartbeats:
     def forget(self, node: NodeId) -> None:
         self._targets.pop(node, None)
 
-    def send(self, message: Message, to: NodeId | None) -> None:
-        """To one peer, or to all (None), of these more seldom to who was never met. Never blocks: what cannot
-        leave now is dropped and counted. Raises WireError(too_large)."""
+    def send(self, message: Message, to: NodeId | None, unheard: Collection[NodeId] = ()) -> None:
+        """To one peer, or to all (None), of these more seldom to who was never met; the `unheard` are told that they
+        are. Never blocks: what cannot leave now is dropped and counted. Raises WireError(too_large)."""
         data = encode_message(message)
+        to_unheard = encode_message(structs.replace(message, deaf=True)) if unheard else data
         now = asyncio.get_running_loop().time()
-        for target in self._targets.values() if to is None else filter(None, [self._targets.get(to)]):
-            if target.answered and now - target.answered_at < self._settings.answered_s:
-                self._send(data, target.answered)
-                continue
-            if to is None and self._unknown(target, now):
-                continue
+        for node in tuple(self._targets) if to is None else (to,):
+            if (target := self._targets.get(node)) is not None:
+                self._say(target, to_unheard if node in unheard else data, now, to_all=to is None)
+
+    def _say(self, target: _Target, data: bytes, now: float, *, to_all: bool) -> None:
+        if target.answered and now - target.answered_at < self._settings.answered_s:
+            self._send(data, target.answered)
+        elif not (to_all and self._unknown(target, now)):
             for address in dict.fromkeys((*target.addresses, *([target.answered] if target.answered else []))):
                 self._send(data, address)
 

@@ -7,7 +7,7 @@ import errno
 import ipaddress
 import os
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 from aiohttp.web_protocol import RequestHandler
 
+from mesh.addresses import plain
 from mesh.errors import MeshError
 from mesh.settings import ServerSettings
 from node.io.probe import Holder
@@ -130,6 +131,15 @@ class Server:
     def connections(self) -> int:
         """Open now."""
         return len(self._runner.server.connections) if self._runner.server is not None else 0
+
+    def end_at(self, mine: Collection[str]) -> None:
+        """Ends connections to an address that is not one of `mine`, this machine's, any more: no answer reaches whoever
+        asked, who asks elsewhere, so nothing may go on running for it."""
+        for connection in list(self._runner.server.connections) if self._runner.server is not None else []:
+            transport = connection.transport
+            here = transport.get_extra_info("sockname") if transport is not None else None
+            if transport is not None and isinstance(here, tuple) and plain(str(here[0])) not in mine:
+                transport.abort()
 
     async def close(self) -> None:
         """Takes no more connections, ends those that are there. Idempotent."""

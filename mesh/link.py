@@ -57,7 +57,7 @@ class Link:
         settings: LinkSettings,
     ) -> None:  # fmt: skip
         self.ws, self.hello, self.address, self.dialler = ws, hello, address, dialler
-        self.heard_at = now()
+        self.since = self.heard_at = now()
         self._ways, self._counts, self._settings = ways, counts, settings
         self._outbox: deque[bytes] = deque()
         self._outbox_bytes = 0

@@ -146,6 +146,17 @@ class Links:
                 wanted.at_once, wanted.failures = True, 0
                 wanted.wake.set()
 
+    def leave(self, node: NodeId, addresses: Collection[str]) -> None:
+        """The link with `node`, if it goes to one of these addresses, ends: they are no longer its own."""
+        link = self._links.get(node)
+        if link is not None and link.address in addresses:
+            self._drop(link, f"its address {link.address} is gone", False, None)
+
+    def probe(self, node: NodeId) -> None:
+        """The link with `node`, if any, must show life within probe_s."""
+        if (link := self._links.get(node)) is not None:
+            link.probe()
+
     def ask_who(self, address: str, peer_port: int) -> None:
         """Says hello there, once, and hangs up: whoever has this node's id is told to `on_other`, and hears of us."""
         if self._group is not None and not self._closing:
@@ -364,12 +375,14 @@ class Links:
         return link
 
     def _stays(self, old: Link, hello: Hello, dialler: NodeId) -> bool:
-        """Of two links with the same process the one dialled by the smaller id stays, unless its dialler has evidently
-        lost it (it dials again) or nothing is heard on it. Of two processes with one id the present one stays while it
-        is heard: a copied disk must not break what runs there. One that was restarted has closed its old link."""
+        """Of two links with the same process the one dialled by the smaller id stays, unless nothing is heard on it or
+        the other side has evidently lost it: its dialler dials again, or it is older than any dial under way. Of two
+        processes with one id the present one stays while it is heard: a copied disk must not break what runs there.
+        One that was restarted has closed its old link."""
         if old.hello.boot != hello.boot:
             return old.lively
-        return old.lively and dialler != old.dialler and old.dialler < dialler
+        both_dialled = old.dialler < dialler and now() - old.since <= self._settings.connect_s + self._settings.hello_s
+        return old.lively and both_dialled
 
     def _drop(self, link: Link, why: str, eof: bool, bye: Bye | None) -> None:
         """Out of the list, told, and its own task closes it. Idempotent."""

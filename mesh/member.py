@@ -29,6 +29,7 @@ class Member:
     ended: str = ""  # why it is dead
     ended_at: float = 0.0
     left: bool = False  # it said so: late datagrams of that process mean nothing
+    deaf_since: float | None = None  # it is heard, and says that it hears nothing of this node
     incompatible: str = ""
     tried: str = ""  # the last failed dial, for people
     sighted: bool = False  # mDNS has seen it since its last link ended: on this network, whatever its addresses say
@@ -56,12 +57,18 @@ class Member:
         """To the process we mean. Who tells of a former or later one (a restart, gossip that is late) ends no link."""
         return self.link_boot == self.boot != ""
 
+    def deaf(self, now: float) -> bool:
+        """It does not hear this node: said for longer than a stall of ours, or its own, takes to be over."""
+        return self.deaf_since is not None and now >= self.deaf_since + self.life.patience_s()
+
     def as_before(self, now: float) -> bool:
         """All is well with it, and still is: nothing to judge but when to look again."""
         report, life = self.report, self.life
         if self.state is not NodeState.OK or self.reason or not (self.up and self.linked) or self.ended:
             return False
         if report is None or report.draining or life.heard is None or life.datagrams_missing or self.incompatible:
+            return False
+        if self.deaf_since is not None:
             return False
         silent_at = life.heard + life.patience_s()
         if now >= silent_at:
@@ -105,12 +112,14 @@ class Member:
         s, heard = settings, self.life.heard
         if self.incompatible:
             return None
-        if self.ended:
+        if self.ended and self.deaf_since is None:
             return self.ended_at + self.kept_s(s)
         if heard is None:
             return None if self.linked else self.since + s.waiting_s
         suspect = heard + self.life.patience_s()
         times = [suspect, suspect + s.confirm_s]
+        if self.deaf_since is not None:
+            times.append(self.deaf_since + self.life.patience_s())
         if not self.linked:
             times.append(self.unlinked_at + s.link_grace_s)
         return min((t for t in times if t > now), default=None)

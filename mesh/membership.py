@@ -41,6 +41,7 @@ from mesh.events import (
     Tried,
     Unfit,
     Up,
+    Withdrew,
 )  # fmt: skip
 from mesh.liveness import Liveness
 from mesh.member import Member, incompatible
@@ -62,6 +63,7 @@ class Membership:
         self._view: View | None = None
         self.deadline: float | None = None
         self.removed: set[NodeId] = set(removed)
+        self.unheard: frozenset[NodeId] = frozenset()  # peers given up because nothing of them arrives
 
     def step(self, event: Event, now: float) -> list[Effect]:
         """`now` never goes back. Raises nothing."""
@@ -71,6 +73,7 @@ class Membership:
         if self.deadline is not None and now > self.deadline + self._settings.stalled_s:
             for peer in self._peers.values():
                 peer.life.forgive(now)
+                peer.deaf_since = None
         if isinstance(event, Ruled | SelfChanged | Switch | Tick):
             self._own(event, now, out)
         else:
@@ -78,6 +81,7 @@ class Membership:
         self.deadline = min((p.due for p in self._peers.values() if p.due is not None), default=None)
         if out.changed:
             self._view = None
+            self.unheard = frozenset(i for i, p in self._peers.items() if p.ended and p.deaf_since is None)
             out.add(Changed())
         return out.effects
 
@@ -86,6 +90,8 @@ class Membership:
         When the time comes, that is looked at anew; so `deadline` may be too early, never too late."""
         peer, due = self._peers.get(beat.node), self.deadline
         if peer is None or not peer.boot == beat.boot == peer.link_boot or due is None or now > due:
+            return False
+        if beat.deaf or peer.deaf_since is not None:
             return False
         if peer.state is not NodeState.OK or peer.reason or not peer.up:
             return False
@@ -138,9 +144,9 @@ class Membership:
                 peer = self._peers.get(report.id)
                 if peer:
                     self._reported(peer, report, out)
-            case Beat(node, boot):
+            case Beat(node):
                 peer = self._peers.get(node)
-                if peer and not self._beat(peer, boot, now, out):
+                if peer and not self._beat(peer, event, now, out):
                     return
             case _:
                 peer = self._peers.get(event.node)
@@ -156,7 +162,7 @@ class Membership:
             case Framed():
                 if not peer.left:
                     peer.life.frame(now)
-                    peer.ended = ""
+                    self._heard_again(peer, now)
             case Rtt(rtt_s=rtt_s):
                 peer.rtt_s, self._view = rtt_s, None
             case SaidBye(reason=reason):
@@ -281,6 +287,7 @@ class Membership:
             out.add(Moved(peer.seen.id, peer.ranks_last))
         peer.link_boot = peer.last_link_boot = hello.boot
         peer.ended, peer.left, peer.incompatible, peer.tried = "", False, "", ""
+        peer.deaf_since = None  # it has just heard our hello
         peer.life.frame(now)
         if not peer.reached:
             out.add(Save())
@@ -292,20 +299,26 @@ class Membership:
         if peer.up:
             peer.up = False
             out.add(Down(peer.seen.id, "restarted"))
-        peer.boot, peer.report, peer.left = boot, None, False
+        peer.boot, peer.report, peer.left, peer.deaf_since = boot, None, False, None
         peer.life = Liveness(self._settings, far=peer.seen.far)
 
     def _reported(self, peer: Member, report: NodeReport, out: Out) -> None:
         if report.boot != peer.boot or not peer.linked:
             return
+        had = peer.report.addresses if peer.report is not None and report.addresses else ()
+        gone = tuple(a for a in had if a not in report.addresses)
+        known = (*peer.seen.addresses[:1], *report.addresses, *peer.seen.addresses)
         peer.report, out.changed = report, True
         peer.seen = structs.replace(
             peer.seen, name=report.name, priority=report.priority,
-            addresses=self._bounded((*peer.seen.addresses[:1], *report.addresses, *peer.seen.addresses)),
+            addresses=self._bounded([a for a in known if a not in gone]),
         )  # fmt: skip
+        if gone:
+            out.add(Dial(peer.seen, at_once=False), Withdrew(report.id, gone))
 
-    def _beat(self, peer: Member, boot: str, now: float, out: Out) -> bool:
+    def _beat(self, peer: Member, beat: Beat, now: float, out: Out) -> bool:
         """False: a datagram that says nothing about the process we know."""
+        boot = beat.boot
         if boot != peer.boot:
             heard = peer.life.heard
             if peer.linked and not peer.ended and heard is not None and now - heard < self._settings.patience_cap_s:
@@ -314,11 +327,16 @@ class Membership:
         if peer.left or peer.incompatible:
             return False
         peer.life.beat(now)
-        peer.ended = ""
+        peer.deaf_since = (now if peer.deaf_since is None else peer.deaf_since) if beat.deaf else None
+        self._heard_again(peer, now)
         if not peer.linked and now - peer.nudged_at >= self._settings.nudge_s:
             peer.nudged_at = now
             out.add(Dial(peer.seen, at_once=True))
         return True
+
+    def _heard_again(self, peer: Member, now: float) -> None:
+        if not peer.deaf(now):
+            peer.ended = ""
 
     # Judging
 
@@ -327,10 +345,13 @@ class Membership:
         if peer.as_before(now):
             return
         s, heard = self._settings, peer.life.heard
-        if not peer.ended and not peer.incompatible:
+        if not peer.incompatible and (not peer.ended or peer.deaf_since is not None):
             patience_s = peer.life.patience_s()
             if heard is not None and now >= heard + patience_s + s.confirm_s:
+                peer.deaf_since = None  # what it said is of the past
                 self._end(peer, f"silent for more than {patience_s + s.confirm_s:.2f} s", now, out, certain=False)
+            elif peer.deaf(now):
+                self._end(peer, "it is heard, but does not hear this node", now, out, certain=False)
             elif heard is None and not peer.linked and now >= peer.since + s.waiting_s:
                 self._end(peer, f"never reached: {peer.tried or 'no answer'}", now, out, certain=False)
         state, reason = peer.verdict(now)
@@ -386,6 +407,10 @@ class Membership:
     def shuns(self, node: NodeId) -> bool:
         """It was removed here, or said goodbye to this node: whoever else follows it, this node cannot."""
         return node in self.removed or ((peer := self._peers.get(node)) is not None and peer.left)
+
+    def lost(self, node: NodeId) -> bool:
+        """It is given up: what is said to it does not arrive, or its answer does not."""
+        return (peer := self._peers.get(node)) is not None and bool(peer.ended)
 
     def ranks_last(self, node: NodeId) -> bool:
         """This peer is far and on the added side; so is whom it calls near."""

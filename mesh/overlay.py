@@ -41,6 +41,7 @@ from mesh.events import (
     Save,
     Seen,
     Up,
+    Withdrew,
 )
 from mesh.events import LinkClosed as LinkEnded
 from mesh.gather import Gatherer
@@ -249,6 +250,8 @@ class Overlay:
     def _moved(self) -> None:
         """This machine's network has changed: links and heartbeats follow at once, and others hear of it."""
         self._links.renew(self._addresses.mine)
+        self._daemon.sockets.end_from(self._addresses.mine)
+        self._server.end_at(self._addresses.mine)
         for node in self._membership.view().nodes:
             if node.report.id != self._daemon.id:
                 there = self._addresses.ranked(node.addresses)
@@ -273,6 +276,11 @@ class Overlay:
                 log_event(_log, logging.WARNING, "node", f"{self._shown(node)} is gone: {why}", node=node)
                 self._dispatch.node_down(node)
                 self._daemon.edge.node_lost(node)
+                if self._membership.lost(node):
+                    self._dispatch.link_lost(node)
+            case Withdrew(node, addresses):
+                self._links.leave(node, addresses)
+                self._daemon.sockets.end_to(addresses)
             case Gone(node):
                 self._election.tell(LinkClosed(node))
             case Changed():
@@ -288,9 +296,12 @@ class Overlay:
         log_event(_log, logging.INFO, "node", f"{found.report.name} is there, found by {found.via}", node=node)
         self._dispatch.node_up(status_of(found.report, found.rtt_s or 0.0))
         self._dispatch.node_running(node, found.report.running)
+        self._links.probe(node)  # it may have been cut off, and the link not have noticed that this is over
+        self._dispatch.link_up(node)
 
     def _send_datagram(self, effect: Send) -> None:
-        self._heartbeats.send(effect.message, NodeId(effect.to) if effect.to is not None else None)
+        to = NodeId(effect.to) if effect.to is not None else None
+        self._heartbeats.send(effect.message, to, self._membership.unheard)
 
     def _ruled_anew(self, ruled: Follow) -> None:
         """Who coordinates has changed: membership, the scheduler, mDNS and the name's keeper hear it."""
@@ -335,7 +346,7 @@ class Overlay:
             self._election.tell(Heard(message))
         if message.role is not Role.FOLLOWER:
             self._title.rival(NodeId(message.sender))
-        self._tell(Beat(NodeId(message.sender), message.boot))
+        self._tell(Beat(NodeId(message.sender), message.boot, message.deaf))
 
     def _on_link(self, event: events.Event) -> None:
         self._tell(event)
@@ -343,6 +354,7 @@ class Overlay:
             self._heartbeats.met(event.hello.id)
             self._links.send(event.hello.id, State(self._daemon.report()))
             self._links.send(event.hello.id, Gossip(self._membership.gossip()))
+            self._dispatch.link_up(event.hello.id)
         elif isinstance(event, LinkEnded):
             self._dispatch.link_lost(event.node)
 
@@ -353,8 +365,12 @@ class Overlay:
     # What goes out
 
     def send(self, node: NodeId, frame: Frame) -> bool:
-        """False: no link to that node now."""
-        return self._links.send(node, frame)
+        """False: no link to that node now, or it does not carry."""
+        return not self._membership.lost(node) and self._links.send(node, frame)
+
+    def vouched(self, node: NodeId) -> bool:
+        """It coordinates, and is heard: here, or by others who say so."""
+        return node == self._election.coordinator and self._election.vouched
 
     def publish(self, report: NodeReport) -> None:
         """This node's report, and the coordinator's account, to every peer."""

@@ -45,9 +45,11 @@ class Follow(Struct, frozen=True):
 
 
 class LinkLost(Struct, frozen=True):
-    """The link to `node` is gone, or it would not take a frame."""
+    """The link to `node` is gone, or it would not take a frame. `lives`: it is heard, here or by others, so that nobody
+    is about to succeed it."""
 
     node: NodeId
+    lives: bool = False
 
 
 class LinkBack(Struct, frozen=True):
@@ -125,6 +127,7 @@ class Asker:
         self._told: OrderedDict[RequestId, tuple[EdgeFrame, float]] = OrderedDict()  # how it ended here, and when
         self._follow = Follow(None, 0, ruling=False)
         self._lost_at: float | None = now  # no coordinator, or none that can be reached, since
+        self._hold_s = settings.hold_s  # from then on until this node's own desk decides
         self._again_at = now  # next try to reach a coordinator whose link is gone
         self._out: list[AskerEffect] = []
 
@@ -175,8 +178,8 @@ class Asker:
                 self._answer(sender, frame, now)
             case Follow():
                 self._new_reign(event, now)
-            case LinkLost(node):
-                self._link_lost(node, now)
+            case LinkLost(node, lives):
+                self._link_lost(node, lives, now)
             case LinkBack(node):
                 self._link_back(node, now)
             case Tick():
@@ -252,7 +255,7 @@ class Asker:
             return self.me
         if self._lost_at is None:
             return self._follow.coordinator
-        return self.me if now >= self._lost_at + self._settings.hold_s else None
+        return self.me if now >= self._lost_at + self._hold_s else None
 
     def _say(self, frame: EdgeFrame) -> None:
         """News of a request goes to everyone who may count it."""
@@ -274,7 +277,7 @@ class Asker:
         was_own = self._target(now) == self.me
         had = self._follow.coordinator is not None or self._follow.ruling
         has = event.coordinator is not None or event.ruling
-        self._follow = event
+        self._follow, self._hold_s = event, self._settings.hold_s
         if has:
             self._lost_at = None
         elif had and self._lost_at is None:
@@ -284,11 +287,14 @@ class Asker:
         for mine in self._mine.values():
             self._send(mine, now)
 
-    def _link_lost(self, node: NodeId, now: float) -> None:
+    def _link_lost(self, node: NodeId, lives: bool, now: float) -> None:
         if node != self._follow.coordinator or self._follow.ruling:
             return
         if self._lost_at is None:
             self._lost_at = now
+        if self._target(now) != self.me:  # once this node decides, only a way back or a new reign ends that
+            bounds = self._settings
+            self._hold_s = min(bounds.cut_hold_s, bounds.hold_s) if lives else bounds.hold_s
         self._again_at = now + self._settings.answer_s
         self._fall_back(now)
 
@@ -303,7 +309,7 @@ class Asker:
             self._send(mine, now)
 
     def _fall_back(self, now: float) -> None:
-        """Nobody can be reached: after `hold_s` this node's own desk decides."""
+        """Nobody can be reached: after a while this node's own desk decides."""
         if self._target(now) == self.me:
             for mine in self._mine.values():
                 if mine.asked_of != self.me:
@@ -317,7 +323,7 @@ class Asker:
         waits = mine.granted is None
         times = [mine.deadline + self._settings.answer_s] if waits and mine.deadline is not None else []
         if self._lost_at is not None and mine.asked_of != self.me:
-            times.append(self._lost_at + self._settings.hold_s)
+            times.append(self._lost_at + self._hold_s)
         if waits and mine.asked_of is not None:
             times.append(self._silence_ends(mine))
         return times

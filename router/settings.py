@@ -125,6 +125,7 @@ class RouterSettings(Struct, frozen=True, kw_only=True):
     prior_distance: float = 50.0  # a sample further than this factor from the prior counts as that far
     bandwidth_unknown: float = 50.0  # GB/s where the hardware does not say
     size_unknown_bytes: int = 4_000_000_000
+    size_least_bytes: int = 2**28  # a process that takes less keeps its weights elsewhere: their size is unknown
     output_tokens: float = 256.0  # expected length of an answer before any was seen,
     output_forget: float = 0.03  # and how fast that follows what is seen
     read_least_tokens: int = 32  # shorter prompts say nothing about prefill speed
@@ -132,6 +133,7 @@ class RouterSettings(Struct, frozen=True, kw_only=True):
     load_base_s: float = 1.0  # loading a model whose node does not say how long: this plus bytes / rate
     load_bytes_per_s: float = 3e9
     speeds_limit: int = 1024  # (node, model) pairs remembered
+    cache_unknown_tokens: int = 32_768  # held by a prompt cache that was seen to work, but whose bounds nobody tells
     mirror_blocks: int = 131_072  # blocks of prompts in all mirrors of caches: about 25 MB
     cached_least: float = 0.5  # a node that finds less than this part of what the mirror says proves it wrong,
     cached_more: float = 0.25  # and one that finds more than this part of the prompt beyond it, too small:
@@ -143,7 +145,8 @@ class RouterSettings(Struct, frozen=True, kw_only=True):
     # Between edge and coordinator
     answer_s: float = 0.5  # an ask without any answer for so long is sent again,
     quiet_s: float = 5.0  # and one that was answered `queued` after so much silence
-    hold_s: float = 2.0  # without a coordinator an edge waits this long, then decides alone
+    hold_s: float = 2.0  # without a coordinator an edge waits this long, then decides alone;
+    cut_hold_s: float = 0.5  # of one that lives, but cannot be talked to, it waits only for the way: no other will come
     untaken_s: float = 1.0  # a grant that its edge has not taken by then is withdrawn
     edge_gone_s: float = 10.0  # requests of an edge whose link is gone are forgotten after this
     lost_s: float = 30.0  # requests of a node that went down wait this long for their edge to ask again
@@ -160,5 +163,6 @@ class RouterSettings(Struct, frozen=True, kw_only=True):
         assert self.look_ahead >= 1
         assert 0 < self.forget < 1
         assert self.prior_weight > 0, "plain learning without a constant prior can leave a node idle for good"
+        assert self.answer_s <= self.cut_hold_s
         assert self.answer_s < self.hold_s
         assert self.untaken_s < self.edge_gone_s

@@ -24,11 +24,20 @@ Send = Callable[[NodeId, EdgeFrame | CoordinatorFrame], bool]
 class Dispatch:
     """Made and used inside one running loop. Works from the start; `run` ends its timers.
 
-    `send` hands a frame to the link of a node; False: there is none now.
+    `send` hands a frame to the link of a node; False: there is none now, or what is said there does not arrive.
+    `lives` says of a node without a link whether it is heard all the same, here or by others.
     """
 
-    def __init__(self, *, self_id: NodeId, settings: RouterSettings, rng: random.Random, send: Send) -> None:
-        self._me, self._send = self_id, send
+    def __init__(
+        self,
+        *,
+        self_id: NodeId,
+        settings: RouterSettings,
+        rng: random.Random,
+        send: Send,
+        lives: Callable[[NodeId], bool] = lambda _: False,
+    ) -> None:
+        self._me, self._send, self._lives = self_id, send, lives
         self._settings, self._rng = settings, rng
         self._loop = asyncio.get_running_loop()
         self._asker = Asker(self_id, settings, self._loop.time())
@@ -86,9 +95,14 @@ class Dispatch:
             self._tell_desk(FromEdge(sender, frame))
 
     def link_lost(self, node: NodeId) -> None:
-        """The link to that node is gone, which says nothing about the node itself."""
-        self._ask_of(LinkLost(node))
+        """The link to that node is gone, or nothing gets through to it; which says nothing about the node itself."""
+        self._ask_of(LinkLost(node, self._lives(node)))
         self._tell_desk(EdgeLost(node))
+
+    def link_up(self, node: NodeId) -> None:
+        """There is a link to that node, or frames get through to it again: nobody waits for the next try."""
+        if self._asker.unreachable:
+            self._ask_of(LinkBack(node))
 
     # The mesh's side
 
@@ -175,7 +189,7 @@ class Dispatch:
         if from_edge and sent and self._asker.unreachable:
             self._loop.call_soon(self._ask_of, LinkBack(say.to))
         elif from_edge and not sent:
-            self._loop.call_soon(self._ask_of, LinkLost(say.to))
+            self._loop.call_soon(self._ask_of, LinkLost(say.to, self._lives(say.to)))
         elif not sent:
             self._loop.call_soon(self._tell_desk, EdgeLost(say.to))
 

@@ -22,7 +22,7 @@ from router.io.means import Means, Placing
 from router.io.models_api import ModelsApi
 from router.lengths import Lengths
 from router.settings import EdgeSettings
-from router.view import View
+from router.view import NodeState, View
 
 _READ_ONLY = ("/v1/models", "/health", "/ready", "/metrics", "/.well-known/mlx-stack")
 
@@ -135,6 +135,10 @@ class Edge:
         found = view.node(node)
         if found is None:
             raise NodeError(NodeErrorCode.UNREACHABLE, "this edge does not know that node")
+        if found.state is NodeState.DEAD:  # The coordinator may hear it; from here only time would be lost on it.
+            raise NodeError(
+                NodeErrorCode.UNREACHABLE, f"from here {found.report.name} cannot be reached: {found.reason}"
+            )
         return HttpHop(
             self._session,
             addresses=found.addresses or found.report.addresses,

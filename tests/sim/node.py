@@ -58,6 +58,7 @@ class Node:
         self.reign = said.Reign(-1)  # as the checkers saw it last
         self.takes = self.downs = 0  # its latest reign; how often a member was lost
         self.beat = events.Beat(NodeId(self.id), self.boot)
+        self.deaf_beat = events.Beat(NodeId(self.id), self.boot, deaf=True)
         self.hello = Hello(
             id=NodeId(self.id), boot=self.boot, name=self.name, mesh=MESH, mesh_id="", version="0", protocol=PROTOCOL,
             peer_port=4001, port=4000,
