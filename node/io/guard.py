@@ -16,6 +16,7 @@ from typing import NoReturn
 
 GRACE_S = 5.0
 LOOK_S = 1.0
+END_LOOK_S = 0.1  # only its own parent would be told of its end, and that is gone
 
 
 def watch(group: int) -> None:
@@ -29,7 +30,7 @@ def watch(group: int) -> None:
         os.killpg(group, signal.SIGTERM)
         deadline = time.monotonic() + GRACE_S
         while os.getppid() == group and time.monotonic() < deadline:
-            time.sleep(0.1)
+            time.sleep(END_LOOK_S)
     os.killpg(group, signal.SIGKILL)  # the twin as well
 
 
@@ -45,7 +46,7 @@ def main() -> NoReturn:
     try:
         os.execvp(sys.argv[1], sys.argv[1:])  # noqa: S606 - argv is a list; a shell is what we do not want
     except OSError as error:
-        print(f"cannot run {sys.argv[1]}: {error.strerror}", file=sys.stderr, flush=True)  # noqa: T201
+        print(f"cannot run {sys.argv[1]}: {error.strerror}", file=sys.stderr, flush=True)  # noqa: T201 - as a shell says it
         os._exit(127)
 
 

@@ -157,7 +157,7 @@ class MlxWorker(ServerWorker):
             return None
         return WorkerStats(found.generated_tokens, found.prompt_tokens, found.active, alive=found.alive, reads=True)
 
-    async def post(self, path: str, body: bytes, content_type: str) -> tuple[int, str, bytes]:  # noqa: ARG002
+    async def post(self, path: str, body: bytes, content_type: str) -> tuple[int, str, bytes]:  # noqa: ARG002 - the protocol's
         """mlx_lm.server completes text and nothing else."""
         raise NodeError(NodeErrorCode.PATH_NOT_SERVED, f"model {self.spec.name}: mlx-lm has no /v1/{path}")
 

@@ -16,12 +16,9 @@ import argparse
 import json
 import logging
 import os
-import socket
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from http.server import ThreadingHTTPServer
 from queue import Queue
 from typing import Any, NoReturn
@@ -30,6 +27,8 @@ import mlx.core as mx
 import mlx_lm
 from mlx_lm import server
 from mlx_lm.models.cache import can_trim_prompt_cache, trim_prompt_cache
+
+from node.io.callers import Call, CallerGoneError, Counters
 
 TESTED = ("0.31.3", "0.32.")  # starts of versions that tests/server has run against
 DEFAULT_MODEL = "default_model"  # mlx_lm's word for the model it was started with
@@ -41,61 +40,6 @@ HOOKS = {
     "GenerationContext": ("stop",),
     "LRUPromptCache": ("fetch_nearest_cache", "insert_cache", "trim_to"),
 }
-
-
-class CallerGoneError(Exception):
-    """Nobody waits for this answer any more."""
-
-
-class Counters:
-    """What this worker has done since it started. Tokens are written by the generation thread alone."""
-
-    def __init__(self) -> None:
-        self.generated_tokens = 0
-        self.prompt_tokens = 0
-        self.reading: dict[Call, tuple[int, int]] = {}  # prompt tokens done and to do, of requests being read now
-        self._active, self._lock = 0, threading.Lock()
-
-    @contextmanager
-    def working(self) -> Iterator[None]:
-        """One more request is here, waiting or running, until the block ends."""
-        with self._lock:
-            self._active += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._active -= 1
-
-    def as_json(self) -> bytes:
-        """WorkerStats, and how far the prompts are that are being read."""
-        reading = list(self.reading.copy().values())
-        return json.dumps(
-            {
-                "generated_tokens": self.generated_tokens,
-                "prompt_tokens": self.prompt_tokens,
-                "active": self._active,
-                "alive": True,
-                "prefill": {"done": sum(done for done, _ in reading), "total": sum(total for _, total in reading)},
-            }
-        ).encode()
-
-
-class Call:
-    """One caller's request: the connection it came on, and whether what went wrong was its own fault."""
-
-    def __init__(self, connection: socket.socket, *, quiet: bool = False) -> None:
-        self._connection, self.quiet = connection, quiet  # `quiet`: a probe of ours, not worth a line
-        self.clients_fault = False
-
-    def gone(self) -> bool:
-        """The caller has closed its connection. A look costs a microsecond."""
-        try:
-            return self._connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
-        except BlockingIOError:
-            return False
-        except OSError:
-            return True
 
 
 class Tap:
@@ -148,7 +92,7 @@ class Tap:
             raise gone
 
 
-class PromptCache(server.LRUPromptCache):  # type: ignore[misc] # mlx_lm has no types
+class PromptCache(server.LRUPromptCache):  # type: ignore[misc]  # mlx_lm has no types
     """mlx_lm's cache of prompts, which looks at its bytes on every insertion too, not only when a request joins a
     running batch, and counts what that batch has in use."""
 
@@ -179,7 +123,7 @@ class PromptCache(server.LRUPromptCache):  # type: ignore[misc] # mlx_lm has no 
         return cache, tokens[-1:]
 
 
-class Generator(server.ResponseGenerator):  # type: ignore[misc]
+class Generator(server.ResponseGenerator):  # type: ignore[misc]  # mlx_lm has no types
     """mlx_lm's generation thread, which counts, guards itself against odd requests, and does not die in silence."""
 
     def __init__(self, provider: Any, cache: Any, name: str, context: int) -> None:
@@ -247,7 +191,7 @@ class Generator(server.ResponseGenerator):  # type: ignore[misc]
             raise ValueError(f"logit_bias names a token outside the vocabulary of {vocabulary}")
 
 
-class Handler(server.APIHandler):  # type: ignore[misc]
+class Handler(server.APIHandler):  # type: ignore[misc]  # mlx_lm has no types
     """mlx_lm's HTTP side: our model's name in answers, counters, and errors with the right status."""
 
     disable_nagle_algorithm = True  # one token is one small write; none of them may wait for an acknowledgement
@@ -265,7 +209,7 @@ class Handler(server.APIHandler):  # type: ignore[misc]
         self.end_headers()
         self.wfile.write(body)
 
-    def do_POST(self) -> None:  # noqa: N802
+    def do_POST(self) -> None:  # noqa: N802 - http.server's name
         """POST: a body that upstream's own parsing trips over is answered, not hung up on."""
         try:
             super().do_POST()
@@ -324,8 +268,12 @@ class Server(ThreadingHTTPServer):
 def _end(why: str) -> NoReturn:
     """Ends the process from any thread, with the reason as the last line on stderr."""
     traceback.print_exc()
-    print(f"mlx_worker: {why}", file=sys.stderr, flush=True)  # noqa: T201 - stderr is what the parent reads
+    _say(why)
     os._exit(70)
+
+
+def _say(text: str) -> None:
+    print(f"mlx_worker: {text}", file=sys.stderr, flush=True)  # noqa: T201 - stderr is what the parent reads
 
 
 def _end_with_parent() -> None:
@@ -362,7 +310,7 @@ def main() -> None:
     mx.set_cache_limit(options.buffer_bytes)
     why_not = misfit(mlx_lm.__version__)
     if why_not:
-        print(f"mlx_worker: plain mlx_lm.server, because {why_not}", file=sys.stderr, flush=True)  # noqa: T201
+        _say(f"plain mlx_lm.server, because {why_not}")
     else:
         _take_over(options.name, options.context)
     sys.argv = ["mlx_lm.server", *options.flags]
@@ -382,7 +330,8 @@ def _take_over(name: str, context: int) -> None:
         cache = PromptCache(flags.prompt_cache_size, flags.prompt_cache_bytes or 1 << 63)
         server.BatchGenerator = _noting(server.BatchGenerator, cache)
         generator = Generator(provider, cache, name, context)
-        server._run_http_server(host, port, generator, server_class=Server, handler_class=Handler)  # noqa: SLF001
+        serve = server._run_http_server  # noqa: SLF001 - the only door through which it takes other classes
+        serve(host, port, generator, server_class=Server, handler_class=Handler)
 
     server.run = run
     # A line for each step of each prompt, also of our probes: whoever wants to know asks /mesh/stats.

@@ -85,7 +85,7 @@ def locate(source: str) -> Path:
     if source.startswith(("/", ".", "~")) or source.count("/") != 1:
         raise _failed(f"no such directory: {source}")
     from huggingface_hub import try_to_load_from_cache  # noqa: PLC0415 - 0.3 s that only hub ids cost
-    from huggingface_hub.errors import HFValidationError  # noqa: PLC0415
+    from huggingface_hub.errors import HFValidationError  # noqa: PLC0415 - as above
 
     try:
         cached = try_to_load_from_cache(source, "config.json")
