@@ -7,7 +7,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from demo.model import TINY_VOCABULARY, build_tiny
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+from mlx_lm.models import gemma3_text, llama
+
+from demo.making import TINY_VOCABULARY
+from demo.model import build_tiny
 
 _LLAMA: dict[str, Any] = {
     "model_type": "llama",
@@ -46,11 +52,6 @@ SHAPES: dict[str, tuple[dict[str, Any], str, int]] = {
 
 def build(shape: str, target: Path, cache: Path) -> Path:
     """The model of that shape in `target`; its tokenizer is the tiny demo model's, built below `cache`."""
-    import mlx.core as mx  # noqa: PLC0415 - MLX takes a second, and a built model needs none of it
-    import mlx.nn as nn  # noqa: PLC0415 - MLX takes a second, and a built model needs none of it
-    from mlx.utils import tree_flatten  # noqa: PLC0415 - MLX takes a second, and a built model needs none of it
-    from mlx_lm.models import gemma3_text, llama  # noqa: PLC0415 - MLX takes a second, and a built model needs none of it
-
     changes, number, bits = SHAPES[shape]
     config = {**_LLAMA, **changes}
     library: Any = gemma3_text if config["model_type"] == "gemma3_text" else llama
@@ -59,7 +60,7 @@ def build(shape: str, target: Path, cache: Path) -> Path:
     dtype = getattr(mx, number)
     known = (mx.arange(config["vocab_size"]) < TINY_VOCABULARY)[:, None]
     weights = {
-        name: _random(mx, name, weight.shape, known).astype(dtype)
+        name: _random(name, weight.shape, known).astype(dtype)
         for name, weight in tree_flatten(model.parameters())
         if not (config["tie_word_embeddings"] and name.startswith("lm_head."))
     }
@@ -78,7 +79,7 @@ def build(shape: str, target: Path, cache: Path) -> Path:
     return target
 
 
-def _random(mx: Any, name: str, shape: tuple[int, ...], known: Any) -> Any:
+def _random(name: str, shape: tuple[int, ...], known: Any) -> Any:
     """Random numbers; rows of the vocabulary that the tokenizer does not have are zero, so that it never says them."""
     if len(shape) < 2:
         return mx.ones(shape)
