@@ -152,13 +152,9 @@ class Grant:
     __match_args__ = ("id", "node", "model", "decision")
 
     def __init__(
-        self,
-        id: RequestId,  # noqa: A002 - as the face names it
-        node: NodeId,
-        model: str,
-        decision: Decision | Callable[[], Decision],
+        self, request: RequestId, node: NodeId, model: str, decision: Decision | Callable[[], Decision]
     ) -> None:
-        self.id, self.node, self.model, self._decision = id, node, model, decision
+        self.id, self.node, self.model, self._decision = request, node, model, decision
 
     @property
     def decision(self) -> Decision:

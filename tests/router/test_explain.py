@@ -1,13 +1,12 @@
 from __future__ import annotations
 
 import json
-import random
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.types import ModelState, ModelStatus, NodeId, NodeStatus, RequestId
+from node.types import ModelState, NodeId, NodeStatus, RequestId
 from router.errors import ErrorCode, Refusal
 from router.events import (
     Candidate,
@@ -16,15 +15,14 @@ from router.events import (
     Grant,
     NodeUp,
     Refuse,
-    Request,
     SchedulerEffect,
     Submit,
     Term,
     Tick,
 )
 from router.explain import compact, refused_unasked
-from router.schedule import Scheduler
-from router.settings import RouterSettings
+from tests.router import fleets
+from tests.router.fleets import scheduler
 
 
 def decided(nodes: int, why: str = "because", name: str = "büro") -> Decision:
@@ -64,20 +62,13 @@ def test_what_does_not_fit_is_counted() -> None:
 # What it says
 
 
-def node(name: str, *, bandwidth: float = 200.0, holds: str = "qwen", **model: object) -> NodeStatus:
-    held = ModelStatus(**{"name": holds, "slots": 1, "state": ModelState.READY, "size_bytes": 4 * 10**9} | model)  # type: ignore[arg-type]
-    return NodeStatus(node=NodeId(name), name=name, bandwidth=bandwidth, headroom_bytes=10 * 10**9, models=(held,))
+def node(name: str, *, bandwidth: float = 200.0, **changes: object) -> NodeStatus:
+    """One slot, and no measured load."""
+    return fleets.node(name, fleets.model(**{"slots": 1, "load_s": 0.0} | changes), bandwidth=bandwidth)
 
 
-def scheduler(*nodes: NodeStatus, **bounds: object) -> Scheduler:
-    made = Scheduler(RouterSettings(**bounds), random.Random(1))  # type: ignore[arg-type]
-    for status in nodes:
-        made.step(NodeUp(status), 0.0)
-    return made
-
-
-def ask(name: str, model: str = "qwen", **changes: object) -> Submit:
-    return Submit(Request(id=RequestId(name), models=(model,), prompt_tokens=500, max_tokens=500, **changes))  # type: ignore[arg-type]
+def ask(name: str, **changes: object) -> Submit:
+    return fleets.ask(name, **{"prompt_tokens": 500, "max_tokens": 500} | changes)
 
 
 def the_only(effects: list[SchedulerEffect]) -> Decision:
@@ -128,7 +119,7 @@ def test_a_deadline_that_passed_says_what_every_node_would_still_have_cost() -> 
 
 
 def test_a_refusal_says_of_each_node_why_not() -> None:
-    s = scheduler(node("a", state=ModelState.ABSENT, size_bytes=10**11), node("b", holds="other"))
+    s = scheduler(node("a", state=ModelState.ABSENT, size_bytes=10**11), fleets.node("b", fleets.model("other")))
     decision = the_only(s.step(ask("1"), 0.0))
     assert decision.chosen is None
     assert {c.node: str(c.excluded).split(":")[0] for c in decision.candidates} == {
