@@ -1,3 +1,5 @@
+"""What is read of a body and of a form, and that junk in any shape is refused without repeating it."""
+
 from __future__ import annotations
 
 from typing import Any

@@ -1,3 +1,5 @@
+"""A streamed answer put back together is the one a client that does not stream would have had."""
+
 from __future__ import annotations
 
 from typing import Any

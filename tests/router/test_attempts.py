@@ -1,3 +1,5 @@
+"""One request's attempts, step by step: what is said to the coordinator, when it is tried again, how it ends."""
+
 from __future__ import annotations
 
 from node.errors import NodeErrorCode

@@ -1,3 +1,5 @@
+"""Which names exist, who would serve them, and what is said of one that is unknown or away."""
+
 from __future__ import annotations
 
 import pytest

@@ -1,3 +1,5 @@
+"""Why a request went where it went or was refused: the Decision, and what of it fits into a header."""
+
 from __future__ import annotations
 
 import json

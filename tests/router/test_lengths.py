@@ -1,3 +1,5 @@
+"""How long a prompt is believed to be, and what an answer teaches of it."""
+
 from __future__ import annotations
 
 from hypothesis import given

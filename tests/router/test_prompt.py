@@ -1,3 +1,5 @@
+"""What a prompt looks like from outside: its length, its starts, what it goes on from."""
+
 from __future__ import annotations
 
 import msgspec

@@ -36,7 +36,7 @@ class World:
         self.rng, self.now, self._count = random.Random(seed), 0.0, 0
         self.heap: list[tuple[float, int, Callable[[], None]]] = []
         self.down: set[frozenset[NodeId]] = set()
-        self.epoch: dict[frozenset[NodeId], int] = {}  # of each link; a frame of an earlier one is lost
+        self.breaks: dict[frozenset[NodeId], int] = {}  # of each link; a frame sent before one is lost
         self.arrives: dict[tuple[NodeId, NodeId], float] = {}
         self.nodes = {n: Node(self, n) for n in NODES}
         self.granted: dict[tuple[str, int], NodeId] = {}
@@ -59,10 +59,10 @@ class World:
             return False
         arrival = max(self.arrives.get((sender, to), 0.0), self.now + self._delay())
         self.arrives[sender, to] = arrival
-        epoch = self.epoch.get(link, 0)
+        breaks = self.breaks.get(link, 0)
 
         def deliver() -> None:
-            if self.epoch.get(link, 0) == epoch:
+            if self.breaks.get(link, 0) == breaks:
                 self.nodes[to].hear(sender, frame)
 
         self.at(arrival - self.now, deliver)
@@ -76,7 +76,7 @@ class World:
     def break_link(self, a: NodeId, b: NodeId, seconds: float) -> None:
         link = frozenset((a, b))
         self.down.add(link)
-        self.epoch[link] = self.epoch.get(link, 0) + 1
+        self.breaks[link] = self.breaks.get(link, 0) + 1
         for here, there in ((a, b), (b, a)):
             self.at(self.rng.uniform(0, 0.05), partial(self.nodes[here].link_lost, there))
         self.at(seconds, lambda: self.down.discard(link))
