@@ -110,7 +110,9 @@ async def test_who_asks_and_leaves_does_not_stop_half_way_what_was_asked(
         caller.write(b"POST /v1/mesh/disable HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{}")
         await until(lambda: daemon.mesh.leaving)
         caller.close()
-        await until(lambda: daemon._servers["admin"].connections == 0)
+        asked = daemon._servers["admin"]._runner.server
+        assert asked is not None
+        await until(lambda: all(connection.transport is None for connection in asked.connections))
         busy = False
         daemon.changed()
         await until(lambda: daemon.overlay is None and not daemon.mesh.leaving)
