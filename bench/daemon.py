@@ -22,6 +22,7 @@ from mesh.home import Home
 START_LIMIT_S = 120.0
 LOAD_LIMIT_S = 300.0
 STOP_LIMIT_S = 60.0
+LOOK_EVERY_S = 0.1
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -46,7 +47,7 @@ class Daemon:
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > end:
                 raise RuntimeError(f"the daemon does not come: {(self.home / 'printed').read_text()[-1000:]}")
-            time.sleep(0.1)
+            time.sleep(LOOK_EVERY_S)
 
     def _answers(self) -> bool:
         try:
@@ -62,7 +63,7 @@ class Daemon:
         while not ((models := self.client.models()) and all(m.state in ("ready", "busy") for m in models)):
             if time.monotonic() > end:
                 raise RuntimeError(f"not loaded: {[(m.name, m.state, m.error) for m in models]}")
-            time.sleep(0.2)
+            time.sleep(LOOK_EVERY_S)
 
     @property
     def pid(self) -> int:

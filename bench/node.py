@@ -31,6 +31,7 @@ from node.settings import EngineSettings
 MIB = 2**20
 CHAT = "SmolLM2-135M-Instruct"
 PROMPT_TOKENS = 1000
+LOOKS, LOOK_EVERY_S = 5, 0.2  # at the memory of a worker: long enough for the system to take back what is free
 SLOW_TOKENS = 200  # without a GPU
 SLOW = ("dense fp16", "4-bit", CHAT)  # there half precision and packed weights are read at some ten tokens a second
 
@@ -63,10 +64,10 @@ async def weigh(engine: MlxEngine, directory: Path, tokens: int) -> Weighed:
 
 
 async def _settled(probe: Probe, pid: int) -> int:
-    """The least of five looks a fifth of a second apart; a measurement, not a wait for something to happen."""
+    """The least of a few looks; a measurement, not a wait for something to happen."""
     looks = []
-    for _ in range(5):
-        await asyncio.sleep(0.2)
+    for _ in range(LOOKS):
+        await asyncio.sleep(LOOK_EVERY_S)
         looks.append(await asyncio.to_thread(probe.worker_bytes, pid))
     return min(looks)
 

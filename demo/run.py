@@ -30,6 +30,7 @@ QUESTION = "What is the capital of France?"
 CHAT, TINY = "SmolLM2-135M-Instruct", "tiny-demo"
 START_LIMIT_S = 300.0  # loading two models on two busy cores takes 10-20 s; a slow disk may take longer
 MESH_LIMIT_S = 30.0
+LOOK_EVERY_S = 0.1
 
 
 class DemoError(Exception):
@@ -121,7 +122,7 @@ def wait_for(what: str, limit_s: float, ready: Callable[[], bool]) -> None:
     while not ready():
         if time.monotonic() - start > limit_s:
             raise DemoError(f"{what}: not within {limit_s:.0f} s")
-        time.sleep(0.1)
+        time.sleep(LOOK_EVERY_S)
     say(f"  {what} ({time.monotonic() - start:.1f} s)")
 
 

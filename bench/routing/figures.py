@@ -67,33 +67,30 @@ def main_runs(matrix: Matrix) -> list[Run]:
 
 def main_figures(matrix: Matrix, results: Mapping[Run, Result]) -> list[Figure]:
     """Show 1."""
-    rows: list[Figure] = []
-    for fleet in matrix.fleets:
-        scenarios = matrix.scenarios([fleet])
-        for name, metric in METRICS.items():
-            gm_most, worst_most = CLAIRVOYANT_GOALS[name]
-            rows += _pair(
-                f"{fleet}, {name} / best clairvoyant",
-                [metric(results[matrix.run(s)]) / _best(matrix, results, s, REFERENCES, metric) for s in scenarios],
-                scenarios,
-                gm_most,
-                worst_most,
-            )
-    for fleet in matrix.fleets:
-        scenarios = matrix.scenarios([fleet])
-        for name, metric in METRICS.items():
-            gm_most, worst_most = PEER_GOALS.get((fleet, name), (None, None))
-            rows += _pair(
-                f"{fleet}, {name} / best peer",
-                [metric(results[matrix.run(s)]) / _best(matrix, results, s, PEERS, metric) for s in scenarios],
-                scenarios,
-                gm_most,
-                worst_most,
-            )
+    fleets = matrix.fleets
+    clairvoyant = {(fleet, name): goals for fleet in fleets for name, goals in CLAIRVOYANT_GOALS.items()}
+    rows = _against("best clairvoyant", REFERENCES, clairvoyant, matrix, results)
+    rows += _against("best peer", PEERS, PEER_GOALS, matrix, results)
     rows += _agents(matrix, results)
     ours = [results[matrix.run(s)] for s in matrix.scenarios()]
     rows.append(within("requests refused", float(sum(r.refused for r in ours)), "", None, 0))
     rows.append(within("longest idle while work waits", max(r.idle_s for r in ours), "s", None, 60))
+    return rows
+
+
+def _against(
+    rivals: str,
+    policies: Iterable[str],
+    goals: Mapping[tuple[str, str], tuple[float | None, float | None]],
+    matrix: Matrix,
+    results: Mapping[Run, Result],
+) -> list[Figure]:
+    """Each metric on each fleet, over the best of these policies."""
+    rows: list[Figure] = []
+    for fleet, (name, metric) in product(matrix.fleets, METRICS.items()):
+        scenarios = matrix.scenarios([fleet])
+        ratios = [metric(results[matrix.run(s)]) / _best(matrix, results, s, policies, metric) for s in scenarios]
+        rows += _pair(f"{fleet}, {name} / {rivals}", ratios, scenarios, *goals.get((fleet, name), (None, None)))
     return rows
 
 
