@@ -5,6 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import pytest
+from msgspec import structs
 
 from node.errors import NodeError, NodeErrorCode
 from node.facts import CallFact, ModelFact, NodeFact
@@ -84,7 +88,7 @@ class FakeWorker:
         return self.alive
 
     async def stop(self, grace_s: float) -> None:
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # others have their turn meanwhile, as with a process
         await self._engine.may_stop.wait()
         self.stopped = True
 
@@ -164,13 +168,18 @@ class FakeProbe(Probe):
         return Pressure.NORMAL
 
 
-def spec(name: str = "a", **more: object) -> ModelSpec:
-    return ModelSpec(name=name, engine="external", **more)  # type: ignore[arg-type]
+def spec(name: str = "a", **more: Any) -> ModelSpec:
+    return ModelSpec(name=name, engine="external", **more)
 
 
-def call(request: str = "r", model: str = "a", body: bytes = b"", attempt: int = 1, **more: object) -> Call:
-    fields = {"path": "chat/completions", "deadline_s": 60.0, **more}
-    return Call(id=RequestId(request), attempt=attempt, edge=NodeId("e"), model=model, body=body, **fields)  # type: ignore[arg-type]
+def ours() -> ModelSpec:
+    """One whose server is a process of this node's, unlike `spec()`."""
+    return structs.replace(spec(), engine="command")
+
+
+def call(request: str = "r", model: str = "a", body: bytes = b"", attempt: int = 1, **more: Any) -> Call:
+    fields: dict[str, Any] = {"path": "chat/completions", "deadline_s": 60.0, **more}
+    return Call(id=RequestId(request), attempt=attempt, edge=NodeId("e"), model=model, body=body, **fields)
 
 
 FAST = NodeSettings(
@@ -218,6 +227,13 @@ class Rig:
         return [b async for b in self.host.serve(asked) if b != b": alive\n\n"]
 
 
+async def refused(rig: Rig, **fields: Any) -> NodeError:
+    """The error of a call with these fields."""
+    with pytest.raises(NodeError) as error:
+        await rig.answer(call(**fields))
+    return error.value
+
+
 @asynccontextmanager
 async def running(rig: Rig, *specs: ModelSpec) -> AsyncGenerator[Rig, None]:
     """The host drives `specs` inside the block; afterwards no worker may be left."""
@@ -230,10 +246,3 @@ async def running(rig: Rig, *specs: ModelSpec) -> AsyncGenerator[Rig, None]:
         with suppress(asyncio.CancelledError):
             await task
     assert rig.engine.living() == []
-
-
-async def until(holds: Callable[[], bool], limit_s: float = 10.0) -> None:
-    """Polls; fails after `limit_s`."""
-    async with asyncio.timeout(limit_s):
-        while not holds():  # noqa: ASYNC110 - what is waited for is anything a test can see
-            await asyncio.sleep(0.002)

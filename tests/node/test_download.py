@@ -14,6 +14,7 @@ from node.download import (
     Begin,
     Download,
     DownloadEffect,
+    DownloadEvent,
     Downloads,
     Dropped,
     Ended,
@@ -46,9 +47,9 @@ class Bench:
         self.running: set[str] = set()
         self.told: list[Turned] = []
 
-    def do(self, event: object, at: float | None = None) -> list[DownloadEffect]:
+    def do(self, event: DownloadEvent, at: float | None = None) -> list[DownloadEffect]:
         self.now = self.now if at is None else at
-        effects = list(self.downloads.step(event, self.now))  # type: ignore[arg-type]
+        effects = list(self.downloads.step(event, self.now))
         for effect in effects:
             if isinstance(effect, Begin):
                 assert effect.hub not in self.running, "one process per repository"

@@ -17,7 +17,8 @@ from node.errors import NodeError, NodeErrorCode
 from node.facts import DownloadFact
 from node.io import download
 from node.types import ModelState
-from tests.node.fakes import Rig, call, running, spec, until
+from tests.mesh.waiting import until
+from tests.node.fakes import Rig, call, running, spec
 
 GIB = 2**30
 # Prints the lines of the file that is named like the hub id, as they come; notes its pid, and what it is told.
@@ -150,7 +151,7 @@ async def test_a_model_that_is_removed_is_fetched_no_more(script: Script) -> Non
         process = script.process
         assert process is not None
         loading = asyncio.create_task(rig.host.load("a"))
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # it is asked for
         await rig.host.apply([])
         with pytest.raises(NodeError):
             await loading

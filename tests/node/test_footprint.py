@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,15 +14,15 @@ from node.io.files import read_file, write_file
 from node.io.footprint import Footprint
 from node.io.measured import Measured
 from node.settings import NodeSettings
-from tests.node.test_weights import model_directory
+from tests.node.models import model_directory
 
 SETTINGS = NodeSettings()
 MIB = 2**20
 
 
-def looked(directory: Path, measured: Measured, **spec: object) -> Footprint:
+def looked(directory: Path, measured: Measured, **spec: Any) -> Footprint:
     footprint = Footprint(SETTINGS, measured)
-    footprint.look(ModelSpec(name="m", path=str(directory), **spec), 16 * GIB)  # type: ignore[arg-type]
+    footprint.look(ModelSpec(name="m", path=str(directory), **spec), 16 * GIB)
     return footprint
 
 

@@ -14,8 +14,9 @@ from msgspec import structs
 from node.errors import NodeError
 from node.io.engine import ModelSpec
 from node.types import ModelState
-from tests.node.fakes import FAST, GIB, Rig, call, running, until
-from tests.node.test_weights import model_directory
+from tests.mesh.waiting import until
+from tests.node.fakes import FAST, GIB, Rig, call, running
+from tests.node.models import model_directory
 
 bodies = st.sampled_from([b"", b"gated", b"gated", b"cut", b"bad", b"flood"])
 steps = st.lists(
@@ -88,7 +89,7 @@ class Watched:
             case _:
                 pass
         for _ in range(self.rng.choice([0, 1, 2, 5])):
-            await asyncio.sleep(0)
+            await asyncio.sleep(0)  # one turn of the loop
             self.check()
 
     async def operate(self, what: str, name: str) -> None:

@@ -7,8 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from node.io.probe import (
     variable_of_ps,
 )
 from node.types import Hardware, Pressure
+from tests.mesh.waiting import until
 
 RECORDED = Path(__file__).parent / "recorded"
 
@@ -182,7 +182,7 @@ def test_a_process_is_known_by_its_birth(stat: str, birth: str) -> None:
     assert birth_of_stat(stat, "boot\n") == birth
 
 
-def test_processes_here() -> None:
+async def test_processes_here() -> None:
     here = Probe()
     child = subprocess.Popen([sys.executable, "-c", "print('up', flush=True); x = b'x' * 50_000_000; input()"], **CHILD)
     try:
@@ -194,11 +194,11 @@ def test_processes_here() -> None:
         assert here.variable(child.pid, "MARK") == "yes"
         assert here.variable(child.pid, "OTHER") == ""
         assert child.pid in here.pids()
-        until(lambda: here.worker_bytes(child.pid) > 50_000_000)
+        await until(lambda: here.worker_bytes(child.pid) > 50_000_000)
         child.send_signal(signal.SIGSTOP)
-        until(lambda: here.frozen(child.pid))
+        await until(lambda: here.frozen(child.pid))
         child.kill()
-        until(lambda: here.birth(child.pid) == "")
+        await until(lambda: here.birth(child.pid) == "")
         assert not here.frozen(child.pid)
     finally:
         child.kill()
@@ -207,10 +207,3 @@ def test_processes_here() -> None:
 
 
 CHILD: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "env": {**os.environ, "MARK": "yes"}}
-
-
-def until(holds: Callable[[], bool], limit_s: float = 30.0) -> None:
-    deadline = time.monotonic() + limit_s
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 
+from bench import ports
 from node.io.process import GUARD, TOKEN_VARIABLE, Child, child_environment, free_port
+from tests.mesh.waiting import until
 
 STUBBORN = (
     "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
@@ -25,12 +25,6 @@ async def spawned(log: Path, *argv: str) -> Child:
     return await Child.spawn(argv, env=child_environment("mine", {}), log=log, tail_bytes=1000)
 
 
-async def until(condition: Callable[[], bool], limit_s: float = 20.0) -> None:
-    async with asyncio.timeout(limit_s):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.02)
-
-
 def gone(pid: int) -> bool:
     try:
         return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
@@ -39,7 +33,7 @@ def gone(pid: int) -> bool:
 
 
 def test_a_wanted_port_is_given_if_it_is_free() -> None:
-    port = free_port()
+    port = ports.free_port()
     assert free_port(port) == port
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", port))
@@ -123,7 +117,7 @@ async def test_the_guard_becomes_the_command(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("script", ["echo $$; exec sleep 600", "trap '' TERM; echo $$; while :; do sleep 0.2; done"])
-def test_a_guarded_command_ends_with_its_parent(tmp_path: Path, script: str) -> None:
+async def test_a_guarded_command_ends_with_its_parent(tmp_path: Path, script: str) -> None:
     parent = (
         "import os, subprocess, sys\n"
         "pipe = subprocess.PIPE\n"
@@ -132,7 +126,7 @@ def test_a_guarded_command_ends_with_its_parent(tmp_path: Path, script: str) -> 
         "os.kill(os.getpid(), 9)\n"
     )
     argv = [sys.executable, "-c", parent, sys.executable, "-I", "-S", str(GUARD), "/bin/sh", "-c", script]
-    done = subprocess.run(argv, capture_output=True, check=False, timeout=30)
+    done = subprocess.run(argv, capture_output=True, check=False, timeout=120)
     assert done.returncode == -signal.SIGKILL
     pid = int(done.stdout)
-    assert psutil.wait_procs([psutil.Process(pid)] if psutil.pid_exists(pid) else [], timeout=20)[1] == []
+    await until(lambda: gone(pid))

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from msgspec import structs
 from node.io.probe import Probe
 from node.io.process import TOKEN_VARIABLE
 from node.io.registry import Entry, Registry
+from tests.mesh.waiting import until
 
 Spawn = Callable[..., subprocess.Popen[bytes]]
 WAITS = "print('up', flush=True); import time; time.sleep(600)"
@@ -91,7 +91,7 @@ def test_an_orphan_is_ended(file: Path, spawn: Spawn, code: str, frozen: bool) -
     assert Registry(file).end_orphans() == []
 
 
-def test_its_children_go_with_it_also_when_it_went_first(file: Path, spawn: Spawn) -> None:
+async def test_its_children_go_with_it_also_when_it_went_first(file: Path, spawn: Spawn) -> None:
     killed = Registry(file)
     for leader_first in (False, True):
         child = spawn(PARENT, killed.token)
@@ -101,10 +101,8 @@ def test_its_children_go_with_it_also_when_it_went_first(file: Path, spawn: Spaw
             child.kill()
             child.wait()
         assert len(Registry(file).end_orphans()) == 1
-        deadline = time.monotonic() + 30
-        while alive(grandchild.pid):  # somebody else's to wait for, once its parent is gone
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        # Somebody else's to wait for, once its parent is gone.
+        await until(lambda pid=grandchild.pid: not alive(pid))
 
 
 def test_a_copied_home_leaves_the_workers_of_the_original_alone(file: Path, spawn: Spawn) -> None:

@@ -11,8 +11,9 @@ from msgspec import structs
 
 from node.facts import DrainFact, ModelFact, PressureFact
 from node.types import ModelState, Pressure
-from tests.node.fakes import FAST, GIB, Rig, call, running, spec, until
-from tests.node.test_host import mlx_spec
+from tests.mesh.waiting import until
+from tests.node.fakes import FAST, GIB, Rig, call, running, spec
+from tests.node.models import mlx_spec
 
 
 def causes(rig: Rig, name: str) -> list[tuple[ModelState, str]]:

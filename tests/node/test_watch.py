@@ -15,8 +15,9 @@ from node.io.engine import ModelSpec, WorkerStats
 from node.openai import DONE
 from node.settings import NodeSettings
 from node.types import ModelState
-from tests.node.fakes import FAST, Rig, call, running, spec, until
-from tests.node.test_weights import model_directory
+from tests.mesh.waiting import until
+from tests.node.fakes import FAST, Rig, call, running, spec
+from tests.node.models import model_directory
 
 QUICK = structs.replace(
     FAST,
@@ -42,7 +43,7 @@ async def ready(rig: Rig) -> None:
 
 async def replaced(rig: Rig, said: str) -> None:
     """Its first worker was ended for that reason, another one runs."""
-    await until(lambda: len(rig.engine.workers) == 2)
+    await until(lambda: len(rig.engine.workers) >= 2)
     await ready(rig)
     assert rig.engine.workers[0].stopped
     assert any(said in why for why in whys(rig)), whys(rig)
@@ -58,12 +59,15 @@ async def test_a_busy_worker_without_progress_hangs() -> None:
 
 
 async def test_a_post_may_be_silent() -> None:
-    """What makes pictures says nothing until they are there."""
-    async with running(Rig(NO_PROBES), spec()) as rig:
+    """What makes pictures says nothing until they are there: streams that begin later and are as silent hang."""
+    async with running(Rig(NO_PROBES), spec(), spec("b")) as rig:
         await ready(rig)
         rig.engine.may_post.clear()
         answer = asyncio.create_task(rig.host.post(call(path="embeddings", body=b"abc")))
-        await asyncio.sleep(0.3)
+        await until(lambda: rig.model().in_flight == 1)
+        for number in range(2):
+            with pytest.raises(NodeError, match="it hangs: no token for"):
+                await rig.answer(call(f"later {number}", "b", b"gated"))
         assert not answer.done()
         rig.engine.may_post.set()
         assert (await answer)[2] == b"cba"
@@ -103,12 +107,13 @@ async def test_a_full_worker_is_not_a_failed_one() -> None:
 
 
 async def test_a_server_that_is_not_ours_is_never_probed() -> None:
-    async with running(Rig(QUICK), spec()) as rig:
-        await ready(rig)
-        rig.engine.workers[0].pid = None
-        before = rig.engine.workers[0].probes
-        await asyncio.sleep(0.3)
-        assert rig.engine.workers[0].probes <= before + 1, "one may have been on its way"
+    async with running(Rig(QUICK), spec(), spec("b")) as rig:
+        await until(lambda: all(model.state is ModelState.READY for model in rig.host.models()))
+        theirs, other = sorted(rig.engine.workers, key=lambda worker: worker.spec.name)
+        theirs.pid = None
+        before, others = theirs.probes, other.probes
+        await until(lambda: other.probes >= others + 4)
+        assert theirs.probes <= before + 1, "one may have been on its way"
 
 
 async def away(rig: Rig) -> None:
@@ -199,23 +204,27 @@ def test_the_bounds_are_in_order() -> None:
     assert settings.leak_factor > 1
 
 
-async def test_a_worker_that_ends_while_it_is_looked_at_is_said_to_have_ended() -> None:
+async def test_a_worker_that_ends_while_it_is_looked_at_is_said_to_have_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     """A call fails, so a doubt is raised, and the process is gone before that look is over."""
     async with running(Rig(NO_PROBES), spec()) as rig:
         await ready(rig)
         worker, hosted = rig.engine.workers[0], rig.host._roster.find("a")
-        stats = worker.stats
+        well = worker.stats
 
         async def die() -> WorkerStats:
             worker.crash.set_result("ended by SIGKILL")
             for _ in range(5):  # the task that waits for its end has its turn
                 await asyncio.sleep(0)
             hosted.doubt()
-            worker.stats = stats  # type: ignore[method-assign]
+            monkeypatch.setattr(worker, "stats", well)
             return worker.alive
 
-        rig.probe.worker_bytes = lambda _pid, **_: hosted.doubt() or 0  # type: ignore[method-assign, assignment, func-returns-value]
-        worker.stats = die  # type: ignore[method-assign]
+        def doubtful(_pid: int, **_: bool) -> int:
+            hosted.doubt()
+            return 0
+
+        monkeypatch.setattr(rig.probe, "worker_bytes", doubtful)
+        monkeypatch.setattr(worker, "stats", die)
         await until(lambda: len(rig.engine.workers) == 2)
         await ready(rig)
         assert any("ended by SIGKILL" in why for why in whys(rig)), whys(rig)
