@@ -151,7 +151,7 @@ class Daemon:
 
     async def run(self) -> None:
         """Serves until `stop()`, SIGTERM or SIGINT; a second signal ends it at once."""
-        edge_sockets = tcp_sockets(self.config.port, listening(self.config.bind), self.probe.port_holder)
+        edge_sockets = await tcp_sockets(self.config.port, listening(self.config.bind), self.probe.port_holder)
         for said in await asyncio.to_thread(self.registry.end_orphans):
             self._note(said)
             self.observer.life("orphan", said)

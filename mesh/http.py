@@ -54,10 +54,11 @@ def guards(bind: Sequence[str]) -> list[Middleware]:
     return [] if bind else [local_only]
 
 
-def tcp_sockets(port: int, bind: Sequence[str], holder_of: Callable[[int], Holder | None]) -> list[socket.socket]:
+async def tcp_sockets(port: int, bind: Sequence[str], holder_of: Callable[[int], Holder | None]) -> list[socket.socket]:
     """Listening sockets for `port`: on each address of `bind`, or on all when it is empty.
 
-    Raises MeshError naming who holds the port, or the address that is not ours.
+    Raises MeshError naming who holds the port, or the address that is not ours. `holder_of` is asked in a thread: it
+    looks at every process, while a node whose mesh cannot begin serves on.
     """
     sockets: list[socket.socket] = []
     try:
@@ -66,7 +67,8 @@ def tcp_sockets(port: int, bind: Sequence[str], holder_of: Callable[[int], Holde
     except OSError as e:
         for s in sockets:
             s.close()
-        raise _why_not(e, address, port, holder_of) from e
+        holder = await asyncio.to_thread(holder_of, port) if e.errno == errno.EADDRINUSE else None
+        raise _why_not(e, address, port, holder) from e
     return sockets
 
 
@@ -79,9 +81,8 @@ def _listen(address: str, port: int, *, dualstack: bool = False) -> socket.socke
     return socket.create_server(where, family=family, backlog=BACKLOG, dualstack_ipv6=dualstack)
 
 
-def _why_not(e: OSError, address: str, port: int, holder_of: Callable[[int], Holder | None]) -> MeshError:
+def _why_not(e: OSError, address: str, port: int, holder: Holder | None) -> MeshError:
     if e.errno == errno.EADDRINUSE:
-        holder = holder_of(port)
         who = f"{holder.name} (pid {holder.pid})" if holder else "another process"
         hint = "stop it, or choose another port with `mlx-stack config set`"
         return MeshError("port_taken", f"port {port} is taken by {who}", hint=hint)

@@ -176,7 +176,7 @@ class Overlay:
             [*serve.routes(d.host, lambda: d.mesh.leaving), *self._links.routes(), *Gatherer(d).routes_defs()]
         )
         hosts = listening(self._config.bind)
-        sockets = tcp_sockets(self._config.peer_port, hosts, d.probe.port_holder)
+        sockets = await tcp_sockets(self._config.peer_port, hosts, d.probe.port_holder)
         self._server = Server(app)
         await self._server.listen(sockets)
         try:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -38,27 +40,39 @@ def test_who_names_an_address_in_bind_means_it() -> None:
     assert guards(("203.0.113.7",)) == []
 
 
-def test_a_taken_port_names_its_holder() -> None:
-    with tcp_sockets(0, ["127.0.0.1"], nobody)[0] as taken:
+async def test_a_taken_port_names_its_holder() -> None:
+    with (await tcp_sockets(0, ["127.0.0.1"], nobody))[0] as taken:
         port = taken.getsockname()[1]
         with pytest.raises(MeshError, match=rf"port {port} is taken by python3 \(pid 7\)") as refused:
-            tcp_sockets(port, ["127.0.0.1"], lambda _: Holder(pid=7, name="python3"))
+            await tcp_sockets(port, ["127.0.0.1"], lambda _: Holder(pid=7, name="python3"))
         assert refused.value.code == "port_taken"
         with pytest.raises(MeshError, match="another process"):
-            tcp_sockets(port, ["127.0.0.1"], nobody)
+            await tcp_sockets(port, ["127.0.0.1"], nobody)
 
 
-def test_when_one_address_fails_none_is_kept() -> None:
-    with tcp_sockets(0, ["127.0.0.1"], nobody)[0] as free:
+async def test_who_holds_a_port_is_looked_up_beside_the_loop() -> None:
+    asked: list[threading.Thread] = []
+
+    def holder_of(_: int) -> None:
+        asked.append(threading.current_thread())
+
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(MeshError, match="is taken"):
+        await tcp_sockets(taken.getsockname()[1], ["127.0.0.1"], holder_of)
+    assert len(asked) == 1
+    assert asked != [threading.main_thread()]
+
+
+async def test_when_one_address_fails_none_is_kept() -> None:
+    with (await tcp_sockets(0, ["127.0.0.1"], nobody))[0] as free:
         port = free.getsockname()[1]
     with pytest.raises(MeshError, match=r"192\.0\.2\.1 port .*`bind`"):  # a documentation address is nobody's
-        tcp_sockets(port, ["127.0.0.1", "192.0.2.1"], nobody)
-    with tcp_sockets(port, ["127.0.0.1"], nobody)[0] as again:
+        await tcp_sockets(port, ["127.0.0.1", "192.0.2.1"], nobody)
+    with (await tcp_sockets(port, ["127.0.0.1"], nobody))[0] as again:
         assert again.getsockname()[1] == port
 
 
-def test_an_address_given_twice_is_bound_once() -> None:
-    sockets = tcp_sockets(0, ["127.0.0.1", "127.0.0.1"], nobody)
+async def test_an_address_given_twice_is_bound_once() -> None:
+    sockets = await tcp_sockets(0, ["127.0.0.1", "127.0.0.1"], nobody)
     assert len(sockets) == 1
     sockets[0].close()
 
@@ -78,7 +92,7 @@ async def server() -> AsyncIterator[Server]:
 
 
 async def test_a_server_answers_until_it_is_closed(server: Server) -> None:
-    (listening,) = tcp_sockets(0, ["127.0.0.1"], nobody)
+    (listening,) = await tcp_sockets(0, ["127.0.0.1"], nobody)
     url = f"http://127.0.0.1:{listening.getsockname()[1]}/"
     await server.listen([listening])
     async with aiohttp.ClientSession() as session:
@@ -91,7 +105,7 @@ async def test_a_server_answers_until_it_is_closed(server: Server) -> None:
 
 
 async def test_what_arrives_at_a_public_address_is_refused(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    (listening,) = tcp_sockets(0, ["127.0.0.1"], nobody)
+    (listening,) = await tcp_sockets(0, ["127.0.0.1"], nobody)
     await server.listen([listening])
     monkeypatch.setattr("mesh.http.is_local", lambda address: address != "127.0.0.1")
     async with (
@@ -117,8 +131,8 @@ async def test_the_admin_socket_is_this_users_alone(tmp_path: Path) -> None:
 
 
 @needs_ipv6
-def test_ipv6_loopback_where_there_is_one() -> None:
-    for one in tcp_sockets(0, ["::1"], nobody):
+async def test_ipv6_loopback_where_there_is_one() -> None:
+    for one in await tcp_sockets(0, ["::1"], nobody):
         assert one.getsockname()[0] == "::1"
         one.close()
 
@@ -127,7 +141,7 @@ async def test_connections_that_say_nothing_are_closed() -> None:
     app = web.Application()
     app.add_routes([web.get("/", hello)])
     made = Server(app, settings=ServerSettings(look_every_s=0.02, silent_s=0.5, silent_max=8))
-    sockets = tcp_sockets(0, ["127.0.0.1"], nobody)
+    sockets = await tcp_sockets(0, ["127.0.0.1"], nobody)
     port = sockets[0].getsockname()[1]
     await made.listen(sockets)
     async with aiohttp.ClientSession() as session, asyncio.timeout(20):
@@ -150,7 +164,7 @@ async def test_connections_that_say_nothing_are_closed() -> None:
 
 async def test_of_many_silent_connections_the_newest_may_stay() -> None:
     made = Server(web.Application(), settings=ServerSettings(look_every_s=0.02, silent_s=60.0, silent_max=3))
-    sockets = tcp_sockets(0, ["127.0.0.1"], nobody)
+    sockets = await tcp_sockets(0, ["127.0.0.1"], nobody)
     port = sockets[0].getsockname()[1]
     await made.listen(sockets)
     async with asyncio.timeout(20):
