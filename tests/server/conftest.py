@@ -23,7 +23,8 @@ from node.io.mlx import MlxEngine, MlxWorker
 from node.io.process import TOKEN_VARIABLE
 from node.io.registry import Registry
 from node.settings import EngineSettings
-from tests.server.daemons import LIVE, Node, mesh_of, tier
+from tests.server.daemons import LIVE, Node, agree, mesh_of, tier
+from tests.server.hub import Hub
 
 
 @pytest.fixture(scope="session")
@@ -52,7 +53,9 @@ def slow_model(chat_model: Path) -> Path:
 
 @pytest.fixture
 def engine(tmp_path: Path) -> MlxEngine:
-    return MlxEngine(EngineSettings(start_limit_s=120.0), logs=tmp_path / "logs", registry=Registry())
+    return MlxEngine(
+        EngineSettings(start_limit_s=120.0, exit_notice_s=30.0), logs=tmp_path / "logs", registry=Registry()
+    )
 
 
 @pytest.fixture
@@ -60,8 +63,8 @@ async def started(engine: MlxEngine) -> AsyncIterator[Callable[..., Awaitable[Ml
     """started(directory, name=..., **ModelSpec fields): a running worker, which is stopped when the test ends."""
     async with AsyncExitStack() as stack:
 
-        async def start(directory: Path, name: str = "", **fields: object) -> MlxWorker:
-            spec = ModelSpec(name=name or directory.name, path=str(directory), **fields)  # type: ignore[arg-type]
+        async def start(directory: Path, name: str = "", **fields: Any) -> MlxWorker:
+            spec = ModelSpec(name=name or directory.name, path=str(directory), **fields)
             worker = engine.worker(spec, lambda _: None)
             stack.push_async_callback(worker.stop, 5.0)
             await worker.start()
@@ -122,7 +125,9 @@ def decoy() -> Iterator[subprocess.Popen[bytes]]:
 
 
 @pytest.fixture(scope="session")
-def trio(short_folder: Path, chat_model: Path, tiny_model: Path, slow_model: Path) -> Iterator[tuple[Node, Node, Node]]:
+def trio_up(
+    short_folder: Path, chat_model: Path, tiny_model: Path, slow_model: Path
+) -> Iterator[tuple[Node, Node, Node]]:
     """ada coordinates and holds only `quick`; bob has `slow` and the chat model, cyd `slow` and `quick`."""
     quick = tier(tiny_model, name="quick")
     slow = tier(slow_model, name="slow")
@@ -135,3 +140,34 @@ def trio(short_folder: Path, chat_model: Path, tiny_model: Path, slow_model: Pat
     yield nodes[0], nodes[1], nodes[2]
     for node in reversed(nodes):
         node.stop()
+
+
+@pytest.fixture
+def trio(trio_up: tuple[Node, Node, Node]) -> tuple[Node, Node, Node]:
+    """They agree: a machine too busy to send heartbeats in time may have made them lose each other meanwhile."""
+    agree(*trio_up)
+    return trio_up
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub that every daemon of this test asks, with a cache of its own."""
+    with Hub().running() as hub:
+        for name in [n for n in os.environ if n.startswith(("HF_", "HUGGING_FACE"))]:
+            monkeypatch.delenv(name)
+        for name, value in hub.environment(tmp_path / "hf").items():
+            monkeypatch.setenv(name, value)
+        yield hub
+
+
+@pytest.fixture
+def hub_model(slow_model: Path, tmp_path: Path) -> Path:
+    """A repository: a model of 2 MB, 8 MB beside it that only need to be fetched, and what nobody needs."""
+    folder = tmp_path / "repository"
+    shutil.copytree(slow_model, folder)
+    (folder / "more.safetensors").write_bytes(os.urandom(8 * 2**20))
+    (folder / "pytorch_model.bin").write_bytes(b"x" * 2**20)
+    (folder / "README.md").write_text("# A model")
+    (folder / "onnx").mkdir()
+    (folder / "onnx" / "config.json").write_text("{}")
+    return folder

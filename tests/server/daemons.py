@@ -27,6 +27,7 @@ from mesh.home import Home
 
 ROOT = Path(__file__).resolve().parents[2]
 START_S = 120.0  # generous: workers load Python and MLX on two busy cores
+WORKER = "node.io.mlx_worker"
 LIVE: list[Node] = []  # every node not yet ended: a failing test prints their logs
 _mesh_numbers = itertools.count()
 
@@ -36,7 +37,7 @@ def mesh_name() -> str:
     return f"t{os.getpid()}x{next(_mesh_numbers)}"
 
 
-def wait_for(what: str, ready: Callable[[], Any], limit_s: float = 30.0, every_s: float = 0.05) -> Any:
+def wait_for(what: str, ready: Callable[[], Any], limit_s: float = 60.0, every_s: float = 0.05) -> Any:
     """The first true answer of `ready`; fails, naming `what`, at the limit."""
     end = time.monotonic() + limit_s
     while not (answer := ready()):
@@ -153,7 +154,7 @@ class Node:
             LIVE.remove(self)
         if self.process is None or self.process.poll() is not None:
             return
-        workers = self.workers()
+        started = self.children()
         self.signal(signal.SIGCONT)
         try:
             self.client.stop(0.0)
@@ -164,16 +165,29 @@ class Node:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-        for worker in workers:
+        for process in started:
             with suppress(psutil.NoSuchProcess):
-                worker.kill()
+                process.kill()
+        wait_for(f"all that {self.name} started has ended", lambda: not any(map(alive, started)))
+
+    def children(self) -> list[psutil.Process]:
+        """All that it started and that lives: model servers, downloads, what it forks for a moment."""
+        try:
+            return [p for p in psutil.Process(self.pid).children() if alive(p)]
+        except psutil.NoSuchProcess:
+            return []
 
     def workers(self) -> list[psutil.Process]:
         """The model servers it started that live."""
-        try:
-            return [p for p in psutil.Process(self.pid).children(recursive=True) if alive(p)]
-        except psutil.NoSuchProcess:
-            return []
+        return [p for p in self.children() if WORKER in words(p)]
+
+    def worker_of(self, model: str) -> psutil.Process:
+        """The server of the model in the folder of that name."""
+        found: psutil.Process = wait_for(
+            f"{self.name} has a worker of {model}",
+            lambda: next((p for p in self.workers() if model in " ".join(words(p))), None),
+        )
+        return found
 
     # Asking it
 
@@ -243,6 +257,14 @@ def alive(process: psutil.Process) -> bool:
         return False
 
 
+def words(process: psutil.Process) -> list[str]:
+    """Its command line; none when it has ended."""
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
 def freeze(process: psutil.Process) -> None:
     """Stops it for certain. A signal is handled by whichever of its threads runs next; until then another thread may
     still see its daemon die and end the process."""
@@ -280,7 +302,7 @@ def agree(*mesh: Node) -> None:
         states = [m.state for n in mesh for o in n.client.mesh_status().nodes for m in o.models]
         return all(n.sees(*names, coordinator=names[0]) for n in mesh) and set(states) <= {"ready", "busy", "failed"}
 
-    wait_for(f"{names} agree", agreed)
+    wait_for(f"{names} agree", agreed, START_S)
 
 
 def metric(node: Node, name: str, **labels: str) -> float:

@@ -5,18 +5,22 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from node.errors import NodeError, NodeErrorCode
-from node.io.engine import WorkerStats
+from node.io.engine import Worker, WorkerStats
 from node.io.mlx import MlxWorker
 from node.openai import is_comment
 
+LOOK_EVERY_S = 0.1
+STILL_LOOKS = 6
 Start = Callable[..., Awaitable[MlxWorker]]
 
 
@@ -24,12 +28,12 @@ def chat(text: str = "Hello", **fields: object) -> bytes:
     return json.dumps({"model": "x", "messages": [{"role": "user", "content": text}], **fields}).encode()
 
 
-async def blocks_of(worker, body: bytes, model_name: str, path: str = "chat/completions") -> list[bytes]:
+async def blocks_of(worker: Worker, body: bytes, model_name: str, path: str = "chat/completions") -> list[bytes]:
     async with aclosing(worker.stream(path, body, model_name=model_name)) as blocks:
         return [block async for block in blocks]
 
 
-def chunks_of(blocks: Sequence[bytes]) -> list[dict]:
+def chunks_of(blocks: Sequence[bytes]) -> list[dict[str, Any]]:
     return [json.loads(block[6:]) for block in blocks if not is_comment(block) and block != b"data: [DONE]\n\n"]
 
 
@@ -38,24 +42,24 @@ def text_of(blocks: Sequence[bytes]) -> str:
     return "".join(choice.get("text") or choice.get("delta", {}).get("content") or "" for choice in choices)
 
 
-async def until(condition: Callable[[], Awaitable[bool]], limit_s: float = 60.0) -> None:
+async def shows(worker: MlxWorker, what: Callable[[WorkerStats], bool], limit_s: float = 60.0) -> WorkerStats:
+    """Its counters, once they are so. Raises TimeoutError at the limit."""
     async with asyncio.timeout(limit_s):
-        while not await condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.1)
+        while not what(stats := await worker.stats()):  # noqa: ASYNC110 - another process's counters: nobody tells
+            await asyncio.sleep(LOOK_EVERY_S)
+    return stats
 
 
 async def stands_still(worker: MlxWorker) -> WorkerStats:
-    """Waits until the worker works on nothing and its counters have not moved for half a second; the counters."""
-    seen = WorkerStats()
+    """The counters of a worker that works on nothing any more and has not moved them over so many looks: it leaves a
+    request before the thread that generates has looked whether its caller is there."""
+    looks: deque[WorkerStats] = deque(maxlen=STILL_LOOKS)
 
-    async def still() -> bool:
-        nonlocal seen
-        before, seen = seen, await worker.stats()
-        await asyncio.sleep(0.5)
-        return seen.active == 0 and before == seen
+    def still(stats: WorkerStats) -> bool:
+        looks.append(stats)
+        return stats.active == 0 and looks.count(stats) == STILL_LOOKS
 
-    await until(still)
-    return seen
+    return await shows(worker, still)
 
 
 async def fails(awaitable: Awaitable[object], code: NodeErrorCode = NodeErrorCode.MODEL_FAILED) -> str:

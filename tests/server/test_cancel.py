@@ -10,7 +10,7 @@ import aiohttp
 import pytest
 
 from node.openai import is_comment
-from tests.server.talk import Start, blocks_of, chat, stands_still, until
+from tests.server.talk import Start, blocks_of, chat, shows, stands_still
 
 pytestmark = pytest.mark.server
 
@@ -21,7 +21,7 @@ async def test_a_closed_stream_stops_the_generation(started: Start, slow_model: 
         async for block in blocks:
             if not is_comment(block):
                 break
-    assert 0 < (await stands_still(worker)).generated_tokens < 1000
+    assert 0 < (await stands_still(worker)).generated_tokens < 4000
 
 
 @pytest.mark.parametrize("seed", [None, 7], ids=["in a batch", "alone"])
@@ -33,14 +33,11 @@ async def test_a_plain_request_stops_when_its_caller_leaves(started: Start, slow
         async with aiohttp.ClientSession() as session:
             await session.post(f"{worker.upstream.base}/completions", json=body)
 
-    async def generating() -> bool:
-        return (await worker.stats()).generated_tokens > 10
-
     asking = asyncio.ensure_future(ask())
-    await until(generating)
+    await shows(worker, lambda stats: stats.generated_tokens > 10)
     asking.cancel()
     await asyncio.wait({asking})
-    assert (await stands_still(worker)).generated_tokens < 1000
+    assert (await stands_still(worker)).generated_tokens < 4000
 
 
 @pytest.mark.parametrize("seed", [None, 7], ids=["in a batch", "alone"])
@@ -54,11 +51,8 @@ async def test_reading_a_prompt_stops_when_its_caller_leaves(
     async def ask() -> None:
         await blocks_of(worker, body, "x")
 
-    async def reading() -> bool:
-        return (await worker.stats()).prompt_tokens > before.prompt_tokens + 32
-
     asking = asyncio.ensure_future(ask())
-    await until(reading)
+    await shows(worker, lambda stats: stats.prompt_tokens > before.prompt_tokens + 32)
     asking.cancel()
     await asyncio.wait({asking})
     after = await stands_still(worker)
@@ -68,19 +62,13 @@ async def test_reading_a_prompt_stops_when_its_caller_leaves(
 
 async def test_work_that_waits_is_dropped_with_its_caller(started: Start, slow_model: Path) -> None:
     worker = await started(slow_model)
-    alone = chat(max_tokens=60, seed=1, temperature=0)  # a seeded request runs alone, so the next one waits
-    first = asyncio.ensure_future(blocks_of(worker, alone, "x"))
-
-    async def busy() -> bool:
-        return (await worker.stats()).active == 1
-
-    async def both() -> bool:
-        return (await worker.stats()).active == 2
-
-    await until(busy)
+    begun = (await worker.stats()).generated_tokens
+    # A seeded request runs alone, so the next one waits: long enough for this test to come and go meanwhile.
+    first = asyncio.ensure_future(blocks_of(worker, chat(max_tokens=600, seed=1, temperature=0), "x"))
+    await shows(worker, lambda stats: stats.generated_tokens > begun)
     second = asyncio.ensure_future(blocks_of(worker, chat(max_tokens=8000), "x"))
-    await until(both)
+    await shows(worker, lambda stats: stats.active == 2)
     second.cancel()
     await asyncio.wait({second})
     assert (await first)[-1] == b"data: [DONE]\n\n"
-    assert (await stands_still(worker)).generated_tokens <= 62  # the first's, and one of the start
+    assert (await stands_still(worker)).generated_tokens <= 602  # the first's, and one of the start

@@ -23,7 +23,8 @@ from node.io.process import TOKEN_VARIABLE
 from node.io.registry import Registry
 from node.openai import is_comment, usage_of
 from node.settings import EngineSettings
-from tests.server.talk import Start, blocks_of, broken, chat, chunks_of, fails, gone, text_of, until
+from tests.mesh.waiting import until
+from tests.server.talk import Start, blocks_of, broken, chat, chunks_of, fails, gone, shows, text_of
 
 pytestmark = pytest.mark.server
 
@@ -49,8 +50,7 @@ async def test_two_models_answer_at_the_same_time(started: Start, tiny_model: Pa
     answers = await asyncio.gather(blocks_of(one, body, "one"), blocks_of(two, body, "two"))
     assert text_of(answers[0]) != text_of(answers[1])
     for worker in (one, two):
-        while (stats := await worker.stats()).active:  # noqa: ASYNC110 - [DONE] comes just before the end
-            await asyncio.sleep(0.01)
+        stats = await shows(worker, lambda stats: not stats.active)  # [DONE] comes just before the end
         assert stats.generated_tokens >= 60
         assert stats.prompt_tokens > 10
         assert (stats.active, stats.alive) == (0, True)
@@ -183,10 +183,7 @@ async def test_a_start_that_is_given_up_leaves_no_process(engine: MlxEngine, cha
     worker = engine.worker(ModelSpec(name="smol", path=str(chat_model)), lambda _: None)
     starting = asyncio.ensure_future(worker.start())
 
-    async def spawned() -> bool:
-        return worker.pid is not None
-
-    await until(spawned)
+    await until(lambda: worker.pid is not None)
     starting.cancel()
     await asyncio.wait({starting})
     assert starting.cancelled()
@@ -194,21 +191,16 @@ async def test_a_start_that_is_given_up_leaves_no_process(engine: MlxEngine, cha
     assert gone(worker.pid)
 
 
-async def test_stopping_is_quick_and_may_be_repeated(started: Start, slow_model: Path) -> None:
+async def test_stopping_needs_no_force_and_may_be_repeated(started: Start, slow_model: Path) -> None:
     worker = await started(slow_model)
     answering = asyncio.ensure_future(blocks_of(worker, chat(max_tokens=8000), "x"))
-    await until(lambda: _active(worker))
+    await shows(worker, lambda stats: stats.active > 0)
     assert worker.pid is not None
     assert psutil.Process(worker.pid).environ()[TOKEN_VARIABLE] == worker._registry.token
-    async with asyncio.timeout(5.0):
-        await worker.stop(5.0)
-    await worker.stop(5.0)
+    await worker.stop(60.0)
+    await worker.stop(60.0)
     assert gone(worker.pid)
     assert "SIGTERM" in await fails(answering)
-
-
-async def _active(worker: MlxWorker) -> bool:
-    return (await worker.stats()).active > 0
 
 
 async def test_an_unknown_mlx_lm_runs_as_it_is(
@@ -293,11 +285,7 @@ async def test_a_worker_does_not_outlive_a_killed_daemon(tiny_model: Path, tmp_p
         pid = int(await asyncio.to_thread(daemon.stdout.readline))
         assert not gone(pid)
         daemon.kill()
-
-        async def ended() -> bool:
-            return gone(pid)
-
-        await until(ended)
+        await until(lambda: gone(pid))
     finally:
         daemon.kill()
         daemon.wait()
