@@ -13,8 +13,8 @@ class Flight:
     """One granted request. It holds a slot of (node, model) from its grant until it is removed.
 
     `load_s`, `read_s`, `write_s`: what was expected of it then. `cached`: prompt tokens that its node should have had,
-    `rests_on` tells the mirror why. `evicts`: models that leave memory there for it. `clean`: no other prompt is being
-    read beside it and nothing was loaded, so its first token tells how fast that node reads.
+    `rests_on` tells the mirror why. `evicts`: models that leave memory there for it. `clean`: nothing is
+    loaded for it or for a prompt read beside it, so its first token tells how fast that node reads.
     """
 
     __slots__ = (
@@ -141,8 +141,9 @@ class Ledger:
         tally = self.tally(flight.node)
         tally.sum_up(now)
         if flight.first_at is None:
-            for other in tally.reading.values():
-                other.clean = False
+            if not flight.clean:
+                for other in tally.reading.values():
+                    other.clean = False
             if not tally.reading:
                 tally.since = now
             tally.busy_until = max(tally.busy_until if tally.reading else now, now) + flight.load_s + flight.read_s

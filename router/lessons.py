@@ -12,7 +12,13 @@ from router.settings import RouterSettings
 
 
 class Lessons:
-    """Only clean samples count: a prompt read alone and after no load; steps of streams beside it are taken out."""
+    """Only clean samples count: a prompt that waited for no load; steps of streams beside it are taken out.
+
+    Prompts are read one at a time, unless one takes so much longer than expected that another is sent. What such ones
+    take must count, or a node that is much slower than believed would never be found out while it is busy. Of each
+    counts the time since the one before it was read: whether they are read in turn or side by side, all of that time
+    and all of their tokens are counted once.
+    """
 
     def __init__(self, settings: RouterSettings, fleet: Fleet, ledger: Ledger) -> None:
         self._settings, self._fleet, self._ledger = settings, fleet, ledger
@@ -23,7 +29,8 @@ class Lessons:
         _, flight.load_s, flight.read_s, *_ = price.terms
         flight.write_s, flight.cached, flight.evicts = price.write_s, price.cached, lane.evicts
         flight.beside = price.streams
-        flight.clean = flight.load_s <= 0 and not self._ledger.tally(flight.node).reading
+        reading = self._ledger.tally(flight.node).reading.values()
+        flight.clean = flight.load_s <= 0 and all(other.clean for other in reading)
         request = flight.request
         flight.rests_on = self._fleet.mirrors.insert(flight.node, lane.model, request.blocks, request.block_tokens)
         self._fleet.mirrors.begin(request.marks, lane.model.fingerprint)
@@ -34,7 +41,8 @@ class Lessons:
         self._fleet.believe(flight.node, flight.model, ModelState.READY)
         found = self._fleet.find(flight.node, flight.model)
         if found is not None and flight.clean:
-            flight.sample_s = now - flight.begin - max(0.0, found[0].rtt_s)
+            begin = max(flight.begin, self._ledger.tally(flight.node).since)
+            flight.sample_s = now - begin - max(0.0, found[0].rtt_s)
         self._ledger.first(flight, now)
         if cached_tokens > 0 or not flight.request.blocks:
             self._read(flight, flight.request.prompt_tokens, cached_tokens, now)
@@ -73,6 +81,6 @@ class Lessons:
         pace = self._fleet.speeds.pace(*found, now)
         steps = 1 + (math.ceil(tokens / self._settings.chunk_tokens) if flight.beside else 0)
         step_s = pace.step_s * (1 + self._settings.stream_slowdown * max(0, flight.beside - 1))
-        least_s = 0.2 * sample_s  # A step that is believed too slow must not eat the whole sample.
+        least_s = max(0.2 * sample_s, 1e-6)  # A step that is believed too slow must not eat the whole sample.
         seconds = max(sample_s - self._settings.begin_s - steps * step_s, least_s)
         self._fleet.speeds.read(*found, tokens, seconds, position=cached, now=now)

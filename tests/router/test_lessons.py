@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
 
 from node.types import ModelState, ModelStatus, NodeId, NodeStatus, RequestId, Usage
-from router.events import Finished, FirstToken, NodeUp, Request, Submit
+from router.events import Finished, FirstToken, Grant, NodeUp, Request, SchedulerEvent, Submit, Tick
 from router.schedule import Scheduler
 from router.settings import RouterSettings
 
@@ -56,21 +57,52 @@ def test_a_prompt_read_alone_tells_the_speed() -> None:
     assert samples == 8
 
 
-def test_two_prompts_at_once_and_a_load_tell_nothing() -> None:
-    talk = Talk()
-    talk.ask("1", 0.0)
-    talk.ask("2", 0.0)
-    late = talk.scheduler.deadline
-    assert late is not None
-    talk.ask("3", late + 0.01)  # Nobody waits for the first any longer: they are read side by side.
-    assert len(talk.scheduler.waiting()) < 2
-    talk.first("1", 9.0)
-    talk.first("2", 9.0)
-    assert talk.prefill(9.0)[1] == 0
+def test_a_load_tells_nothing() -> None:
     cold = Talk(state=ModelState.ABSENT)
     cold.ask("1", 0.0)
     cold.first("1", 9.0)
     assert cold.prefill(9.0)[1] == 0
+
+
+def busy(tps: float, *, together: bool, until: float) -> Talk:
+    """Eight clients, each asking again when it is answered, at a node that reads so many tokens/s: the prompts that it
+    was sent one after another, or all of them together. An answer takes a second."""
+    talk, now, numbers = Talk(), 0.0, itertools.count()
+    unread: dict[RequestId, float] = {}
+    ends: list[tuple[float, RequestId]] = []
+
+    def step(event: SchedulerEvent) -> None:
+        unread.update({effect.id: 500.0 for effect in talk.scheduler.step(event, now) if isinstance(effect, Grant)})
+
+    def ask() -> None:
+        step(Submit(Request(id=RequestId(str(next(numbers))), models=("m",), prompt_tokens=500)))
+
+    for _ in range(8):
+        ask()
+    while now < until:
+        now += 0.01
+        shares = len(unread) if together else 1
+        for name in list(unread)[:shares]:
+            unread[name] -= 0.01 * tps / shares
+        for name in [name for name, left in unread.items() if left <= 0]:
+            del unread[name]
+            step(FirstToken(name))
+            ends.append((now + 1.0, name))
+        while ends and ends[0][0] <= now:
+            step(Finished(ends.pop(0)[1], "ok", Usage(500, 0, 40)))
+            ask()
+        if (deadline := talk.scheduler.deadline) is not None and deadline <= now:
+            step(Tick())
+    return talk
+
+
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("factor", [1.0, 0.3, 0.1])
+def test_a_node_much_slower_than_its_hardware_is_found_out_while_it_is_busy(factor: float, *, together: bool) -> None:
+    """Then each prompt is overdue before it is read, and the next one is sent."""
+    rate, samples = busy(factor * PRIOR_TPS, together=together, until=120.0).prefill(120.0)
+    assert samples > 4
+    assert rate == pytest.approx(factor * PRIOR_TPS, rel=0.2)
 
 
 def test_the_cached_part_of_a_prompt_is_not_taken_for_speed_even_if_only_the_end_tells() -> None:
