@@ -6,6 +6,9 @@ halving. An engine that reports `cache_seqs` keeps whole sequences, as mlx_lm's 
 does not count. One that reports none keeps blocks, least recently used first, as paged engines do. What a node says it
 found (`cached_tokens`) is believed over the mirror, and one that often finds more is taken to hold more.
 
+An engine that reports no bounds (a server that is not ours) may have no cache, or not tell of it: it is mirrored, but
+believed in only once it has said that it found something, until it misses.
+
 Memory: at most `mirror_blocks` blocks in all mirrors together, about 200 bytes each.
 """
 
@@ -48,9 +51,22 @@ class Known:
 class Mirror:
     """The cache of one model on one node as we believe it is."""
 
-    __slots__ = ("_blocks", "_kept", "_number", "_seqs", "_seqs_limit", "_times", "_tokens_limit", "_width")
+    __slots__ = (
+        "_blocks",
+        "_doubted",
+        "_kept",
+        "_number",
+        "_seqs",
+        "_seqs_limit",
+        "_times",
+        "_tokens_limit",
+        "_told",
+        "_width",
+    )
 
-    def __init__(self) -> None:
+    def __init__(self, *, told: bool = True) -> None:
+        self._told = told  # its node reports bounds
+        self._doubted = not told
         self._seqs_limit = self._tokens_limit = 0
         self._times = 1.0  # what it proved to hold, over what its node reports
         self._width = 0  # tokens of a block, as last said: edges learn it, a block is the same bytes for all of them
@@ -74,7 +90,7 @@ class Mirror:
 
     def match(self, blocks: Blocks) -> int:
         """How many blocks from the start are there."""
-        return start(blocks, self._blocks)
+        return 0 if self._doubted else start(blocks, self._blocks)
 
     def insert(self, blocks: Blocks, block_tokens: int) -> int:
         """Such a prompt is being read there. Returns what the belief in its start rests on, for `missed`."""
@@ -101,7 +117,7 @@ class Mirror:
 
     def missed(self, rests_on: int) -> None:
         """The node did not have it: nor, then, what was put in before."""
-        self._times = 1.0
+        self._times, self._doubted = 1.0, not self._told
         while self._seqs and next(iter(self._seqs.values()))[1] <= rests_on:
             self.forget_oldest()
         while not self._seqs and self._blocks and next(iter(self._blocks.values())).put <= rests_on:
@@ -109,7 +125,8 @@ class Mirror:
 
     def found_more(self, growth: float, cap: float) -> None:
         """The node had much that was thought to be gone: it holds more than its bytes let us think. (Sequences are
-        counted, not estimated.)"""
+        counted, not estimated.) Or nobody knew that it has a cache."""
+        self._doubted = False
         self._times = min(self._times * growth, cap)
 
     def clear(self) -> None:
@@ -153,7 +170,7 @@ class Mirrors:
         mirror = self._mirrors.get((node, model.name))
         if mirror is None:
             return self._empty
-        mirror.bound(model.cache_seqs, model.cache_tokens)
+        self._bound_by(mirror, model)
         return mirror
 
     def get(self, key: tuple[NodeId, str]) -> Mirror | None:
@@ -161,11 +178,13 @@ class Mirrors:
         return self._mirrors.get(key)
 
     def insert(self, node: NodeId, model: ModelStatus, blocks: Blocks, block_tokens: int) -> int:
-        """A prompt is granted there; see Mirror. An engine that reports neither bound has no cache that we know of."""
-        if not blocks or block_tokens <= 0 or (model.cache_seqs <= 0 and model.cache_tokens <= 0):
+        """A prompt is granted there; see Mirror."""
+        if not blocks or block_tokens <= 0:
             return 0
-        mirror = self._mirrors.setdefault((node, model.name), Mirror())
-        mirror.bound(model.cache_seqs, model.cache_tokens)
+        mirror = self._mirrors.get((node, model.name))
+        if mirror is None:
+            mirror = self._mirrors[node, model.name] = Mirror(told=_told(model))
+        self._bound_by(mirror, model)
         self._mirrors.move_to_end((node, model.name))
         rests_on = mirror.insert(blocks, block_tokens)
         self._bound()
@@ -203,6 +222,10 @@ class Mirrors:
     def held(self) -> int:
         return sum(m.held for m in self._mirrors.values())
 
+    def _bound_by(self, mirror: Mirror, model: ModelStatus) -> None:
+        tokens = model.cache_tokens if _told(model) else self._settings.cache_unknown_tokens
+        mirror.bound(model.cache_seqs, tokens)
+
     def _bound(self) -> None:
         """The mirrors that were used least recently shrink first."""
         over = self.held - self._settings.mirror_blocks
@@ -213,3 +236,8 @@ class Mirrors:
             over -= before - mirror.held
             if not mirror.held:
                 del self._mirrors[key]
+
+
+def _told(model: ModelStatus) -> bool:
+    """Its node says how large its prompt cache is."""
+    return model.cache_seqs > 0 or model.cache_tokens > 0

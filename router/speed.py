@@ -236,7 +236,8 @@ def prior(status: NodeStatus, model: ModelStatus, settings: RouterSettings) -> t
     """Seconds per thousand prompt tokens, and per token written, from memory bandwidth and bytes of weights
     (docs/scoring.md)."""
     bandwidth = status.bandwidth if status.bandwidth > 0 else settings.bandwidth_unknown
-    reads_per_s = bandwidth / ((model.size_bytes or settings.size_unknown_bytes) / 1e9)
+    size = model.size_bytes if model.size_bytes >= settings.size_least_bytes else settings.size_unknown_bytes
+    reads_per_s = bandwidth / (size / 1e9)
     return (
         TOKENS / _within(settings.prefill_prior * reads_per_s, PREFILL_RANGE),
         1 / _within(settings.decode_prior * reads_per_s, DECODE_RANGE),

@@ -125,11 +125,28 @@ def test_each_model_of_each_node_has_its_own() -> None:
     assert mirrors.of(A, SEQS).match(blocks) == 0
 
 
-def test_an_engine_without_a_cache_is_believed_to_have_none() -> None:
-    mirrors = Mirrors(RouterSettings())
-    bare = ModelStatus(name="qwen")
-    assert mirrors.insert(A, bare, chained("prompt"), 10) == 0
-    assert mirrors.of(A, bare).match(chained("prompt")) == 0
+def test_a_cache_nobody_tells_of_is_believed_in_once_it_was_of_use_and_until_it_is_not() -> None:
+    mirrors, bare = Mirrors(RouterSettings(cache_unknown_tokens=100)), ModelStatus(name="qwen")
+    for _ in range(2):
+        assert mirrors.insert(A, bare, chained("prompt"), 10) == 0
+        assert mirrors.of(A, bare).match(chained("prompt")) == 0
+    mirrors.found_more(A, "qwen")
+    assert mirrors.of(A, bare).match(chained("prompt")) == 6
+    assert mirrors.of(B, bare).match(chained("prompt")) == 0
+    rests_on = mirrors.insert(A, bare, chained("prompt more"), 10)
+    assert mirrors.of(A, bare).match(chained("prompt more")) == 11
+    mirrors.missed(A, "qwen", rests_on)
+    assert mirrors.of(A, bare).match(chained("prompt more")) == 0
+
+
+def test_a_cache_nobody_tells_of_holds_no_more_than_is_assumed() -> None:
+    mirrors, bare = Mirrors(RouterSettings(cache_unknown_tokens=100)), ModelStatus(name="qwen")
+    mirrors.insert(A, bare, chained("a"), 10)
+    mirrors.found_more(A, "qwen")
+    for letter in "bcdefghijklmnop":
+        mirrors.insert(A, bare, chained(letter), 10)
+    assert mirrors.of(A, bare).match(chained("p")) == 1
+    assert mirrors.of(A, bare).match(chained("a")) == 0
 
 
 def test_smaller_bounds_are_kept_as_soon_as_they_are_reported() -> None:

@@ -28,6 +28,8 @@ def test_unknown_hardware_and_size_have_a_prior_too() -> None:
     rates = Speeds(SETTINGS).rates(NodeStatus(node=NodeId("x")), ModelStatus(name="m"), 0.0)
     assert rates.prefill_tps == pytest.approx(95.0)
     assert rates.decode_tps == pytest.approx(10.0)
+    proxy = ModelStatus(name="m", size_bytes=30_000_000)  # A process that only passes on: it does not hold the weights.
+    assert Speeds(SETTINGS).rates(NodeStatus(node=NodeId("x")), proxy, 0.0) == rates
 
 
 def test_a_few_samples_carry_it_to_the_truth_and_time_carries_it_back() -> None:
