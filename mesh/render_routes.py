@@ -44,60 +44,165 @@ def route_line(route: answers.Route) -> str:
     )
 
 
+# Why one request ran where it did, in words for who does not know the code. The names of terms are docs/scoring.md's.
+
+_TERMS = {
+    "wait": "until it can begin",
+    "load": "until the model is in memory",
+    "prefill": "reading the prompt",
+    "decode": "writing the answer",
+    "network": "the way to it",
+    "hurt": "what others there lose",
+    "guard": "what that machine's own model loses",
+    "headroom": "so that memory stays free",
+}
+_LEAST_S = 0.0005  # less is shown as 0
+_AT_ONCE_MS = 5.0
+
+
 def why(route: answers.Route, names: Mapping[str, str]) -> list[Block]:
-    """`mesh routes --why ID`: why this request ran where it did. `names` gives people's names for node ids."""
-    asked = route.model + (f", served as {route.served_model}" if route.served_model not in (None, route.model) else "")
-    placed = f"placed by {route.coordinator}" if route.coordinator else f"placed by {route.edge} itself"
-    streamed = "streamed" if route.stream else "in one piece"
-    queue, first, total = map(milliseconds, (route.queue_ms, route.ttft_ms, route.total_ms))
-    times = f"queue {queue}, first token {first}, total {total}"
+    """`mesh routes --why ID`. `names` gives people's names for node ids."""
+    known_as = f" (its client calls it {route.client_request_id})" if route.client_request_id else ""
+    served = f", as {route.served_model}" if route.served_model not in (None, route.model) else ""
+    answered = f", by {route.node}{served}" if route.node else ""
+    cached = f" ({route.cached_tokens} of them from the cache)" if route.cached_tokens else ""
     page: list[Block] = [
-        f"Request {route.id}" + (f" (client's id {route.client_request_id})" if route.client_request_id else ""),
-        f"  model    {asked}",
-        f"  way      {route.at} in at {route.edge}, {placed}, answered by {route.node or 'nobody'}",
-        f"  answer   {route.outcome}, status {route.status}, {streamed}",
-        f"  times    {times}",
-        f"  tokens   prompt {route.prompt_tokens} ({route.cached_tokens} cached), answer {route.completion_tokens}",
+        f"Request {route.id}{known_as}",
+        f"  came to    {route.edge}, {route.at}",
+        f"  asked for  {route.model or '-'}, {'as a stream' if route.stream else 'in one piece'}",
+        f"  ended      {route.outcome} (HTTP status {route.status}){answered}",
+        f"  placed by  {_placed_by(route)}",
+        f"  times      {_times(route)}",
     ]
-    if route.attempts:
+    if route.prompt_tokens or route.completion_tokens:
+        page.append(
+            f"  tokens     {route.prompt_tokens} in the prompt{cached}, {route.completion_tokens} in the answer"
+        )
+    if len(route.attempts) > 1 or any(a.error for a in route.attempts):
         rows = tuple(
             (str(n), names.get(a.node, a.node), a.outcome, milliseconds(a.ms), a.error or "-")
             for n, a in enumerate(route.attempts, start=1)
         )
         page += ["", Table(("TRY>", "NODE", "OUTCOME", "TIME>", "ERROR"), rows, "Attempts")]
     if route.decision is None:
-        return [*page, "", "No decision is kept for this request: it was answered before one was needed."]
+        return [*page, "", "Nothing was decided about it: it ended before it had a place."]
     return [*page, "", *_decision(route.decision, names)]
 
 
+def _placed_by(route: answers.Route) -> str:
+    if route.decision is not None and not route.decision.chosen and "prompt_tokens" not in route.decision.request:
+        return f"nobody: {route.edge} refused it without asking"
+    if route.coordinator is None:
+        return f"{route.edge} itself"
+    return f"{route.coordinator}, the coordinator"
+
+
+def _times(route: answers.Route) -> str:
+    parts = []
+    if route.node is not None:
+        at_once = route.queue_ms < _AT_ONCE_MS
+        parts.append("placed at once" if at_once else f"placed after {milliseconds(route.queue_ms)}")
+    if route.ttft_ms is not None:
+        parts.append(f"first token after {milliseconds(route.ttft_ms)}")
+    return ", ".join([*parts, f"{milliseconds(route.total_ms)} in all"])
+
+
 def _decision(decision: answers.Decision, names: Mapping[str, str]) -> list[Block]:
-    terms: dict[str, None] = {}
-    for candidate in decision.candidates:
-        terms.update(dict.fromkeys(term.name for term in candidate.terms))
-    order = sorted(decision.candidates, key=lambda c: (c.total_s is None, c.total_s or 0.0))
-    rows, reasons = [], []
-    for candidate in order:
-        name = names.get(candidate.node, candidate.node)
-        mark = "> " if candidate.node == decision.chosen and candidate.total_s is not None else "  "
-        seconds = {term.name: f"{term.seconds:.3f}" for term in candidate.terms}
-        total = "-" if candidate.total_s is None else f"{candidate.total_s:.3f}"
-        cells = [seconds.get(term, "-") for term in terms]
-        rows.append((mark + name, candidate.model or "-", *cells, total, candidate.excluded or ""))
-        if candidate.terms:
-            reasons.append(f"{name}:")
-            reasons += [f"  {t.name:<10} {t.seconds:8.3f} s  {t.why}" for t in candidate.terms]
-    waited = f"; it had waited {milliseconds(decision.waited_ms)}" if decision.waited_ms else ""
-    columns = ("NODE", "MODEL", *(f"{term}>" for term in terms), "total>", "EXCLUDED")
-    page: list[Block] = [
-        Table(columns, tuple(rows), f"Expected seconds of each candidate, the smallest total wins (>){waited}")
+    priced = sorted((c for c in decision.candidates if c.total_s is not None), key=lambda c: c.total_s or 0.0)
+    priced.sort(key=lambda c: c.node != decision.chosen)  # what was chosen comes first, even when it is not cheapest
+    page: list[Block] = [*_verdict(decision, priced, names)]
+    page += [f"  {names.get(c.node, c.node)} could not: {c.excluded}" for c in decision.candidates if c.total_s is None]
+    if assumed := _assumed(decision.request):
+        page.append(f"  Assumed: {assumed}.")
+    if priced:
+        page += ["", _table(decision, priced, names)]
+    for candidate in priced:
+        page += ["", f"{names.get(candidate.node, candidate.node)}: {_s(candidate.total_s)} s"]
+        page += [f"  {_s(t.seconds):>7}  {t.name:<8}  {_said(t)}" for t in candidate.terms]
+    return page
+
+
+def _verdict(decision: answers.Decision, priced: list[answers.Candidate], names: Mapping[str, str]) -> list[str]:
+    """The answer in a few sentences."""
+    request = decision.request
+    lines = []
+    if request.get("waited_for") or decision.waited_ms >= _AT_ONCE_MS:
+        lines.append(f"  It waited {milliseconds(decision.waited_ms)}.")
+    if request.get("waited_for"):
+        lines[-1] += f" {_sentence(str(request['waited_for']))}"
+    if decision.chosen is None:
+        told = f"  Its client was told: {request.get('refused') or 'no node could serve it'}"
+        left = ["  What it would have cost by then is below."] if priced else []
+        return ["Why it was refused", told, *lines, *left]
+    chosen = names.get(decision.chosen, decision.chosen)
+    lines.insert(0, f"Why {chosen}")
+    lines += [f"  {_sentence(str(request[key]))}" for key in ("fallback", "idle") if request.get(key)]
+    best = next((c for c in priced if c.node == decision.chosen), None)
+    if best is None:
+        return lines
+    if len(priced) == 1:
+        return [*lines, f"  {chosen} was the only one that could serve it."]
+    other = next(c for c in priced if c is not best)
+    return [*lines, *_compared(best, other, names)]
+
+
+def _compared(best: answers.Candidate, other: answers.Candidate, names: Mapping[str, str]) -> list[str]:
+    """What made the difference to the next best."""
+    here, there = names.get(best.node, best.node), names.get(other.node, other.node)
+    more = (other.total_s or 0.0) - (best.total_s or 0.0)
+    if more < _LEAST_S:
+        end = "; of equals the lower id goes first." if more >= 0 else ", but was not chosen."
+        return [f"  {here} was expected to cost {_s(best.total_s)} s, {there} {_s(other.total_s)} s{end}"]
+    first = f"  {here} was expected to cost least: {_s(best.total_s)} s. {there} was next with {_s(other.total_s)} s."
+    mine = {t.name: t for t in best.terms}
+    none = answers.Term(name="", seconds=0.0)
+    decided = max(other.terms, key=lambda t: t.seconds - mine.get(t.name, none).seconds, default=None)
+    if decided is None:
+        return [first]
+    own = mine.get(decided.name, none)
+    return [
+        first,
+        f"  What decided is {decided.name}, {_TERMS.get(decided.name, 'a part of the cost')}:",
+        f"    {_s(own.seconds)} s on {here} ({own.why})",
+        f"    {_s(decided.seconds)} s on {there} ({decided.why})",
     ]
-    if decision.request:
-        known = ", ".join(
-            f"{name} {_said(value)}" for name, value in decision.request.items() if value not in (None, [], "")
-        )
-        page.append(f"Decided on: {known}")
-    return [*page, *(["", "Why each second:"] if reasons else []), *reasons]
 
 
-def _said(value: object) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+def _table(decision: answers.Decision, priced: list[answers.Candidate], names: Mapping[str, str]) -> Table:
+    """Every node that could, and the terms that are not 0 everywhere."""
+    terms = dict.fromkeys(t.name for c in priced for t in c.terms if abs(t.seconds) >= _LEAST_S)
+    order = [t for t in _TERMS if t in terms] + [t for t in terms if t not in _TERMS]
+    rows = []
+    for candidate in priced:
+        mark = "> " if candidate.node == decision.chosen else "  "
+        seconds = {t.name: _s(t.seconds) for t in candidate.terms}
+        cells = [seconds.get(term, "-") for term in order]
+        rows.append((mark + names.get(candidate.node, candidate.node), candidate.model, *cells, _s(candidate.total_s)))
+    return Table(("  NODE", "MODEL", *(f"{t}>" for t in order), "total>"), tuple(rows), "Expected cost in seconds")
+
+
+def _assumed(request: Mapping[str, object]) -> str:
+    known = []
+    if "prompt_tokens" in request:
+        known.append(f"a prompt of about {request['prompt_tokens']} tokens")
+    if request.get("expected_tokens") is not None:
+        limit = f" (its client allows {request['max_tokens']})" if request.get("max_tokens") else ""
+        known.append(f"an answer of about {request['expected_tokens']}{limit}")
+    if request.get("priority") == "low":
+        known.append("low priority: it stands behind others")
+    return ", ".join(known)
+
+
+def _said(term: answers.Term) -> str:
+    words = _TERMS.get(term.name)
+    return f"{words}: {term.why}" if words else term.why
+
+
+def _s(seconds: float | None) -> str:
+    if seconds is None or abs(seconds) < _LEAST_S:
+        return "0"
+    return f"{seconds:.3f}"
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."

@@ -239,7 +239,7 @@ def why_not_now(found: Price) -> str:
 def _why_decode(found: Price, settings: RouterSettings) -> str:
     beside = f" beside {found.streams} other answer{'s' if found.streams > 1 else ''}" if found.streams else ""
     expected = f"{found.output:.0f} tokens expected in {found.write_s:.1f} s{beside}"
-    return f"{expected}; {settings.decode_weight:.0%} of that counts"
+    return f"{expected}; {settings.decode_weight:.0%} of that counts, for the first token matters most"
 
 
 def _why_wait(found: Price) -> str:
@@ -250,7 +250,8 @@ def _why_wait(found: Price) -> str:
     if lane.pause_s >= wait_s:
         return "it said it was full a moment ago"
     if found.taken >= lane.slots:
-        return f"all {lane.slots} slots are taken, one is free in about {wait_s:.1f} s"
+        which = "its only slot is taken, and" if lane.slots == 1 else f"all {lane.slots} slots are taken, one is"
+        return f"{which} free in about {wait_s:.1f} s"
     return f"{slots}, but other prompts are read first for about {wait_s:.1f} s"
 
 
@@ -267,7 +268,11 @@ def _why_prefill(found: Price, request: Request, settings: RouterSettings) -> st
     pace = found.lane.pace
     tokens = request.prompt_tokens - found.cached
     cached = f"{found.cached} of {request.prompt_tokens} tokens are in its prompt cache, " if found.cached else ""
-    source = f"learned from {pace.learned} samples" if pace.learned else "expected of this hardware"
+    source = (
+        f"learned from {pace.learned} request{'s' if pace.learned > 1 else ''}"
+        if pace.learned
+        else "expected of this hardware"
+    )
     return f"{cached}{tokens} to read at {1 / found.token_s:.0f} tokens/s ({source}), {settings.begin_s:g} s to begin"
 
 
@@ -277,7 +282,8 @@ def _why_hurt(found: Price, settings: RouterSettings) -> str:
     if found.streams:
         slower = settings.stream_slowdown
         each_s = found.read_s + slower * found.write_s / (1 + slower * found.streams)
-        parts.append(f"{found.streams} other answer{'s' if found.streams > 1 else ''} there lose {each_s:.1f} s each")
+        who = f"{found.streams} other answers there lose" if found.streams > 1 else "another answer there loses"
+        parts.append(f"{who} {each_s:.1f} s{' each' if found.streams > 1 else ''}")
     if lane.evicts:
         parts.append(f"what leaves memory takes {lane.back_s:.1f} s to load again")
     return f"{', '.join(parts)}; {settings.hurt_weight:.0%} of that counts" if parts else "nobody else is delayed"

@@ -84,15 +84,15 @@ def _candidates(case: Case, choice: Choice | None, settings: RouterSettings) -> 
 
 def _waited_for(held: Held) -> str:
     """What kept it, when it was first looked at."""
-    text = held.why
+    text = f"when it came, {held.why}"
     if held.best is not None:
         status, free = held.best.lane.status, held.free
-        text = f"{status.name or status.node} ({why_not_now(held.best)})"
+        text = f"when it came, its best place was {status.name or status.node}: {why_not_now(held.best)}"
         if free is not None:
             other = free.lane.status
-            text += f", sooner done than at once on {other.name or other.node}"
-            text += f" ({held.best.total:.1f} s against {free.total:.1f} s)"
-    before = f"; {held.ahead} waited before it" if held.ahead else ""
+            text += f"; {other.name or other.node} was free, but would have cost {free.total:.1f} s, not"
+            text += f" {held.best.total:.1f} s"
+    before = f"; {held.ahead} stood before it in the queue" if held.ahead else ""
     return text + before
 
 

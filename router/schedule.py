@@ -272,7 +272,7 @@ class Scheduler:
         back_s = None if options.excluded else options.back_s
         if back_s is not None and (request.deadline is None or now + back_s < request.deadline):
             waiting.wait_s = back_s
-            waiting.held = waiting.held or Held(ahead, why=f"somebody who can serve it ({'; '.join(options.why)})")
+            waiting.held = waiting.held or Held(ahead, why=f"nobody could serve it: {'; '.join(options.why)}")
             return None
         code, text = options.refusal()
         retry_s = max(self._settings.retry_after_s, 1.25 * (back_s or 0.0))  # Its spread never says too soon.

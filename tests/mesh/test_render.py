@@ -108,21 +108,22 @@ def test_a_node_alone_and_a_mesh_that_is_off_are_said() -> None:
 def test_why_shows_every_term_and_terms_add_up() -> None:
     text = render.plain(render_routes.why(ROUTE, {"1": "mac-a", "2": "mac-b", "3": "mac-c"}))
     lines = text.splitlines()
-    assert "client's id mine" in lines[0]
-    table = [line for line in lines if "smol" in line and "mac-" in line and "served" not in line]
-    assert table[0].split()[:6] == [">", "mac-b", "smol", "0.100", "0.400", "0.500"]
-    assert table[1].split()[:5] == ["mac-a", "smol", "1.500", "-", "1.500"]
-    assert "it has failed this request" in table[2]
+    assert "its client calls it mine" in lines[0]
+    table = [line for line in lines if "smol" in line and "mac-" in line and ", as smol" not in line]
+    assert table[0].split() == [">", "mac-b", "smol", "0.100", "0.400", "0.500"]
+    assert table[1].split() == ["mac-a", "smol", "1.500", "-", "1.500"]
+    assert "mac-c could not: it has failed this request" in text
     assert "unreachable: connection refused" in text
-    assert "prefill       0.400 s  40 tokens" in text
-    assert "it had waited 250 ms" in text
-    assert "models fast, prompt_tokens 100" in text
+    assert "0.400  prefill   reading the prompt: 40 tokens" in text
+    assert "It waited 250 ms" in text
+    assert "a prompt of about 100 tokens" in text
+    assert "What decided is wait" in text
 
 
 def test_why_of_a_route_without_decision() -> None:
-    text = render.plain(render_routes.why(answers.Route(id="r", outcome="refused", status=404), {}))
-    assert "answered by nobody" in text
-    assert "No decision is kept" in text
+    text = render.plain(render_routes.why(answers.Route(id="r", outcome="cancelled", status=499), {}))
+    assert "cancelled (HTTP status 499)" in text
+    assert "Nothing was decided" in text
 
 
 def test_routes_and_their_gaps() -> None:

@@ -165,7 +165,8 @@ async def test_why_for_a_person_and_as_json(pair: tuple[Node, Node, Node]) -> No
     for part in (
         id_,
         "why-1",
-        "in at gus, placed by eve",
+        "came to    gus",
+        "placed by  eve, the coordinator",
         "fay",
         "slots",
         "prefill",
