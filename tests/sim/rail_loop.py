@@ -36,10 +36,10 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return self._seconds
 
     def jump(self) -> None:
-        self._seconds = max(self._seconds, self._scheduled[0].when())  # type: ignore[attr-defined]
+        self._seconds = max(self._seconds, self._scheduled[0].when())  # type: ignore[attr-defined]  # private: its heap of timers
 
     def _run_once(self) -> None:
-        super()._run_once()  # type: ignore[misc]
+        super()._run_once()  # type: ignore[misc]  # private too: one turn of the loop
         self.steps += 1
         self.after_step()
 
