@@ -181,6 +181,14 @@ class Addresses:
         return kind, ip.is_link_local, ip.version == 6, address
 
 
+def is_loopback(address: str) -> bool:
+    """It leads to this machine itself. False for what is no address."""
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return False
+
+
 def is_tunnel(interface: str) -> bool:
     """It leads to other sites, and takes no multicast."""
     return interface.startswith(TUNNELS)

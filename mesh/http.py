@@ -136,10 +136,18 @@ class Server:
     def end_at(self, mine: Collection[str]) -> None:
         """Ends connections to an address that is not one of `mine`, this machine's, any more: no answer reaches whoever
         asked, who asks elsewhere, so nothing may go on running for it."""
+        self._end("sockname", lambda here: here not in mine)
+
+    def end_of(self, addresses: Collection[str]) -> None:
+        """Ends connections from these addresses, which whoever asked has no longer."""
+        gone = {plain(address.partition("%")[0]) for address in addresses}
+        self._end("peername", lambda there: there in gone)
+
+    def _end(self, side: str, gone: Callable[[str], bool]) -> None:
         for connection in list(self._runner.server.connections) if self._runner.server is not None else []:
             transport = connection.transport
-            here = transport.get_extra_info("sockname") if transport is not None else None
-            if transport is not None and isinstance(here, tuple) and plain(str(here[0])) not in mine:
+            name = transport.get_extra_info(side) if transport is not None else None
+            if transport is not None and isinstance(name, tuple) and gone(plain(str(name[0]))):
                 transport.abort()
 
     async def close(self) -> None:

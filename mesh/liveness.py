@@ -49,6 +49,11 @@ class Liveness:
             return False
         return self._beat is None or self.heard - self._beat > self._settings.datagrams_missing_s
 
+    @property
+    def answer_s(self) -> float:
+        """A heartbeat of ours has been answered by one of its own within this, as a rule."""
+        return self._settings.far_patience_floor_s if self.far else self._settings.patience_floor_s
+
     def patience_s(self) -> float:
         """Silence of this length is suspect: clamp(factor x longest gap + extra, floor, cap)."""
         s = self._settings

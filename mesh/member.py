@@ -58,8 +58,14 @@ class Member:
         return self.link_boot == self.boot != ""
 
     def deaf(self, now: float) -> bool:
-        """It does not hear this node: said for longer than a stall of ours, or its own, takes to be over."""
-        return self.deaf_since is not None and now >= self.deaf_since + self.life.patience_s()
+        """It does not hear this node: said for longer than our next heartbeats, and its answer to them, need. It was
+        patient with us already."""
+        return self.deaf_since is not None and now >= self.deaf_since + self.life.answer_s
+
+    @property
+    def unheard(self) -> bool:
+        """It was given up because nothing of it arrives; it did not say that it leaves."""
+        return self.ended != "" and self.deaf_since is None and not self.left
 
     def as_before(self, now: float) -> bool:
         """All is well with it, and still is: nothing to judge but when to look again."""
@@ -119,7 +125,7 @@ class Member:
         suspect = heard + self.life.patience_s()
         times = [suspect, suspect + s.confirm_s]
         if self.deaf_since is not None:
-            times.append(self.deaf_since + self.life.patience_s())
+            times.append(self.deaf_since + self.life.answer_s)
         if not self.linked:
             times.append(self.unlinked_at + s.link_grace_s)
         return min((t for t in times if t > now), default=None)

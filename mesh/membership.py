@@ -10,6 +10,7 @@ from typing import Literal, assert_never
 
 from msgspec import structs
 
+from mesh.addresses import is_loopback
 from mesh.events import (
     Added,
     Beat,
@@ -81,7 +82,7 @@ class Membership:
         self.deadline = min((p.due for p in self._peers.values() if p.due is not None), default=None)
         if out.changed:
             self._view = None
-            self.unheard = frozenset(i for i, p in self._peers.items() if p.ended and p.deaf_since is None)
+            self.unheard = frozenset(i for i, p in self._peers.items() if p.unheard)
             out.add(Changed())
         return out.effects
 
@@ -306,7 +307,7 @@ class Membership:
         if report.boot != peer.boot or not peer.linked:
             return
         had = peer.report.addresses if peer.report is not None and report.addresses else ()
-        gone = tuple(a for a in had if a not in report.addresses)
+        gone = tuple(a for a in had if a not in report.addresses and not is_loopback(a))  # that is never gone
         known = (*peer.seen.addresses[:1], *report.addresses, *peer.seen.addresses)
         peer.report, out.changed = report, True
         peer.seen = structs.replace(

@@ -45,8 +45,7 @@ class PeerSockets:
         ended = 0
         for made in list(self._made):
             with suppress(OSError):  # closed, or not connected yet
-                address = bare(str(name(made)[0]))
-                if gone(address) and not ipaddress.ip_address(address).is_loopback:
+                if gone(bare(str(name(made)[0]))):
                     made.shutdown(socket.SHUT_RDWR)
                     ended += 1
         return ended

@@ -139,7 +139,8 @@ class Node:
         sent = self.world.send(self.id, say.to, frame)
         if not sent:
             lost = EdgeLost(say.to) if to_edge else None
-            self.world.at(0.0, lambda: self.tell(lost) if lost else self.ask_of(LinkLost(say.to)))
+            lives = self.world.rng.random() < 0.5  # others hear it, or so they say
+            self.world.at(0.0, lambda: self.tell(lost) if lost else self.ask_of(LinkLost(say.to, lives)))
         elif not to_edge and self.asker.unreachable:
             self.world.at(0.0, lambda: self.ask_of(LinkBack(say.to)))
 
