@@ -153,7 +153,7 @@ class DaemonControl:
 
     async def add_peer(self, address: str) -> Json:
         address = bare_address(address)
-        peer = await self._overlay().add(address)
+        peer = await self._overlay().static.add(address)
         await self._set_peers([*self._daemon.config.mesh_peers, address])
 
         def found() -> NodeView | None:

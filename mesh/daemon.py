@@ -38,9 +38,10 @@ from mesh.log import DaemonLog, event, utc
 from mesh.membership import Membership
 from mesh.metrics import Metrics
 from mesh.observe import Observer
-from mesh.overlay import Overlay, mesh_id
+from mesh.overlay import Overlay
 from mesh.pace import Pace
 from mesh.peers import PeerStore
+from mesh.presence import mesh_id
 from mesh.settings import PublishSettings
 from mesh.store import RouteStore
 from mesh.switch import MeshSwitch

@@ -7,7 +7,6 @@ synchronously: whatever must wait (a dial, a name, a disk) is handed to a part t
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import random
 from contextlib import suppress
@@ -18,32 +17,11 @@ from aiohttp import web
 from election.messages import Follow, Heard, LinkClosed, Message, PeerForgotten, PeerKnown, Retune, Role, Send, Tick
 from mesh import clock, events
 from mesh.addresses import Addresses, listening
-from mesh.advert import Advert, advert_of
 from mesh.clone_watch import CloneWatch
 from mesh.discovery import Discovery
 from mesh.driver import Driver
 from mesh.electing import Electing
 from mesh.errors import MeshError
-from mesh.events import (
-    Added,
-    Beat,
-    Changed,
-    Dial,
-    Down,
-    Forgotten,
-    Gone,
-    HangUp,
-    Known,
-    LinkUp,
-    Moved,
-    Removed,
-    Ruled,
-    Save,
-    Seen,
-    Up,
-    Withdrew,
-)
-from mesh.events import LinkClosed as LinkEnded
 from mesh.gather import Gatherer
 from mesh.heartbeats import Heartbeats, any_address
 from mesh.http import Server, guards, tcp_sockets
@@ -53,10 +31,11 @@ from mesh.log import event as log_event
 from mesh.lookup import Lookup
 from mesh.noise import Noise
 from mesh.notices import Notices, note
+from mesh.presence import Presence, mesh_id
 from mesh.settings import DiscoverySettings
 from mesh.static import StaticPeers
 from mesh.title import Title
-from mesh.wire import PROTOCOL, AccountFrame, Drain, Frame, Gossip, Hello, PeerSeen, State
+from mesh.wire import AccountFrame, Drain, Frame, Gossip, State
 from node.io import serve
 from node.types import NodeId, NodeReport, status_of
 from router.account import Account
@@ -72,22 +51,15 @@ LEAVE_S = 2.0  # for the goodbyes of election, discovery and links together
 _log = logging.getLogger("mesh.overlay")
 
 
-def mesh_id(name: str) -> str:
-    """Two meshes of one name are one until nodes have keys (docs/adr/0003)."""
-    return hashlib.blake2b(name.encode(), digest_size=8).hexdigest()
-
-
 class Overlay:
     """One membership in one mesh, from `open()` to `leave()`. `run()` drives it in between."""
 
     def __init__(self, daemon: Daemon) -> None:
         self._daemon, self._config = daemon, daemon.config
         self._membership, self._dispatch = daemon.membership, daemon.dispatch
-        self._loop = asyncio.get_running_loop()
-        self._mesh_id = mesh_id(daemon.config.mesh_name)
         self._rng = random.Random()  # noqa: S311 - spreads timers, keeps no secret
         self._addresses = Addresses(daemon.config.bind)
-        self._fault: asyncio.Future[None] = self._loop.create_future()
+        self._fault: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._election = Electing(
             daemon,
             rng=self._rng,
@@ -107,6 +79,23 @@ class Overlay:
             ask_who=lambda place: self._links.ask_who(place.address, place.peer_port),
             failed=self._failed,
         )
+        self._discovery = Discovery(
+            daemon.id,
+            on_found=lambda peer: self._tell(events.Seen(peer)),
+            on_moved=self._moved,
+            heard_from=self._heard,
+            addresses=self._addresses,
+        )
+        self._title = Title(
+            self._discovery.name,
+            self._addresses,
+            self._membership.view,
+            changed=self._title_changed,
+            failed=self._failed,
+        )
+        self._presence = Presence(
+            daemon, self._addresses, election=self._election, discovery=self._discovery, title=self._title
+        )
         self._inbox = Inbox(
             daemon,
             self._addresses,
@@ -115,7 +104,7 @@ class Overlay:
             renewed=self._tell_ruled,
         )
         self._links = Links(
-            hello=self._hello,
+            hello=self._presence.hello,
             session=daemon.session,
             tell=self._on_link,
             on_frame=self._inbox.take,
@@ -125,21 +114,7 @@ class Overlay:
             on_other=self._clones.tell,
             on_noise=self._on_noise,
         )
-        self._discovery = Discovery(
-            daemon.id,
-            on_found=lambda peer: self._tell(Seen(peer)),
-            on_moved=self._moved,
-            heard_from=self._heard,
-            addresses=self._addresses,
-        )
         self._server: Server
-        self._title = Title(
-            self._discovery.name,
-            self._addresses,
-            self._membership.view,
-            changed=self._title_changed,
-            failed=self._failed,
-        )
         self.lookup = Lookup(
             daemon.session,
             me=daemon.id,
@@ -149,7 +124,7 @@ class Overlay:
         )
         self.static = StaticPeers(
             self.lookup,
-            on_found=lambda peer, by_hand: self._tell(Added(peer) if by_hand else Seen(peer)),
+            on_found=lambda peer, by_hand: self._tell(events.Added(peer) if by_hand else events.Seen(peer)),
             missing=lambda node: node not in self._membership.alive(),
             removed=lambda node: node in self._membership.removed,
             tell=note,
@@ -189,12 +164,12 @@ class Overlay:
     async def run(self) -> None:
         """Until cancelled, or something here fails."""
         for peer in self._daemon.peers.peers():
-            self._tell(Seen(peer))
+            self._tell(events.Seen(peer))
         self._election.tell(Tick())
         async with asyncio.TaskGroup() as group:
             group.create_task(self._links.run())
             group.create_task(self._clones.run())
-            group.create_task(self._discovery.run(self._advert()))
+            group.create_task(self._discovery.run(self._presence.advert()))
             group.create_task(self._gossip())
             group.create_task(self.static.run())
             group.create_task(self._title.run())
@@ -223,10 +198,10 @@ class Overlay:
     def forget_all(self) -> None:
         """Nobody is known any more: the scheduler of this node goes on with its own models. Peers have not died: what
         they answer to clients of this node is carried to its end."""
-        off = events.Switch(False, self._config.mesh_name, self._mesh_id)
+        off = events.Switch(False, self._config.mesh_name, mesh_id(self._config.mesh_name))
         effects = self._membership.step(off, clock.now())
         for effect in effects:
-            if isinstance(effect, Down):
+            if isinstance(effect, events.Down):
                 self._dispatch.node_down(effect.node)
 
     # The machines and their effects
@@ -260,32 +235,32 @@ class Overlay:
 
     def _perform(self, effect: events.Effect) -> None:
         match effect:
-            case Known(node, last) | Moved(node, last):
+            case events.Known(node, last) | events.Moved(node, last):
                 self._election.tell(PeerKnown(node, far=last))
-            case Forgotten(node):
+            case events.Forgotten(node):
                 self._heartbeats.forget(node)
                 self._election.tell(PeerForgotten(node))
-            case Dial(peer, at_once):
+            case events.Dial(peer, at_once):
                 self._heartbeats.set_peer(peer.id, self._addresses.ranked(peer.addresses), peer.peer_port)
                 self._links.dial(peer.id, peer.addresses, peer.peer_port, at_once=at_once)
-            case HangUp(node, reason):
+            case events.HangUp(node, reason):
                 self._links.forget(node, reason)
-            case Up(node):
+            case events.Up(node):
                 self._say_up(node)
-            case Down(node, why):
+            case events.Down(node, why):
                 log_event(_log, logging.WARNING, "node", f"{self._shown(node)} is gone: {why}", node=node)
                 self._dispatch.node_down(node)
                 self._daemon.edge.node_lost(node)
                 if self._membership.lost(node):
                     self._dispatch.link_lost(node)
-            case Withdrew(node, addresses):
+            case events.Withdrew(node, addresses):
                 self._links.leave(node, addresses)
                 self._daemon.sockets.end_to(addresses)
-            case Gone(node):
+            case events.Gone(node):
                 self._election.tell(LinkClosed(node))
-            case Changed():
+            case events.Changed():
                 self._title.look()
-            case Save():
+            case events.Save():
                 self._save_peers()
             case _:
                 assert_never(effect)
@@ -318,19 +293,11 @@ class Overlay:
 
     def _tell_ruled(self) -> None:
         ruled, coordinator = self._election.ruled, self._election.coordinator
-        self._tell(Ruled(coordinator, ruled.term, ruled.role is Role.ALONE, self._url(coordinator)))
+        self._tell(events.Ruled(coordinator, ruled.term, ruled.role is Role.ALONE, self._presence.url(coordinator)))
 
     def _title_changed(self) -> None:
-        self._discovery.update(self._advert())
+        self._discovery.update(self._presence.advert())
         self._tell_ruled()
-
-    def _url(self, coordinator: NodeId | None) -> str:
-        """Where the whole mesh answers: the coordinator's name, where others can resolve it."""
-        view = self._membership.view()
-        found = view.node(coordinator) if coordinator else None
-        port = found.report.port if found else self._config.port
-        host = self._discovery.name_of_mesh(self._config.mesh_name, coordinator)
-        return f"http://{'localhost' if self._addresses.loopback_only else host}:{port}/v1"
 
     # What comes in
 
@@ -346,16 +313,16 @@ class Overlay:
             self._election.tell(Heard(message))
         if message.role is not Role.FOLLOWER:
             self._title.rival(NodeId(message.sender))
-        self._tell(Beat(NodeId(message.sender), message.boot, message.deaf))
+        self._tell(events.Beat(NodeId(message.sender), message.boot, message.deaf))
 
     def _on_link(self, event: events.Event) -> None:
         self._tell(event)
-        if isinstance(event, LinkUp):
+        if isinstance(event, events.LinkUp):
             self._heartbeats.met(event.hello.id)
             self._links.send(event.hello.id, State(self._daemon.report()))
             self._links.send(event.hello.id, Gossip(self._membership.gossip()))
             self._dispatch.link_up(event.hello.id)
-        elif isinstance(event, LinkEnded):
+        elif isinstance(event, events.LinkClosed):
             self._dispatch.link_lost(event.node)
 
     def _on_noise(self, address: str, code: str) -> None:
@@ -377,7 +344,7 @@ class Overlay:
         self._links.send_all(State(report))
         if self._election.rules:
             self._links.send_all(AccountFrame(self._daemon.dispatch.account()))
-        self._discovery.update(self._advert())
+        self._discovery.update(self._presence.advert())
         self._title.look()
 
     @property
@@ -387,26 +354,6 @@ class Overlay:
 
     def ask_drain(self, node: NodeId, on: bool, for_s: float | None) -> bool:
         return self._links.send(node, Drain(on, for_s))
-
-    def _advert(self) -> Advert:
-        return advert_of(
-            self._daemon.report(), self._config.mesh_name, role=self._election.ruled.role.value, host=self._title.name
-        )
-
-    def _hello(self) -> Hello:
-        d = self._daemon
-        return Hello(
-            id=d.id,
-            boot=d.boot,
-            name=d.config.node_name,
-            mesh=self._config.mesh_name,
-            mesh_id=self._mesh_id,
-            version=d.version,
-            protocol=PROTOCOL,
-            peer_port=self._config.peer_port,
-            port=self._config.port,
-            uptime_s=d.uptime_s(),
-        )
 
     async def _gossip(self) -> None:
         while True:
@@ -418,21 +365,16 @@ class Overlay:
         m = self._membership
         self._daemon.peers.save(m.to_keep(), m.removed, m.alive())
 
-    # Peers by hand
-
-    async def add(self, address: str) -> PeerSeen:
-        """`mesh add`: finds out who is there and makes it a peer. Raises MeshError."""
-        return await self.static.add(address)
-
     def remove(self, node: NodeId) -> None:
         """`mesh remove`: it is told, forgotten, and stays away until it is added again."""
-        self._tell(Removed(node))
+        self._tell(events.Removed(node))
 
     # Small things
 
     def retune(self, config: Config) -> None:
         """`mesh-priority`, `mesh-peers` or `node-name` were edited."""
         before, self._config = self._config, config
+        self._presence.retune(config)
         if config.mesh_priority != before.mesh_priority:
             self._election.tell(Retune(config.mesh_priority))
         self.static.set(config.mesh_peers)

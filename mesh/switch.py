@@ -12,7 +12,8 @@ from mesh import clock
 from mesh.errors import MeshError
 from mesh.events import Switch
 from mesh.log import event
-from mesh.overlay import Overlay, mesh_id
+from mesh.overlay import Overlay
+from mesh.presence import mesh_id
 from node.types import RunningReport
 
 if TYPE_CHECKING:
