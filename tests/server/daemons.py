@@ -28,6 +28,7 @@ from mesh.home import Home
 ROOT = Path(__file__).resolve().parents[2]
 START_S = 120.0  # generous: workers load Python and MLX on two busy cores
 WORKER = "node.io.mlx_worker"
+CLIENT: Any = {"max_retries": 0, "timeout": START_S}
 LIVE: list[Node] = []  # every node not yet ended: a failing test prints their logs
 _mesh_numbers = itertools.count()
 
@@ -196,10 +197,10 @@ class Node:
         return f"http://127.0.0.1:{self.port}"
 
     def openai(self, **options: Any) -> OpenAI:
-        return OpenAI(base_url=f"{self.url}/v1", api_key="none", **({"max_retries": 0, "timeout": 60} | options))
+        return OpenAI(base_url=f"{self.url}/v1", api_key="none", **(CLIENT | options))
 
     def async_openai(self, **options: Any) -> AsyncOpenAI:
-        return AsyncOpenAI(base_url=f"{self.url}/v1", api_key="none", **({"max_retries": 0, "timeout": 60} | options))
+        return AsyncOpenAI(base_url=f"{self.url}/v1", api_key="none", **(CLIENT | options))
 
     def cli(self, *arguments: str, code: int = 0, **options: Any) -> subprocess.CompletedProcess[str]:
         """`mlx-stack ARGUMENTS` of this home as a person runs it; checks its exit code."""

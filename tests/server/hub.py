@@ -75,7 +75,8 @@ class Hub:
 
     def environment(self, home: Path, **more: str) -> dict[str, str]:
         """What a daemon (or its child) is told, so that it asks here and keeps all below `home`."""
-        return {"HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1", **more}
+        patient = {"HF_HUB_DOWNLOAD_TIMEOUT": "600"}  # who is held is held for as long as the test takes
+        return {"HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1", **patient, **more}
 
     @contextmanager
     def running(self) -> Iterator[Hub]:
