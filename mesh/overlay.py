@@ -256,6 +256,7 @@ class Overlay:
             case events.Withdrew(node, addresses):
                 self._links.leave(node, addresses)
                 self._daemon.sockets.end_to(addresses)
+                self._server.end_of(addresses)
             case events.Gone(node):
                 self._election.tell(LinkClosed(node))
             case events.Changed():

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from contextlib import suppress
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 import aiohttp
 
@@ -19,36 +19,43 @@ class PeerSockets:
     """Addresses are without port and scope."""
 
     def __init__(self) -> None:
-        self._made: WeakSet[socket.socket] = WeakSet()
+        self._made: WeakKeyDictionary[socket.socket, str] = WeakKeyDictionary()  # each, and where it goes to
 
     def connector(self) -> aiohttp.TCPConnector:
         """Its connections are kept in mind here."""
         return aiohttp.TCPConnector(limit=0, socket_factory=self._make)
 
     def end_to(self, addresses: Collection[str]) -> int:
-        """Ends connections to these addresses; how many. Who waits on one learns it at once."""
+        """Ends connections to these addresses, and dials; how many. Who waits on one learns it at once."""
         there = {bare(a) for a in addresses}
-        return self._end(socket.socket.getpeername, lambda address: address in there)
+        return sum(_ended(made) for made, to in list(self._made.items()) if to in there)
 
     def end_from(self, mine: Collection[str]) -> int:
         """Ends connections from addresses that are not among `mine`, this machine's."""
         here = {bare(a) for a in mine}
-        return self._end(socket.socket.getsockname, lambda address: address not in here)
+        return sum(_ended(made) for made in list(self._made) if _local(made) not in here)
 
     def _make(self, info: tuple[Any, ...]) -> socket.socket:
-        family, kind, protocol, *_ = info
+        family, kind, protocol, _, (to, *_) = info
         made = socket.socket(family, kind, protocol)
-        self._made.add(made)
+        self._made[made] = bare(to)
         return made
 
-    def _end(self, name: Callable[[socket.socket], tuple[Any, ...]], gone: Callable[[str], bool]) -> int:
-        ended = 0
-        for made in list(self._made):
-            with suppress(OSError):  # closed, or not connected yet
-                if gone(bare(str(name(made)[0]))):
-                    made.shutdown(socket.SHUT_RDWR)
-                    ended += 1
-        return ended
+
+def _ended(made: socket.socket) -> bool:
+    """False: it was over already."""
+    try:
+        made.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        return False
+    return True
+
+
+def _local(made: socket.socket) -> str:
+    try:
+        return bare(str(made.getsockname()[0]))
+    except OSError:
+        return ""
 
 
 def bare(address: str) -> str:

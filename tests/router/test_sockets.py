@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -88,3 +89,27 @@ def test_an_address_is_the_same_in_every_writing(address: str, known: str) -> No
 
 def test_the_call_is_one_that_waits() -> None:
     assert CALL.path == "chat/completions", "a stream: its silence is borne for long"
+
+
+async def test_an_address_that_is_gone_while_it_is_dialled_is_given_up() -> None:
+    """A listener whose queue is full answers no more, as an address that nobody has."""
+    sockets, full = PeerSockets(), socket.create_server(("127.0.0.1", 0), backlog=0)
+    port = full.getsockname()[1]
+    waiting = [socket.socket() for _ in range(3)]
+    for sock in waiting:
+        sock.setblocking(False)
+        sock.connect_ex(("127.0.0.1", port))
+    async with aiohttp.ClientSession(connector=sockets.connector()) as session, asyncio.timeout(30.0):
+        hop = HttpHop(
+            session, addresses=("127.0.0.1",), port=port, rtt_s=None, settings=EdgeSettings(connect_cap_s=60.0),
+            count=lambda _, __: None,
+        )  # fmt: skip
+        dialling = asyncio.ensure_future(take(hop))
+        await until(lambda: sockets._made)
+        assert sockets.end_to(["10.9.9.9"]) == 0
+        await until(lambda: sockets.end_to(["127.0.0.1"]))
+        with pytest.raises(NodeError) as failed:
+            await dialling
+        assert "no connection to 127.0.0.1" in failed.value.message
+    for sock in (*waiting, full):
+        sock.close()
