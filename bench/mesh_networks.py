@@ -8,7 +8,6 @@ from statistics import median
 
 from bench.report import Figure, below, within
 from tests.lab.network_trials import (
-    Sleeper,
     address_changes,
     coordinator_sleeps,
     interface_added,
@@ -16,6 +15,7 @@ from tests.lab.network_trials import (
     joined_by_hand,
     link_flaps,
     macs_of,
+    sleepers_of,
 )
 from tests.lab.site_trials import Trial, two_sites
 
@@ -49,8 +49,8 @@ def _by_hand(_: int) -> float:
 
 
 def _sleep(_: int) -> float:
-    with macs_of(3, kind=Sleeper) as macs:
-        night = coordinator_sleeps([mac for mac in macs if isinstance(mac, Sleeper)])
+    with sleepers_of(3) as macs:
+        night = coordinator_sleeps(macs)
     assert all(len(who) == 1 for who in night.terms.values()), f"two coordinators of one term: {night.terms}"
     return night.seconds
 

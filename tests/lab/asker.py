@@ -8,11 +8,12 @@ import json
 import sys
 import threading
 import time
+from typing import Any
 
 import openai
 
 
-def ask(client: openai.OpenAI, wanted: dict) -> dict:
+def ask(client: openai.OpenAI, wanted: dict[str, Any]) -> dict[str, Any]:
     question = {
         "model": wanted["model"],
         "messages": [{"role": "user", "content": "Tell me something."}],

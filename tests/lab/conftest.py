@@ -52,9 +52,9 @@ class Place:
     def __init__(self, lab: Lab, folder: Path) -> None:
         self.lab, self.folder, self.macs = lab, folder, list[Mac]()
 
-    def mac(self, number: int, **of: Any) -> Mac:
+    def mac(self, number: int, *, kind: type[Mac] = Mac, **of: Any) -> Mac:
         """Mac `number`, from 1. Not started yet."""
-        mac = Mac(self.lab, f"mac{number}", self.folder, **of)
+        mac = kind(self.lab, f"mac{number}", self.folder, **of)
         self.macs.append(mac)
         _macs.append(mac)
         return mac

@@ -123,7 +123,7 @@ def gossip(count: int) -> bytes:
 def stories(victim: str) -> list[list[bytes | str]]:
     """What links say, one list each."""
     done = {"id": "req-1", "attempt": 1, "outcome": "ok"}
-    granted = {"id": "req-1", "attempt": 1, "node": ME, "model": "x", "decision":
+    granted: dict[str, Any] = {"id": "req-1", "attempt": 1, "node": ME, "model": "x", "decision":
                {"request": {}, "chosen": ME, "waited_ms": 0.0, "candidates": []}}  # fmt: skip
     state = {"id": victim, "boot": "b1", "name": "not me", "version": "", "protocol": 1, "priority": 9, "uptime_s": 1.0}
     return [

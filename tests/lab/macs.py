@@ -8,10 +8,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import msgspec
 import yaml
@@ -19,24 +19,36 @@ import yaml
 from mesh.answers import MeshStatus, Node, Route
 from mesh.client import MeshClient, MeshClientError
 from tests.lab.netlab import Lab
-from tests.lab.told import Log
+from tests.lab.told import Log, monotonic
 
 ROOT = Path(__file__).parents[2]
 LIMIT_S = 60.0  # for what should take a second or ten: the machine may be slow and busy
+LOOK_S = 3.0  # for one look at a daemon that may be frozen
 TAIL_LINES = 40
+T = TypeVar("T")
+
+
+def wait_for(ask: Callable[[], T | None], what: str, limit_s: float = LIMIT_S) -> T:
+    """Polls until `ask()` finds something; returns that. An AssertionError names `what` at the limit."""
+    start = time.monotonic()
+    while (found := ask()) is None:
+        assert time.monotonic() - start < limit_s, f"not within {limit_s:.0f} s: {what}"
+        time.sleep(0.02)
+    return found
 
 
 def wait_until(holds: Callable[[], object], what: str, limit_s: float = LIMIT_S) -> float:
     """Polls until `holds()` is true; returns the seconds it took. An AssertionError names `what` at the limit."""
     start = time.monotonic()
-    while not holds():
-        assert time.monotonic() - start < limit_s, f"not within {limit_s:.0f} s: {what}"
-        time.sleep(0.02)
+    wait_for(lambda: True if holds() else None, what, limit_s)
     return time.monotonic() - start
 
 
 class Mac:
-    """One daemon. `config` are the keys of its config.yaml beside `mesh-enabled`; without `model` it only passes on."""
+    """One daemon. `config` are the keys of its config.yaml beside `mesh-enabled`; without `model` it only passes on.
+
+    A busy machine's daemon may miss one look (`status`, `sees`, `coordinator`: None) and learns what others did a while
+    later: a test waits for what shall become true, and asks `said`, `node` or `log` about what must be true already."""
 
     program = "mesh.cli"
 
@@ -44,7 +56,8 @@ class Mac:
         self, lab: Lab, name: str, folder: Path, *, model: Path | None = None, id_: str = "", **config: Any
     ) -> None:
         self.lab, self.name, self.home, self.model = lab, name, folder / name, model
-        self.client = MeshClient(self.home / "daemon.sock", timeout_s=3.0)
+        self.client = MeshClient(self.home / "daemon.sock")
+        self._looks = MeshClient(self.home / "daemon.sock", timeout_s=LOOK_S)
         self.process: subprocess.Popen[bytes] | None = None
         self.log = Log(self.home / "output.log")
         self.started_at = 0.0  # monotonic, of the last start
@@ -133,9 +146,17 @@ class Mac:
             assert code in (None, -signal.SIGKILL, 0), f"{self.name} ended with code {code}"
             return None
         try:
-            return self.client.mesh_status()
+            return self._looks.mesh_status()
         except MeshClientError:
             return None
+
+    def said(self) -> MeshStatus:
+        """`mesh status`, as soon as it answers."""
+        return wait_for(self.status, f"{self.name} answers")
+
+    def node(self, name: str) -> Node:
+        """What it says of the node `name`, as soon as it says anything."""
+        return wait_for(lambda: self.sees(name), f"{self.name} shows {name}")
 
     def sees(self, name: str) -> Node | None:
         """What it says of the node `name`; None when it says nothing."""
@@ -148,13 +169,22 @@ class Mac:
         status = self.status()
         return status.mesh.coordinator if status else None
 
-    def routes(self, last: int = 50) -> list[Route]:
-        """The newest `last` of the requests that entered here."""
-        return [r for r in self.client.routes(1000).routes if r.edge == self.name][:last]
+    def routes(self, count: int, since: float) -> list[Route]:
+        """The requests that entered here since then (monotonic), newest first, once `count` of them are recorded."""
+
+        def recorded() -> list[Route] | None:
+            with suppress(MeshClientError):
+                found = [
+                    r for r in self.client.routes(1000).routes if r.edge == self.name and monotonic(r.at) > since - 0.01
+                ]
+                return found if len(found) >= count else None
+            return None
+
+        return wait_for(recorded, f"{count} routes of {self.name} are recorded")
 
     def metric(self, name: str) -> float:
         """The sum over all labels of a metric on its own /metrics."""
-        script = "import sys, urllib.request as u; print(u.urlopen(sys.argv[1], timeout=5).read().decode())"
+        script = "import sys, urllib.request as u; print(u.urlopen(sys.argv[1], timeout=30).read().decode())"
         argv = [sys.executable, "-c", script, f"http://{self.ip}:4000/metrics"]
         done = self.lab.run(self.name, argv, capture_output=True, text=True, check=True)
         lines = (line.rsplit(" ", 1) for line in done.stdout.splitlines() if not line.startswith("#"))
@@ -179,34 +209,65 @@ class Mac:
         )
         return [int(pid) for pid in done.stdout.split()]
 
-    def _output(self) -> str:
+    @property
+    def output(self) -> str:
+        """All it has printed and logged, over its restarts too."""
         path = self.home / "output.log"
         return path.read_text(errors="replace") if path.exists() else ""
 
     def tail(self) -> str:
         """The end of what it said, for a person who looks into a failure."""
-        return "\n".join(self._output().splitlines()[-TAIL_LINES:])
+        return "\n".join(self.output.splitlines()[-TAIL_LINES:])
 
 
 def _is(key: str, name: str) -> bool:
     return key == name or key.startswith(name + "{")
 
 
-def agreed(macs: Iterable[Mac]) -> bool:
-    """All of them, and only they, are alive for each other, with every model ready, under the same one coordinator."""
+def followed(macs: Iterable[Mac]) -> str | None:
+    """The one coordinator of all of them when they, and only they, are alive for each other, with every model ready;
+    else None."""
     macs = list(macs)
     statuses = [mac.status() for mac in macs]
     names = {mac.name for mac in macs}
     seen = set()
     for status in statuses:
         if status is None or {n.name for n in status.nodes if n.state == "ok"} != names:
-            return False
+            return None
         if any(m.state not in ("ready", "busy") for n in status.nodes if n.state == "ok" for m in n.models):
-            return False
+            return None
         if any(not n.models for mac in macs if mac.model for n in status.nodes if n.name == mac.name):
-            return False
+            return None
         seen.add((status.mesh.coordinator, status.mesh.term))
-    return len(seen) == 1 and next(iter(seen))[0] in names
+    coordinator = seen.pop()[0] if len(seen) == 1 else None
+    return coordinator if coordinator in names else None
+
+
+def agreed(macs: Iterable[Mac]) -> bool:
+    """All of them, and only they, are alive for each other, with every model ready, under the same one coordinator."""
+    return followed(macs) is not None
+
+
+def coordinator_of(macs: Sequence[Mac]) -> Mac:
+    """Whom they follow once they agree."""
+    name = wait_for(lambda: followed(macs), "they agree")
+    return next(mac for mac in macs if mac.name == name)
+
+
+def revive(macs: Iterable[Mac]) -> None:
+    """Those that stand still go on, those that have ended start again."""
+    for mac in macs:
+        if mac.runs:
+            mac.thaw()
+        else:
+            mac.start()
+
+
+def leads_to(lab: Lab, mac: str, name: str = "mlx-mesh.local") -> str:
+    """The IPv4 address that a program on that Mac finds for this name; "" for none."""
+    argv = ["timeout", "2", "getent", "ahostsv4", name]
+    found = lab.run(mac, argv, capture_output=True, text=True).stdout.split()
+    return found[0] if found else ""
 
 
 class Said(msgspec.Struct, frozen=True):

@@ -24,7 +24,7 @@ import msgspec
 
 from bench.report import Figure, within
 from demo.model import build_tiny, default_cache
-from tests.lab.macs import Asker, Mac, Said, agreed
+from tests.lab.macs import Asker, Mac, Said, agreed, revive, wait_for
 from tests.lab.netlab import Lab
 from tests.lab.told import agreement
 from tests.lab.trials import WHOLE_S, TrialError, until
@@ -120,7 +120,8 @@ class Named:
 
     @property
     def coordinator(self) -> Mac:
-        return next(mac for mac in self.macs if mac.name == self.macs[2].coordinator)
+        name = wait_for(lambda: self.macs[2].coordinator, "there is a coordinator")
+        return next(mac for mac in self.macs if mac.name == name)
 
     async def whole(self) -> None:
         """Until all agree, one of the first two coordinates, and the name leads to it."""
@@ -136,11 +137,7 @@ class Named:
     async def mend(self) -> None:
         """Takes every fault back."""
         await asyncio.to_thread(self.lab.rejoin)
-        for mac in self.macs:
-            if mac.runs:
-                mac.thaw()
-            else:
-                mac.start()
+        revive(self.macs)
 
     async def successor(self, lost: Mac, at: float) -> tuple[Mac, float]:
         """Who took over, and when it wrote so. `at`: when the other was lost."""

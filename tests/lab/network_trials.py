@@ -14,7 +14,7 @@ from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.lab.macs import LIMIT_S, Mac, agreed, wait_until
+from tests.lab.macs import LIMIT_S, Mac, agreed, coordinator_of, wait_until
 from tests.lab.netlab import Lab
 from tests.lab.told import NOBODY, Told
 
@@ -40,18 +40,38 @@ class Sleeper(Mac):
 
 
 @contextmanager
-def macs_of(nodes: int, *, kind: type[Mac] = Mac, started: bool = True) -> Iterator[list[Mac]]:
+def macs_of(nodes: int, *, started: bool = True) -> Iterator[list[Mac]]:
     """That many Macs in a lab of their own, without models; when `started`, agreed."""
+    with _homes(nodes) as (lab, folder):
+        macs = [Mac(lab, name, folder) for name in lab.nodes]
+        if started:
+            start(macs)
+        yield macs
+
+
+@contextmanager
+def sleepers_of(nodes: int) -> Iterator[list[Sleeper]]:
+    """The same of Macs that can be sent to sleep, agreed."""
+    with _homes(nodes) as (lab, folder):
+        macs = [Sleeper(lab, name, folder) for name in lab.nodes]
+        start(macs)
+        yield macs
+
+
+@contextmanager
+def _homes(nodes: int) -> Iterator[tuple[Lab, Path]]:
     with (
         tempfile.TemporaryDirectory(prefix="lab", dir="/tmp", ignore_cleanup_errors=True) as folder,
         Lab(nodes, name=f"w{os.getpid()}n{next(_numbers)}") as lab,
     ):
-        macs = [kind(lab, name, Path(folder)) for name in lab.nodes]
-        if started:
-            for mac in macs:
-                mac.start()
-            whole(macs)
-        yield macs
+        yield lab, Path(folder)
+
+
+def start(macs: Sequence[Mac]) -> None:
+    """Starts them all; returns when they agree."""
+    for mac in macs:
+        mac.start()
+    whole(macs)
 
 
 def whole(macs: Sequence[Mac]) -> float:
@@ -141,13 +161,9 @@ def joined_by_hand(macs: Sequence[Mac]) -> Joined:
         first[0].client.add(second[0].ip)
         seconds = whole(macs) - at
         found = f"{first[0].name}, {first[1].name}: found by address"
-        wait_until(lambda: any(found in note for note in notes(macs[-1])), "it says that mDNS is of no use here")
-        return Joined(seconds, notes(macs[-1]))
-
-
-def notes(mac: Mac) -> tuple[str, ...]:
-    status = mac.status()
-    return status.notes if status else ()
+        last = macs[-1]
+        wait_until(lambda: any(found in note for note in last.said().notes), "it says that mDNS is of no use here")
+        return Joined(seconds, last.said().notes)
 
 
 class Night(NamedTuple):
@@ -158,7 +174,7 @@ class Night(NamedTuple):
 
 def coordinator_sleeps(macs: Sequence[Sleeper], slept_s: float = NIGHT_S) -> Night:
     """The coordinator sleeps, is succeeded, and wakes an hour later by its clock."""
-    name = macs[0].coordinator
+    name = coordinator_of(macs).name
     sleeper = next(mac for mac in macs if mac.name == name)
     others = [mac for mac in macs if mac is not sleeper]
     since = sleeper.sleep()
@@ -187,9 +203,7 @@ def flooded(macs: Sequence[Mac], records: int, per_s: float) -> Flood:
     """The last Mac is no node, the last but one is not started yet: that many spoofed mDNS records come from the last
     one's namespace, at that rate, and a node starts meanwhile."""
     *nodes, newcomer, sender = macs
-    for mac in nodes:
-        mac.start()
-    whole(nodes)
+    start(nodes)
     before, busy_s, bytes_ = len(nodes[0].log.rulings()), cpu_s(nodes[0]), resident_bytes(nodes[0])
     argv = [sys.executable, str(Path(__file__).with_name("flooder.py")), sender.ip, str(records), str(per_s)]
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
@@ -199,7 +213,7 @@ def flooded(macs: Sequence[Mac], records: int, per_s: float) -> Flood:
     sent, seconds = flooder.communicate(timeout=LIMIT_S)[0].split()
     return Flood(
         int(sent), float(seconds), cpu_s(nodes[0]) - busy_s, resident_bytes(nodes[0]) - bytes_,
-        len(nodes[0].log.rulings()) - before, joined_s, notes(nodes[0]),
+        len(nodes[0].log.rulings()) - before, joined_s, nodes[0].said().notes,
     )  # fmt: skip
 
 

@@ -17,11 +17,10 @@ from statistics import median
 
 from bench.report import Figure, below, within
 from demo.model import build_tiny, default_cache
-from tests.lab.macs import Asker, Mac, agreed
+from tests.lab.macs import Asker, Mac, agreed, coordinator_of, leads_to, revive
 from tests.lab.netlab import Lab
 from tests.lab.trials import LIMIT_S, WATCH_S, WHOLE_S, Outcome, TrialError, until
 
-NAME = "mlx-mesh.local"
 AGREED_S = 5.0  # the acceptance line for a new coordinator; the name and an answer come on top
 
 
@@ -35,7 +34,8 @@ class Pair:
     number: int = 0
 
     def lost_and_left(self) -> tuple[Mac, Mac]:
-        first, second = sorted(self.macs, key=lambda mac: mac.name != mac.coordinator)
+        coordinator = coordinator_of(self.macs)
+        first, second = sorted(self.macs, key=lambda mac: mac is not coordinator)
         return (first, second) if self.number % 2 == 0 else (second, first)
 
     async def whole(self) -> None:
@@ -46,8 +46,8 @@ class Pair:
         seconds since `at`, without those that the client needs to start."""
 
         def alone() -> bool:
-            status = left.status()
-            return status is not None and status.mesh.alone and status.mesh.coordinator == left.name
+            mesh = left.said().mesh
+            return mesh.alone and mesh.coordinator == left.name
 
         await until(alone, f"{left.name} says that it is alone")
         await until(lambda: self.name_leads_to() == left.ip, f"the name leads to {left.name}")
@@ -64,17 +64,11 @@ class Pair:
 
     def name_leads_to(self) -> str:
         """As a program on mac3 finds it; "" for nowhere."""
-        argv = ["timeout", "2", "getent", "ahostsv4", NAME]
-        found = self.lab.run("mac3", argv, capture_output=True, text=True).stdout.split()
-        return found[0] if found else ""
+        return leads_to(self.lab, "mac3")
 
     async def mend(self) -> None:
         await asyncio.to_thread(self.lab.rejoin)
-        for mac in self.macs:
-            if mac.runs:
-                mac.thaw()
-            else:
-                mac.start()
+        revive(self.macs)
 
 
 async def killed(pair: Pair) -> Outcome:
@@ -110,11 +104,7 @@ async def deaf(pair: Pair) -> Outcome:
     pair.lab.partition([left.name, "mac3"], [lost.name], one_way=True)
     at = time.monotonic()
 
-    def rules() -> bool:
-        status = left.status()
-        return status is not None and status.mesh.coordinator == left.name
-
-    await until(rules, f"{left.name} coordinates")
+    await until(lambda: left.coordinator == left.name, f"{left.name} coordinates")
     await until(lambda: pair.name_leads_to() == left.ip, f"the name leads to {left.name}")
     seconds = time.monotonic() - at + await pair.answers(left)
     await pair.answers(lost)

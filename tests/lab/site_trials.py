@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -58,7 +59,7 @@ class Sites:
         for mac in self.macs:
             mac.start()
         for site in self.at:
-            wait_until(lambda site=site: agreed(site), "each site is a mesh")  # type: ignore[misc]
+            wait_until(partial(agreed, site), "each site is a mesh")
 
     def join(self, address: str = "") -> float:
         """`mesh add` of the second site's first Mac on the first's; returns the seconds until all agree."""
@@ -86,7 +87,9 @@ class Sites:
             wait_until(self._split, "each site has a coordinator of its own")
             split_s = time.monotonic() - cut_at
             self._answers(clients, time.monotonic())
-            alone = (self._alone(0), self._alone(1))
+            single = [site[0] for site in self.at if len(site) == 1]
+            wait_until(lambda: all(mac.said().mesh.alone for mac in single), "who is alone says so")
+            alone = (self.at[0][0].said().mesh.alone, self.at[1][0].said().mesh.alone)
             mended_at = self.lab.mend_line()
             wait_until(lambda: agreed(self.macs), "one mesh again")
             joined_s = time.monotonic() - mended_at
@@ -106,20 +109,16 @@ class Sites:
         )
 
     def _split(self) -> bool:
-        return all(agreed(site) and site[0].coordinator in {mac.name for mac in site} for site in self.at)
-
-    def _alone(self, site: int) -> bool:
-        status = self.at[site][0].status()
-        return status is not None and status.mesh.alone
+        return all(agreed(site) for site in self.at)
 
     @staticmethod
     def _answers(clients: Sequence[Asker], since: float) -> None:
         """Each site answers requests that began after `since`."""
-        for client in clients:
-            wait_until(
-                lambda client=client: sum(s.start > since for s in client.answered()) >= ENOUGH,  # type: ignore[misc]
-                "each site's clients are answered",
-            )
+
+        def answered() -> bool:
+            return all(sum(s.start > since for s in client.answered()) >= ENOUGH for client in clients)
+
+        wait_until(answered, "each site's clients are answered")
 
 
 def _failures(said: Sequence[Said]) -> tuple[str, ...]:

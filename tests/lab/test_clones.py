@@ -11,25 +11,22 @@ import pytest
 from mesh.client import MeshClientError
 from tests.lab.conftest import Place
 from tests.lab.macs import Asker, Mac, agreed, wait_until
-from tests.lab.test_networks import no_mdns_on_the_lan
+from tests.lab.network_trials import no_mdns_on_the_lan
 
 Figure = Callable[[str, float], None]
 SAME = "5" * 16
 
 
-def id_of(mac: Mac) -> str:
-    return (mac.home / "node" / "id").read_text().strip()
-
-
-def notes(mac: Mac) -> str:
+def noted(mac: Mac, *texts: str) -> bool:
+    """Its notes have each of these."""
     status = mac.status()
-    return "\n".join(status.notes) if status else ""
+    return status is not None and all(text in "\n".join(status.notes) for text in texts)
 
 
 def one_mesh(macs: list[Mac]) -> bool:
     """All see all, under ids of their own."""
     seen = [{n.id for n in status.nodes if n.state == "ok"} if (status := mac.status()) else set() for mac in macs]
-    return all(ids == {id_of(mac) for mac in macs} and len(ids) == len(macs) for ids in seen)
+    return all(ids == {mac.id for mac in macs} and len(ids) == len(macs) for ids in seen)
 
 
 def test_the_disk_of_a_serving_mac_is_copied_and_the_copy_takes_a_new_id(
@@ -39,7 +36,7 @@ def test_the_disk_of_a_serving_mac_is_copied_and_the_copy_takes_a_new_id(
     entry = lab.mac(1, mesh_priority=200).start()
     old = lab.mac(2, model=model, id_=SAME).start()
     wait_until(lambda: agreed([entry, old]), "two agree")
-    copy = lab.mac(3, model=model, id_=id_of(old))
+    copy = lab.mac(3, model=model, id_=old.id)
     shutil.copytree(old.home / "mesh", copy.home / "mesh")  # not the list of workers: all Macs here share their pids
     with (
         Asker(lab.lab, "mac1", "http://localhost:4000/v1", model.name, workers=2) as plain,
@@ -56,20 +53,16 @@ def test_the_disk_of_a_serving_mac_is_copied_and_the_copy_takes_a_new_id(
         said = [client.end() for client in clients]
     figure("from the start of a copied disk until it is a node of its own", took_s)
     assert [[s.error for s in of if s.error] for of in said] == [[], []]
-    assert id_of(old) == SAME, "who runs longer keeps it"
-    assert SAME in notes(copy)
-    assert f"new id {id_of(copy)}" in notes(copy)
-    assert "copied disk" in copy.tail()
-    assert SAME in old.tail(), "the other one says it too"
-    status = entry.status()
-    assert status is not None
-    names = {n.name for n in status.nodes}
-    assert names == {"mac1", "mac2", "mac3"}
-    kept = id_of(copy)
+    assert old.id == SAME, "who runs longer keeps it"
+    wait_until(lambda: noted(copy, SAME, f"new id {copy.id}"), "its notes say so")
+    wait_until(lambda: "copied disk" in copy.output, "and its log")
+    wait_until(lambda: SAME in old.output, "the other one says it too")
+    wait_until(lambda: {n.name for n in entry.said().nodes} == {"mac1", "mac2", "mac3"}, "each has a name of its own")
+    kept = copy.id
     copy.stop()
     copy.start()
     wait_until(lambda: one_mesh([entry, old, copy]), "again after its restart")
-    assert id_of(copy) == kept
+    assert copy.id == kept
 
 
 def test_without_multicast_a_third_mac_brings_the_two_together(place: Callable[[int], Place], figure: Figure) -> None:
@@ -86,9 +79,9 @@ def test_without_multicast_a_third_mac_brings_the_two_together(place: Callable[[
         copy.client.add(third.ip)
         took_s = wait_until(lambda: one_mesh([third, old, copy]), "three nodes of three ids")
     figure("from `mesh add` of a third until a copied disk is a node of its own", took_s)
-    assert id_of(old) == SAME
-    assert id_of(copy) != SAME
-    assert SAME in notes(copy)
+    assert old.id == SAME
+    assert copy.id != SAME
+    wait_until(lambda: noted(copy, SAME), "its notes say so")
     wait_until(lambda: agreed([third, old, copy]), "all agree")
 
 
@@ -102,8 +95,8 @@ def test_of_two_macs_alone_an_attempt_to_add_the_other_tells_them(place: Callabl
         wait_until(lambda: copy.coordinator, "so does its copy")
         with pytest.raises(MeshClientError, match=r"is this node itself.*copy"):
             old.client.add(copy.ip)
-        wait_until(lambda: id_of(copy) != SAME, "the younger takes a new id")
-        assert id_of(old) == SAME
+        wait_until(lambda: copy.id != SAME, "the younger takes a new id")
+        assert old.id == SAME
         wait_until(lambda: copy.coordinator == "mac2", "it goes on")
         old.client.add(copy.ip)
         wait_until(lambda: one_mesh([old, copy]), "now they can be one mesh")

@@ -83,7 +83,8 @@ def test_heartbeats_are_in_time_while_200_mb_are_fetched_and_loaded(
         seen, states = set[str](), set[str]()
 
         def ready() -> bool:
-            seen.add(_state(mac2, "mac1"))
+            if status := mac2.status():
+                seen.update(node.state for node in status.nodes if node.name == "mac1")
             states.update(m.state for m in mac1.client.models())
             return "ready" in states
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from tests.lab.conftest import Place
-from tests.lab.macs import Mac, agreed, wait_until
+from tests.lab.macs import Mac, agreed, coordinator_of, wait_until
+from tests.lab.told import agreement
 
 Figure = Callable[[str, float], None]
 HANDOVER_S = 30.0  # of the newcomer's uptime and of the running term
@@ -27,10 +29,9 @@ def test_a_higher_priority_joins_and_takes_over_after_the_handover_time(
     for mac in (other, best):
         mac.start()
     macs = [old, other, best]
-    wait_until(lambda: agreed(macs), "all agree")
-    assert old.coordinator == "mac1", "who comes later waits, whatever its priority"
-    followed_s = wait_until(lambda: all(mac.coordinator == "mac3" for mac in macs), "the higher priority coordinates")
-    assert followed_s > 0.5 * HANDOVER_S
+    assert coordinator_of(macs) is old, "who comes later waits, whatever its priority"
+    wait_until(lambda: all(mac.coordinator == "mac3" for mac in macs), "the higher priority coordinates")
+    wait_until(lambda: agreement([mac.log for mac in macs], [best.id]), "and all have logged it")
     figure("from its start until the higher priority coordinates (30 s and its start)", best.ruled_at - best.started_at)
     assert best.ruled_at - best.started_at > HANDOVER_S - 1.0
     assert max(m.ruled_at for m in macs) - min(m.ruled_at for m in macs) < 5.0
@@ -48,9 +49,9 @@ def test_of_equal_priorities_the_longer_uptime_coordinates(place: Callable[[int]
     )
     late.start()
     macs = {mac.name: mac for mac in (first, second, late)}
-    wait_until(lambda: agreed(macs.values()), "all three agree")
-    coordinator = macs.pop(str(late.coordinator))
+    coordinator = coordinator_of([*macs.values()])
     assert coordinator is not late, "who comes later waits"
+    del macs[coordinator.name]
     coordinator.kill()
     who: set[str | None] = set()
 
@@ -68,31 +69,21 @@ def test_priority_0_never_coordinates_not_even_when_it_is_left_alone(place: Call
     macs = [lab.mac(1, id_=LOW), lab.mac(2, mesh_priority=0, id_=MIDDLE), lab.mac(3, mesh_priority=0, id_=HIGH)]
     for mac in macs:
         mac.start()
-    wait_until(lambda: agreed(macs), "all agree")
-    assert macs[2].coordinator == "mac1"
+    assert coordinator_of(macs) is macs[0]
     macs[0].kill()
     for mac in macs[1:]:
-        wait_until(lambda mac=mac: state(mac, "mac1") == "dead" and told(mac) is None, "it knows that nobody does")  # type: ignore[misc]
+        wait_until(partial(knows_of_nobody, mac, "mac1"), "it knows that nobody does")
     macs[1].kill()
-    wait_until(lambda: state(macs[2], "mac2") == "dead", "the last one knows that it is alone")
-    wait_until(lambda: alone(macs[2]), "it rules itself only")
-    assert told(macs[2]) is None
+    wait_until(lambda: knows_of_nobody(macs[2], "mac2"), "the last one knows that it is alone")
+    wait_until(lambda: macs[2].said().mesh.alone, "it rules itself only")
+    assert knows_of_nobody(macs[2], "mac2")
     for mac in macs[1:]:
-        assert f"{mac.name} coordinates" not in mac.tail()
+        assert f"{mac.name} coordinates" not in mac.output
 
 
-def state(mac: Mac, name: str) -> str:
-    node = mac.sees(name)
-    return node.state if node else ""
-
-
-def told(mac: Mac) -> str | None:
-    status = mac.status()
-    assert status is not None
+def knows_of_nobody(mac: Mac, dead: str) -> bool:
+    """It takes `dead` for dead, and follows nobody. AssertionError if it coordinates."""
+    status = mac.said()
+    states = {n.name: n.state for n in status.nodes}
     assert not any(n.coordinator for n in status.nodes if n.name == mac.name)
-    return status.mesh.coordinator
-
-
-def alone(mac: Mac) -> bool:
-    status = mac.status()
-    return status is not None and status.mesh.alone
+    return states.get(dead) == "dead" and status.mesh.coordinator is None

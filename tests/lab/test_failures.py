@@ -11,11 +11,14 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from mesh.answers import Node
 from tests.lab.conftest import Place
-from tests.lab.macs import Asker, Mac, Said, agreed, wait_until
+from tests.lab.macs import Asker, Mac, Said, agreed, coordinator_of, leads_to, revive, wait_for, wait_until
+from tests.lab.told import agreement
 
 Figure = Callable[[str, float], None]
 NAME = "http://mlx-mesh.local:4000/v1"
@@ -27,33 +30,25 @@ class Five:
     macs: list[Mac]
     model: str
 
-    def asker(self, mac: str, url: str = "http://localhost:4000/v1", **of: object) -> Asker:
-        return Asker(self.place.lab, mac, url, self.model, **of)  # type: ignore[arg-type]
+    def asker(self, mac: str, url: str = "http://localhost:4000/v1", **of: Any) -> Asker:
+        return Asker(self.place.lab, mac, url, self.model, **of)
 
     @property
     def coordinator(self) -> Mac:
-        found: list[Mac] = []
+        name = wait_for(lambda: self.macs[2].coordinator, "there is a coordinator")
+        return next(mac for mac in self.macs if mac.name == name)
 
-        def known() -> list[Mac]:
-            name = self.macs[2].coordinator
-            found[:] = [mac for mac in self.macs if mac.name == name]
-            return found
-
-        wait_until(known, "there is a coordinator")
-        return found[0]
-
-    def after(self, lost: Mac) -> tuple[str, float]:
-        """Waits until those that are left agree on another coordinator; who, and when (monotonic)."""
+    def after(self, lost: Mac) -> tuple[Mac, float]:
+        """Waits until those that are left agree on another coordinator; who, and since when (monotonic)."""
         left = [mac for mac in self.macs if mac is not lost]
-        who: set[str | None] = set()
+        logs, ids = [mac.log for mac in left], [mac.id for mac in left]
 
-        def settled() -> bool:
-            who.clear()
-            who.update(mac.coordinator for mac in left)
-            return len(who) == 1 and not who & {None, lost.name}
+        def settled() -> tuple[Mac, float] | None:
+            found = agreement(logs, ids)
+            who = next((mac for mac in left if found and mac.id == found.coordinator), None)
+            return (who, found.at) if found and who and all(m.coordinator == who.name for m in left) else None
 
-        wait_until(settled, f"another coordinator than {lost.name}")
-        return str(who.pop()), max(mac.ruled_at for mac in left)
+        return wait_for(settled, f"another coordinator than {lost.name}")
 
 
 @pytest.fixture(scope="module")
@@ -74,11 +69,7 @@ def built(shared_place: Callable[[int], Place], model: Path) -> Five:
 def five(built: Five) -> Five:
     """The mesh, whole again after whatever the test before did to it."""
     built.place.lab.heal()
-    for mac in built.macs:
-        if mac.runs:
-            mac.thaw()
-        else:
-            mac.start()
+    revive(built.macs)
     wait_until(lambda: agreed(built.macs), "the mesh is whole")
     stand_in = built.coordinator
     if stand_in not in built.macs[:2]:  # on a busy machine the next in rank may be too late for its turn
@@ -92,6 +83,16 @@ def five(built: Five) -> Five:
 def busy(mac: Mac, name: str) -> int:
     node = mac.sees(name)
     return node.in_flight if node else 0
+
+
+def standing_by(five: Five) -> Mac:
+    """Of the first two, the one that does not coordinate."""
+    coordinator = five.coordinator
+    return next(mac for mac in five.macs[:2] if mac is not coordinator)
+
+
+def drained_by_hand(node: Node) -> bool:
+    return node.state == "draining" and "drained by hand until" in node.reason
 
 
 def loaded(five: Five, entry: Mac) -> tuple[Mac, Mac]:
@@ -117,7 +118,7 @@ def errors(said: list[Said]) -> list[str]:
 
 
 def test_a_serving_mac_dies_and_its_plain_requests_are_answered_elsewhere(five: Five, figure: Figure) -> None:
-    entry = next(mac for mac in five.macs[:2] if mac is not five.coordinator)
+    entry, began = standing_by(five), time.monotonic()
     with five.asker(entry.name, workers=12, count=1, max_tokens=100) as client:
         client.go()
         lost, left = loaded(five, entry)
@@ -125,8 +126,7 @@ def test_a_serving_mac_dies_and_its_plain_requests_are_answered_elsewhere(five: 
         said = client.wait()
     assert errors(said) == []
     figure("slowest of the requests in flight when the serving Mac died", slowest_s([s for s in said if s.end > at]))
-    wait_until(lambda: len(entry.routes(12)) == 12, "the routes are recorded")
-    retried = [r for r in entry.routes(12) if len(r.attempts) > 1]
+    retried = [r for r in entry.routes(12, began) if len(r.attempts) > 1]
     assert len(retried) >= 1, "some were in flight there"
     for route in retried:
         assert [(a.node, a.outcome) for a in route.attempts] == [(lost.name, "failed"), (left.name, "ok")]
@@ -170,13 +170,12 @@ def test_the_coordinator_falls_silent_and_the_others_go_on(five: Five, how: str,
     figure("slowest plain request through another Mac", slowest_s(ends[0]))
     assert agreed_at - at < 15
     assert [errors(said) for said in ends] == [[], []]
-    found = five.place.lab.run("mac5", ["getent", "ahostsv4", "mlx-mesh.local"], capture_output=True, text=True).stdout
-    assert found.split()[:1] == [next(mac.ip for mac in five.macs if mac.name == after)]
+    wait_until(lambda: leads_to(five.place.lab, "mac5") == after.ip, "the name leads to the next")
     five.place.lab.heal()
     lost.thaw()
-    settled_s = wait_until(lambda: agreed(five.macs), "one mesh again")
-    figure("from its return until all agree again", settled_s)
-    assert five.coordinator.name == after
+    back_at = time.monotonic()
+    assert coordinator_of(five.macs) is after
+    figure("from its return until all agree again", time.monotonic() - back_at)
 
 
 def cut(five: Five, mac: Mac) -> float:
@@ -185,7 +184,7 @@ def cut(five: Five, mac: Mac) -> float:
 
 
 def test_a_serving_mac_is_cut_off_and_its_plain_requests_are_answered_elsewhere(five: Five, figure: Figure) -> None:
-    entry = next(mac for mac in five.macs[:2] if mac is not five.coordinator)
+    entry, began = standing_by(five), time.monotonic()
     with five.asker(entry.name, workers=12, count=1, max_tokens=100) as client:
         client.go()
         lost, _ = loaded(five, entry)
@@ -193,7 +192,7 @@ def test_a_serving_mac_is_cut_off_and_its_plain_requests_are_answered_elsewhere(
         said = client.wait()
     assert errors(said) == []
     figure("slowest of the requests in flight when the serving Mac was cut off", slowest_s(said))
-    wait_until(lambda: any(len(r.attempts) > 1 for r in entry.routes(12)), "the routes are recorded")
+    assert any(len(r.attempts) > 1 for r in entry.routes(12, began)), "some were in flight there"
 
 
 def test_the_coordinator_is_stopped_in_order_and_nobody_fails(five: Five, figure: Figure) -> None:
@@ -235,14 +234,12 @@ def test_the_coordinator_is_drained_and_serves_on_as_an_entry(five: Five) -> Non
                 client.go()
             wait_until(lambda: all(len(c.answered()) > 3 for c in clients), "all are being answered")
             five.macs[0].client.drain(serving.name, 3600.0)
-            wait_until(lambda: busy(other, serving.name) == 0, "it has finished what it had")
+            wait_until(lambda: drained_by_hand(n := other.node(serving.name)) and not n.in_flight, "it has finished")
             at = time.monotonic()
             wait_until(lambda: all(sum(s.start > at for s in c.answered()) > 3 for c in clients), "all go on")
-            node = five.macs[1].sees(serving.name)
-            assert node is not None
-            assert (node.state, node.coordinator) == ("draining", True)
-            assert "drained by hand until" in node.reason
-            served = {r.node for r in serving.routes(3)}
+            wait_until(lambda: drained_by_hand(five.macs[1].node(serving.name)), "it is shown as drained")
+            assert five.macs[1].node(serving.name).coordinator
+            served = {r.node for r in serving.routes(3, at)}
             plain.end()
             assert serving.stop() == 0
             serving.start()
@@ -251,14 +248,14 @@ def test_the_coordinator_is_drained_and_serves_on_as_an_entry(five: Five) -> Non
         assert served == {other.name}
         assert [errors(of) for of in said] == [[], []]
     finally:
-        wait_until(lambda: other.sees(serving.name), "it is there")
+        five.macs[0].node(serving.name)
         five.macs[0].client.undrain(serving.name)
         serving.client.enable(priority=100)
     wait_until(lambda: agreed(five.macs), "one mesh, nobody drained")
 
 
 def test_a_serving_mac_is_stopped_in_order_and_finishes_what_it_has(five: Five) -> None:
-    entry = next(mac for mac in five.macs[:2] if mac is not five.coordinator)
+    entry, began = standing_by(five), time.monotonic()
     with (
         five.asker(entry.name, workers=6, count=1, max_tokens=100) as plain,
         five.asker(entry.name, workers=6, count=1, max_tokens=100, stream=True) as stream,
@@ -269,10 +266,9 @@ def test_a_serving_mac_is_stopped_in_order_and_finishes_what_it_has(five: Five) 
         assert lost.stop() == 0
         said = [*plain.wait(), *stream.wait()]
     assert errors(said) == []
-    wait_until(lambda: len(entry.routes(12)) == 12, "the routes are recorded")
-    attempts = [a for r in entry.routes(12) for a in r.attempts]
+    attempts = [a for r in entry.routes(12, began) for a in r.attempts]
     assert [a for a in attempts if a.outcome == "failed"] == [], "it left before its work was done"
-    assert lost.processes() == []
+    wait_until(lambda: not lost.processes(), "nothing of it runs on")
 
 
 def test_of_two_macs_the_one_that_coordinates_and_serves_dies(
@@ -290,9 +286,9 @@ def test_of_two_macs_the_one_that_coordinates_and_serves_dies(
         at = macs[0].kill()
         said = client.wait()
     assert errors(said) == []
+    wait_until(lambda: macs[1].coordinator == "mac2", "the other decides")
     figure("from the coordinator's death until the other decides", macs[1].ruled_at - at)
     figure("slowest of twelve requests, some in flight on it, some in its queue", slowest_s(said))
-    assert macs[1].coordinator == "mac2"
 
 
 def waiting(mac: Mac) -> int:

@@ -20,6 +20,12 @@ ATTACK_S = 20.0
 MEMORY_MAX = 500 << 20
 
 
+class Later(Mac):
+    """A Mac whose daemon is of the next major protocol."""
+
+    program = "tests.lab.later"
+
+
 def resident_bytes(mac: Mac) -> int:
     assert mac.process is not None
     pages = Path(f"/proc/{mac.process.pid}/statm").read_text().split()[1]
@@ -34,8 +40,7 @@ def files_open(mac: Mac) -> int:
 def alive(macs: list[Mac]) -> bool:
     """They all have each other, whoever else is in their lists."""
     names = {mac.name for mac in macs}
-    statuses = [mac.status() for mac in macs]
-    return all(s is not None and names <= {n.name for n in s.nodes if n.state == "ok"} for s in statuses)
+    return all(names <= {n.name for n in mac.said().nodes if n.state == "ok"} for mac in macs)
 
 
 def test_garbage_on_every_port_of_a_busy_mesh_fails_no_request(
@@ -46,9 +51,7 @@ def test_garbage_on_every_port_of_a_busy_mesh_fails_no_request(
     wait_until(lambda: macs[0].coordinator == "mac1", "the first coordinates")
     macs += [lab.mac(2, model=model).start(), lab.mac(3, model=model).start()]
     wait_until(lambda: agreed(macs), "all agree")
-    status = macs[0].status()
-    assert status is not None
-    term = status.mesh.term
+    term = macs[0].said().mesh.term
     before = resident_bytes(macs[0])
     with ExitStack() as stack:
         clients = [
@@ -69,8 +72,9 @@ def test_garbage_on_every_port_of_a_busy_mesh_fails_no_request(
             attack.kill()
         assert attack.returncode == 0
         did = json.loads(out.splitlines()[0])
-        status = macs[0].status()
-        assert status is not None
+        known = len(macs[0].said().nodes)
+        told = "10.77.0.4 sends what is no message of a mesh"
+        wait_until(lambda: any(told in note for note in macs[0].said().notes), "a note says who it is")
         said = [client.end() for client in clients]
     print(f"\n    what was done to it: {did}")
     figure("resident MB before the attack", before / 2**20)
@@ -81,13 +85,12 @@ def test_garbage_on_every_port_of_a_busy_mesh_fails_no_request(
     assert did["silent connections"] > 10
     assert resident_bytes(macs[0]) < MEMORY_MAX
     wait_until(lambda: files_open(macs[0]) < 200, "silent connections are closed")
-    assert len(status.nodes) <= 3 + 2 + MembershipSettings().strangers_max
+    assert known <= 3 + 2 + MembershipSettings().strangers_max
     wait_until(lambda: alive(macs), "the mesh is whole")
-    elected = max(s.mesh.term for mac in macs if (s := mac.status())) - term
+    elected = max(mac.said().mesh.term for mac in macs) - term
     print(f"    elections meanwhile (0, unless this machine is too busy): {elected}")
-    assert any("10.77.0.4 sends what is no message of a mesh" in note for note in status.notes), status.notes
-    log = (macs[0].home / "output.log").read_text().splitlines()
-    assert sum('"event":"noise"' in line for line in log) == 1, "once in the log"
+    wait_until(lambda: '"event":"noise"' in macs[0].output, "the log says so")
+    assert macs[0].output.count('"event":"noise"') == 1, "once in the log"
 
 
 def test_two_of_one_name_and_one_of_a_later_protocol(place: Callable[[int], Place]) -> None:
@@ -98,34 +101,26 @@ def test_two_of_one_name_and_one_of_a_later_protocol(place: Callable[[int], Plac
     wait_until(lambda: all(mac.coordinator for mac in macs), "they run")
 
     def shown() -> dict[str, str]:
-        status = macs[0].status()
-        return {n.name: n.state for n in status.nodes} if status else {}
+        return {n.name: n.state for n in macs[0].said().nodes}
 
     both = {f"studio~{macs[1].id[:4]}", f"studio~{macs[2].id[:4]}"}
     wait_until(lambda: shown() == {"mac1": "ok", **dict.fromkeys(both, "ok")}, "each has a name of its own")
     one = min(both)
     assert macs[0].client.drain(one)["node"] == one, "a command takes it"
-    wait_until(lambda: shown()[one] == "draining", "it drains")
+    wait_until(lambda: shown().get(one) == "draining", "it drains")
     assert macs[0].client.undrain(one)["draining"] is False
-    later = lab.mac(4)
-    env = {**os.environ, "MLX_STACK_HOME": str(later.home), "PYTHONPATH": str(ROOT)}
-    with (later.home / "output.log").open("ab") as output:
-        argv = ["unshare", "--uts", "sh", "-c", 'hostname mac4 && exec "$0" -m tests.lab.later up --foreground']
-        process = lab.lab.popen("mac4", [*argv, sys.executable], env=env, cwd=ROOT, stdout=output, stderr=output)
-    try:
-        wait_until(lambda: shown().get("mac4") == "incompatible", "the later one is shown as such")
+    later = lab.mac(4, kind=Later).start()
+
+    def too_old() -> bool:
         node = macs[0].sees("mac4")
-        assert node is not None
-        assert "speaks protocol 2" in node.reason
-        assert "update this node" in node.reason
+        words = ("speaks protocol 2", "update this node")
+        return node is not None and node.state == "incompatible" and all(word in node.reason for word in words)
 
-        def reasons() -> list[str]:
-            nodes = later.client.mesh_status().nodes
-            return [n.reason for n in nodes if n.state == "incompatible"]
+    wait_until(too_old, "the later one is shown as such")
 
-        wait_until(lambda: len(reasons()) == 3, "it shows the others as such")
-        assert all(reason.endswith("update it") for reason in reasons()), reasons()
-        wait_until(lambda: all(shown().get(name) == "ok" for name in ("mac1", *both)), "the others go on")
-    finally:
-        process.terminate()
-        process.wait(60)
+    def too_new() -> bool:
+        reasons = [n.reason for n in later.said().nodes if n.state == "incompatible"]
+        return len(reasons) == 3 and all(reason.endswith("update it") for reason in reasons)
+
+    wait_until(too_new, "it shows the others as such")
+    wait_until(lambda: all(shown().get(name) == "ok" for name in ("mac1", *both)), "the others go on")

@@ -11,7 +11,7 @@ import pytest
 from mesh.settings import MembershipSettings
 from tests.lab import network_trials as trials
 from tests.lab.conftest import Place
-from tests.lab.macs import Asker, Mac, agreed, wait_until
+from tests.lab.macs import Asker, Mac, agreed, coordinator_of, wait_until
 from tests.lab.network_trials import no_mdns_on_the_lan
 from tests.lab.told import NOBODY
 
@@ -19,8 +19,7 @@ Figure = Callable[[str, float], None]
 
 
 def known(mac: Mac) -> set[str]:
-    status = mac.status()
-    return {n.name for n in status.nodes} if status else set()
+    return {n.name for n in mac.said().nodes}
 
 
 def test_without_multicast_on_the_lan_one_mac_is_added_by_hand_and_the_third_follows(
@@ -38,16 +37,13 @@ def test_without_multicast_on_the_lan_one_mac_is_added_by_hand_and_the_third_fol
         assert added["name"] == "mac2"
         wait_until(lambda: agreed(macs[:2]), "two agree")
         figure("from `mesh add` until both agree", time.monotonic() - at)
-        node = macs[0].sees("mac2")
-        assert node is not None
-        assert (node.via, node.far) == ("static", False)
+        wait_until(lambda: macs[0].node("mac2").via == "static", "it says how it knows the second")
+        assert not macs[0].node("mac2").far
         at = time.monotonic()
         macs[1].client.add(f"{macs[2].ip}:4000")
         wait_until(lambda: agreed(macs), "the third is known to all, the first by what the second says")
         figure("from the second `mesh add` until all three agree", time.monotonic() - at)
-        third = macs[0].sees("mac3")
-        assert third is not None
-        assert third.via == "gossip"
+        wait_until(lambda: macs[0].node("mac3").via == "gossip", "it says how it knows the third")
         macs[1].stop()
         macs[1].start()
         again_s = wait_until(lambda: agreed(macs), "a restarted Mac finds its peers again without mDNS")
@@ -62,17 +58,15 @@ def test_a_mac_that_may_not_send_multicast_works_alone_and_says_why(place: Calla
         lab.lab.run(name, ["nft", "-f", "-"], input=rules, text=True, check=True)
     mac.start()
     other.start()
-    wait_until(lambda: agreed([mac]), "it works")
-    status = mac.status()
-    assert status is not None
-    assert (status.mesh.alone, status.mesh.coordinator, len(status.nodes)) == (True, "mac1", 1)
-    assert any("multicast" in note for note in status.notes), status.notes
+    wait_until(lambda: agreed([mac]) and mac.said().mesh.alone, "it works")
+    wait_until(lambda: any("multicast" in note for note in mac.said().notes), "a note says why it is alone")
+    assert (mac.said().mesh.coordinator, known(mac)) == ("mac1", {"mac1"})
     with Asker(lab.lab, "mac1", "http://localhost:4000/v1", model.name, count=2) as client:
         assert [s.error for s in client.go().wait()] == ["", ""]
     for name in ("mac1", "mac2"):
         lab.lab.run(name, ["nft", "delete", "table", "ip", "quiet"], check=True)
     wait_until(lambda: agreed([mac, other]), "they find each other as soon as they may")
-    wait_until(lambda: (s := mac.status()) is not None and not s.notes, "the note is gone")
+    wait_until(lambda: not mac.said().notes, "the note is gone")
 
 
 def test_a_torn_mesh_is_two_and_a_healed_one_has_one_coordinator(
@@ -118,7 +112,7 @@ def test_a_cable_an_address_an_interface_changes_and_the_mesh_heals_without_a_re
         started = [mac.started_at for mac in macs]
         figure("link out and in again (its system sees it) until all agree", trials.link_flaps(macs))
         figure("interface off and on until all agree", trials.interface_flaps(macs))
-        coordinator = next(mac for mac in macs if mac.name == macs[0].coordinator)
+        coordinator = coordinator_of(macs)
         for number, mac in enumerate((coordinator, *(m for m in macs if m is not coordinator)), 100):
             order = [*(m for m in macs if m is not mac), mac]
             address = f"{mac.lab.subnet}.0.{number}"
@@ -142,13 +136,13 @@ def test_where_multicast_is_blocked_one_mesh_add_joins_all_five(figure: Figure) 
 
 
 def test_a_coordinator_that_slept_for_an_hour_steps_back_before_it_speaks(figure: Figure) -> None:
-    with trials.macs_of(3, kind=trials.Sleeper) as macs:
-        night = trials.coordinator_sleeps(macs)  # type: ignore[arg-type]  # they are
+    with trials.sleepers_of(3) as macs:
+        night = trials.coordinator_sleeps(macs)
         figure("from waking until all agree", night.seconds)
         assert night.said[0].coordinator == NOBODY, "it knows that it may have been succeeded"
         assert all(len(who) == 1 for who in night.terms.values()), night.terms
-        sleeper = next(mac for mac in macs if "announces itself anew" in mac.tail())
-        assert sleeper.coordinator != sleeper.name
+        [sleeper] = [mac for mac in macs if "announces itself anew" in mac.output]
+        assert coordinator_of(macs) is not sleeper
 
 
 def test_what_this_machine_itself_forbids_is_said_with_what_to_do(place: Callable[[int], Place]) -> None:
@@ -161,16 +155,15 @@ def test_what_this_machine_itself_forbids_is_said_with_what_to_do(place: Callabl
         mac.start()
 
     def told() -> bool:
-        status = macs[0].status()
-        node = macs[0].sees("mac2")
-        why = "a firewall or a route of this machine forbids it"
-        return bool(status and node and why in node.reason and any(why in note for note in status.notes))
+        status, why = macs[0].said(), "a firewall or a route of this machine forbids it"
+        shown = any(node.name == "mac2" and why in node.reason for node in status.nodes)
+        return shown and any(why in note for note in status.notes)
 
     wait_until(told, "the reason and a note say that it is forbidden here")
     for mac, other in (macs, macs[::-1]):
         lab.lab.run(mac.name, ["ip", "route", "del", "prohibit", f"{other.ip}/32"], check=True)
     wait_until(lambda: agreed(macs), "allowed again, they agree")
-    wait_until(lambda: not any("forbids" in note for note in trials.notes(macs[0])), "the note is gone")
+    wait_until(lambda: not any("forbids" in note for note in macs[0].said().notes), "the note is gone")
 
 
 def test_ten_thousand_spoofed_records_cost_little_and_are_told(figure: Figure) -> None:
@@ -182,9 +175,7 @@ def test_ten_thousand_spoofed_records_cost_little_and_are_told(figure: Figure) -
         figure("from the start of a node in the middle of it until all agree", flood.newcomer_s)
         assert any("mDNS is flooded" in note and macs[-1].ip in note for note in flood.notes), flood.notes
         assert flood.grown_bytes < 64 << 20
-        status = macs[0].status()
-        assert status is not None
-        ghosts = [node for node in status.nodes if node.name.startswith("ghost")]
+        ghosts = [node for node in macs[0].said().nodes if node.name.startswith("ghost")]
         assert len(ghosts) <= MembershipSettings().strangers_max
         assert not any(node.state == "ok" for node in ghosts)
 
@@ -198,9 +189,7 @@ def test_a_network_of_ipv6_link_local_addresses_only_is_a_mesh(place: Callable[[
         mac.start()
     figure("from the start until all agree, IPv6 link-local only", wait_until(lambda: agreed(macs), "all agree"))
     for mac in macs:
-        status = mac.status()
-        assert status is not None
-        others = [node for node in status.nodes if node.name != mac.name]
+        others = [node for node in mac.said().nodes if node.name != mac.name]
         assert {node.via for node in others} <= {"mdns", "gossip"}
         assert "mdns" in {node.via for node in others}
         assert all(node.addresses[0].startswith("fe80:") and "%eth0" in node.addresses[0] for node in others)

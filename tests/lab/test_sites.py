@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import yaml
 
-from mesh.client import MeshClient
 from tests.lab import conftest
 from tests.lab.macs import agreed, wait_until
 from tests.lab.site_trials import Sites, two_sites
@@ -20,9 +19,9 @@ Figure = Callable[[str, float], None]
 
 
 @contextmanager
-def two(first: int, second: int, **more: object) -> Iterator[Sites]:
+def two(first: int, second: int, priorities: Sequence[int]) -> Iterator[Sites]:
     """two_sites, whose logs are shown when the test fails."""
-    with two_sites(first, second, **more) as sites:  # type: ignore[arg-type]
+    with two_sites(first, second, priorities=priorities) as sites:
         conftest._macs.extend(sites.macs)
         try:
             yield sites
@@ -59,12 +58,11 @@ def test_a_name_of_the_tailnet_a_restart_a_higher_priority_and_a_removal(
         mac1, mac2 = sites.macs
         a_tailscale_program(tmp_path, monkeypatch, mac2=mac2.ip)
         sites.start()
-        patient = MeshClient(mac1.home / "daemon.sock")  # no resolver answers here: DNS is given up after 5 s
-        added = patient.add("mac2.tailnet:4000")
+        added = mac1.client.add("mac2.tailnet:4000")  # no resolver answers here: DNS is given up after 5 s
         assert (added["name"], added["far"], added["via"]) == ("mac2", True, "tailscale")
         wait_until(lambda: agreed(sites.macs), "one mesh")
         wait_until(lambda: mac1.coordinator == "mac1", "the side that added decides, whatever the priority", 120.0)
-        [running] = patient.tailnet()
+        [running] = mac1.client.tailnet()
         assert (running.name, running.added) == ("mac2", True)
 
         mac1.stop()
@@ -75,9 +73,8 @@ def test_a_name_of_the_tailnet_a_restart_a_higher_priority_and_a_removal(
         )
         handed_s = wait_until(lambda: agreed(sites.macs) and mac2.coordinator == "mac1", "it decides again", 120.0)
         figure("and until it coordinates again", handed_s)
-        node = mac1.sees("mac2")
-        assert node is not None
-        assert (node.far, node.via) == (True, "tailscale")
+        wait_until(lambda: mac1.node("mac2").via == "tailscale", "it says how it knows the other")
+        assert mac1.node("mac2").far
 
         assert mac1.client.remove("mac2") == "mac2"
         wait_until(lambda: mac2.coordinator == "mac2" and mac1.coordinator == "mac1", "two meshes")
@@ -85,8 +82,8 @@ def test_a_name_of_the_tailnet_a_restart_a_higher_priority_and_a_removal(
         mac1.stop()
         mac1.start()
         wait_until(lambda: mac1.coordinator == "mac1", "it is up again")
-        refused = mac2.metric("mlx_mesh_links")
-        assert (mac1.sees("mac2"), refused) == (None, 0.0)
+        assert [node.name for node in mac1.said().nodes] == ["mac1"]
+        assert mac2.metric("mlx_mesh_links") == 0.0
         sites.join()
 
 

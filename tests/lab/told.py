@@ -13,6 +13,11 @@ import msgspec
 NOBODY = ""
 
 
+def monotonic(at: str) -> float:
+    """An RFC 3339 time on the clock that all namespaces share, to the millisecond."""
+    return datetime.fromisoformat(at).timestamp() - (time.time() - time.monotonic())
+
+
 class Told(msgspec.Struct, frozen=True):
     """One line of a log. `at` on the monotonic clock that all namespaces share, to the millisecond."""
 
@@ -51,8 +56,7 @@ class Log:
                 new = file.read()
             self._read += len(new)
             *lines, self._rest = (self._rest + new).split(b"\n")
-            ahead = time.time() - time.monotonic()
-            self._told += (told for line in lines if (told := _told(line, ahead)))
+            self._told += (told for line in lines if (told := _told(line)))
         return self._told
 
     def rulings(self) -> list[Told]:
@@ -64,7 +68,7 @@ class Log:
         return [t for t in self.told() if t.event == "node" and t.level == "warning" and t.at >= since]
 
 
-def _told(line: bytes, ahead: float) -> Told | None:
+def _told(line: bytes) -> Told | None:
     if b'"event":"coordinator"' not in line and b'"event":"node"' not in line:
         return None
     try:
@@ -72,7 +76,7 @@ def _told(line: bytes, ahead: float) -> Told | None:
     except msgspec.MsgspecError:
         return None
     return Told(
-        datetime.fromisoformat(found.at).timestamp() - ahead,
+        monotonic(found.at),
         found.event,
         found.level,
         found.message,
