@@ -125,9 +125,10 @@ def test_a_node_is_drained_from_another(ann: Node, ben: Node) -> None:
     with ben.openai() as client:
         answer = client.completions.with_raw_response.create(model="quick", prompt="a", max_tokens=2)
     assert answer.headers["x-mesh-node"] == "ann", "a draining node's own edge goes on, with the others' models"
-    assert "until" in ann.json("mesh", "drain", "ben", "--for", "2h")["reason"], "the end that counts now"
+    assert ann.json("mesh", "drain", "ben", "--for", "2h")["draining"] is True
+    wait_for("the end that counts now", lambda: "until" in ann.json("mesh", "nodes")[1]["reason"])
     assert "ben" in ann.cli("mesh", "undrain", "ben").stdout
-    assert ann.json("mesh", "drain", ben.own().id, "--for", "1s")["draining"] is True, "an id will do"
+    assert ann.json("mesh", "drain", ben.own().id, "--for", "3s")["draining"] is True, "an id will do"
     wait_for("it ends by itself", lambda: ann.json("mesh", "nodes")[1]["state"] == "ok")
     assert "ann, ben" in refused(ann, "mesh", "drain", "nobody")
     assert "soon" in refused(ann, "mesh", "drain", "ben", "--for", "soon", code=2)
