@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from mesh import answers
-from mesh.render import Block, Table, milliseconds
+from mesh.render import Block, Table, duration, milliseconds
 
 _ROUTE_COLUMNS = ("ID", "AT", "MODEL", "NODE", "OUTCOME", "TRIES>", "QUEUE>", "FIRST TOKEN>", "TOTAL>", "TOKENS>")
 
@@ -58,6 +58,7 @@ _TERMS = {
 }
 _LEAST_S = 0.0005  # less is shown as 0
 _AT_ONCE_MS = 5.0
+_TITLE = "Expected cost in seconds: until the first token, and part of what comes after it. The smallest total wins."
 
 
 def why(route: answers.Route, names: Mapping[str, str]) -> list[Block]:
@@ -101,10 +102,10 @@ def _times(route: answers.Route) -> str:
     parts = []
     if route.node is not None:
         at_once = route.queue_ms < _AT_ONCE_MS
-        parts.append("placed at once" if at_once else f"placed after {milliseconds(route.queue_ms)}")
+        parts.append("placed at once" if at_once else f"placed after {_time(route.queue_ms)}")
     if route.ttft_ms is not None:
-        parts.append(f"first token after {milliseconds(route.ttft_ms)}")
-    return ", ".join([*parts, f"{milliseconds(route.total_ms)} in all"])
+        parts.append(f"first token after {_time(route.ttft_ms)}")
+    return ", ".join([*parts, f"{_time(route.total_ms)} in all"])
 
 
 def _decision(decision: answers.Decision, names: Mapping[str, str]) -> list[Block]:
@@ -127,7 +128,7 @@ def _verdict(decision: answers.Decision, priced: list[answers.Candidate], names:
     request = decision.request
     lines = []
     if request.get("waited_for") or decision.waited_ms >= _AT_ONCE_MS:
-        lines.append(f"  It waited {milliseconds(decision.waited_ms)}.")
+        lines.append(f"  It waited {_time(decision.waited_ms)}.")
     if request.get("waited_for"):
         lines[-1] += f" {_sentence(str(request['waited_for']))}"
     if decision.chosen is None:
@@ -141,9 +142,11 @@ def _verdict(decision: answers.Decision, priced: list[answers.Candidate], names:
     if best is None:
         return lines
     if len(priced) == 1:
-        return [*lines, f"  {chosen} was the only one that could serve it."]
-    other = next(c for c in priced if c is not best)
-    return [*lines, *_compared(best, other, names)]
+        lines.append(f"  {chosen} was the only one that could serve it.")
+    else:
+        lines += _compared(best, next(c for c in priced if c is not best), names)
+    load = next((t for t in best.terms if t.name == "load" and t.seconds >= _LEAST_S), None)
+    return [*lines, *([f"  It had to wait for its model there: {load.why}."] if load is not None else [])]
 
 
 def _compared(best: answers.Candidate, other: answers.Candidate, names: Mapping[str, str]) -> list[str]:
@@ -178,7 +181,7 @@ def _table(decision: answers.Decision, priced: list[answers.Candidate], names: M
         seconds = {t.name: _s(t.seconds) for t in candidate.terms}
         cells = [seconds.get(term, "-") for term in order]
         rows.append((mark + names.get(candidate.node, candidate.node), candidate.model, *cells, _s(candidate.total_s)))
-    return Table(("  NODE", "MODEL", *(f"{t}>" for t in order), "total>"), tuple(rows), "Expected cost in seconds")
+    return Table(("  NODE", "MODEL", *(f"{t}>" for t in order), "total>"), tuple(rows), _TITLE)
 
 
 def _assumed(request: Mapping[str, object]) -> str:
@@ -196,6 +199,10 @@ def _assumed(request: Mapping[str, object]) -> str:
 def _said(term: answers.Term) -> str:
     words = _TERMS.get(term.name)
     return f"{words}: {term.why}" if words else term.why
+
+
+def _time(ms: float) -> str:
+    return f"{ms:.0f} ms" if ms < 1000 else duration(ms / 1e3)
 
 
 def _s(seconds: float | None) -> str:
