@@ -12,7 +12,7 @@ from msgspec import structs
 
 from node.errors import NodeError, NodeErrorCode
 from node.facts import CallFact, ModelFact, NodeFact
-from node.io.calls import Call
+from node.io.calls import ALIVE, Call
 from node.io.engine import ModelSpec, WorkerStats
 from node.io.host import Host
 from node.io.probe import Probe
@@ -224,7 +224,14 @@ class Rig:
 
     async def answer(self, asked: Call) -> list[bytes]:
         """All blocks of one call but the signs of life."""
-        return [b async for b in self.host.serve(asked) if b != b": alive\n\n"]
+        return [b async for b in self.host.serve(asked) if b != ALIVE]
+
+
+async def spoken(stream: AsyncIterator[bytes]) -> bytes:
+    """Its next block that is no sign of life: how many of those come first is the machine's affair."""
+    while (block := await anext(stream)) == ALIVE:
+        pass
+    return block
 
 
 async def refused(rig: Rig, **fields: Any) -> NodeError:

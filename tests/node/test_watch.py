@@ -66,6 +66,7 @@ async def test_a_post_may_be_silent() -> None:
         answer = asyncio.create_task(rig.host.post(call(path="embeddings", body=b"abc")))
         await until(lambda: rig.model().in_flight == 1)
         for number in range(2):
+            await until(lambda times=number + 1: rig.states("b").count("ready") == times)
             with pytest.raises(NodeError, match="it hangs: no token for"):
                 await rig.answer(call(f"later {number}", "b", b"gated"))
         assert not answer.done()
