@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
+from itertools import combinations
 from typing import NamedTuple
 
 from msgspec import structs
@@ -18,7 +19,7 @@ from router.cost import Lane, Spot, tie_s
 from router.errors import ErrorCode
 from router.events import Candidate, Request
 from router.ledger import Ledger, Tally
-from router.prefix import Mirrors
+from router.prefix import Mirrors, Weights
 from router.settings import RouterSettings
 from router.speed import Learner, Rates, Speeds
 from router.swap import CAN_ANSWER, IN_MEMORY, Demand, Swaps
@@ -45,7 +46,7 @@ class Options:
     def __init__(self, models: tuple[str, ...], existing: list[str], listed: int) -> None:
         self.models, self.name, self.note = models, "", ""
         self.fits: list[tuple[NodeStatus, ModelStatus]] = []
-        self.weights: set[str] = set()  # fingerprints among these
+        self.differ = False  # not all of these have the same weights
         self.ready: tuple[Ready, ...] | None = None  # for the shortcut; None: not looked at yet, (): it is none
         self.unfit: list[Candidate] = []
         self.failures: list[bool] = []  # of each holder that cannot: did something break there?
@@ -183,7 +184,8 @@ class Fleet:
                     options.fits.append((status, model))
             if options.fits:
                 options.name = name
-                options.weights = {model.fingerprint for _, model in options.fits if model.fingerprint}
+                kinds = {Weights.of(model) for _, model in options.fits}
+                options.differ = any(not a.same(b) for a, b in combinations(kinds, 2))
                 if name != request.models[0]:
                     options.note = f"no node can serve {request.models[0]!r} now, {name!r} is its fallback"
                 break
@@ -227,7 +229,7 @@ class Fleet:
     def ready(self, options: Options, now: float) -> tuple[Ready, ...]:
         """All candidates, if each of them could begin at once as long as nothing runs there; else none."""
         if options.ready is None:
-            plain = len(options.weights) < 2 and all(
+            plain = not options.differ and all(
                 model.state in CAN_ANSWER
                 and status.foreign_in_flight <= 0
                 and model.foreign_in_flight <= 0

@@ -8,6 +8,7 @@ from node.types import ModelState, Usage
 from router.cost import Price
 from router.fleet import Fleet
 from router.ledger import Flight, Ledger
+from router.prefix import Weights
 from router.settings import RouterSettings
 
 
@@ -33,7 +34,8 @@ class Lessons:
         flight.clean = flight.load_s <= 0 and all(other.clean for other in reading)
         request = flight.request
         flight.rests_on = self._fleet.mirrors.insert(flight.node, lane.model, request.blocks, request.block_tokens)
-        self._fleet.mirrors.begin(request.marks, lane.model.fingerprint)
+        if request.marks:
+            self._fleet.mirrors.begin(request.marks, Weights.of(lane.model))
 
     def first(self, flight: Flight, cached_tokens: int, now: float) -> None:
         """Its first token: the model is loaded there. An engine that says nothing of its cache says 0; then the end of

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Container
+from typing import NamedTuple
 
 from node.types import ModelStatus, NodeId
 from router.settings import RouterSettings
@@ -37,6 +38,23 @@ def start(blocks: Blocks, known: Container[int]) -> int:
         else:
             high = middle
     return low
+
+
+class Weights(NamedTuple):
+    """Of a model. Of an engine whose files we cannot read only the name is known."""
+
+    name: str
+    fingerprint: str
+
+    @classmethod
+    def of(cls, model: ModelStatus) -> Weights:
+        return cls(model.name, model.fingerprint)
+
+    def same(self, other: Weights) -> bool:
+        """As far as anyone can tell."""
+        if self.fingerprint and other.fingerprint:
+            return self.fingerprint == other.fingerprint
+        return self.name == other.name
 
 
 class Known:
@@ -162,7 +180,7 @@ class Mirrors:
     def __init__(self, settings: RouterSettings) -> None:
         self._settings = settings
         self._mirrors: OrderedDict[tuple[NodeId, str], Mirror] = OrderedDict()  # least recently used first
-        self._began: OrderedDict[int, str] = OrderedDict()  # a prompt's last block -> fingerprint
+        self._began: OrderedDict[int, Weights] = OrderedDict()  # by a prompt's last block
         self._empty = Mirror()
 
     def of(self, node: NodeId, model: ModelStatus) -> Mirror:
@@ -207,16 +225,16 @@ class Mirrors:
         for key in [k for k in self._mirrors if k[0] == node and model in (None, k[1])]:
             del self._mirrors[key]
 
-    def began(self, blocks: Blocks) -> str | None:
+    def began(self, blocks: Blocks) -> Weights | None:
         """The weights this conversation has run on, as of its latest turn that is remembered; None: it is new."""
         return next((self._began[b] for b in reversed(blocks) if b in self._began), None)
 
-    def begin(self, blocks: Blocks, fingerprint: str) -> None:
-        if blocks and fingerprint:
-            self._began.pop(blocks[-1], None)
-            self._began[blocks[-1]] = fingerprint
-            if len(self._began) > self._settings.conversations_limit:
-                self._began.popitem(last=False)
+    def begin(self, blocks: Blocks, weights: Weights) -> None:
+        """`blocks` of a turn of it, at least one."""
+        self._began.pop(blocks[-1], None)
+        self._began[blocks[-1]] = weights
+        if len(self._began) > self._settings.conversations_limit:
+            self._began.popitem(last=False)
 
     @property
     def held(self) -> int:

@@ -14,6 +14,7 @@ from router.cost import Held, Lane, Price, Spot, place, price
 from router.events import Request
 from router.fair import Waiting
 from router.fleet import Fleet, Options
+from router.prefix import Weights
 from router.settings import RouterSettings
 
 LaneKey = tuple[str, str]
@@ -104,11 +105,11 @@ class Walk:
 
     def _same_weights(self, kind: Kind, request: Request) -> tuple[list[Lane], list[Lane]]:
         """Where a name means different weights, a conversation stays on those it began with, as long as they live."""
-        if len(kind.options.weights) > 1 and request.knows:
+        if kind.options.differ and request.knows:
             began = self._fleet.mirrors.began(request.knows)
-            same = [o for o in kind.lanes if o.model.fingerprint == began]
+            same = [o for o in kind.lanes if began is not None and began.same(Weights.of(o.model))]
             if same:
-                return same, [o for o in kind.lanes if o.model.fingerprint != began]
+                return same, [o for o in kind.lanes if o not in same]
         return kind.lanes, []
 
     def start(self, waiting: Waiting) -> Waiting:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from node.types import ModelStatus, NodeId
-from router.prefix import Mirror, Mirrors, start
+from router.prefix import Mirror, Mirrors, Weights, start
 from router.replay.cache import shared
 from router.settings import RouterSettings
 
@@ -169,14 +169,23 @@ def test_all_mirrors_together_have_a_bound(script: list[tuple[NodeId, bool, list
 
 
 def test_a_conversation_is_known_by_its_latest_turn_and_so_many_are() -> None:
-    mirrors = Mirrors(RouterSettings(conversations_limit=2))
-    mirrors.begin(chained("sys one"), "x")
-    mirrors.begin(chained("sys two"), "y")
-    assert mirrors.began(chained("sys one more")) == "x"
-    assert mirrors.began(chained("sys two more")) == "y"
+    mirrors, x, y = Mirrors(RouterSettings(conversations_limit=2)), Weights("m", "x"), Weights("m", "y")
+    mirrors.begin(chained("sys one"), x)
+    mirrors.begin(chained("sys two"), y)
+    assert mirrors.began(chained("sys one more")) == x
+    assert mirrors.began(chained("sys two more")) == y
     assert mirrors.began(chained("sys three")) is None  # They share no more than the system prompt.
-    mirrors.begin(chained("sys three"), "x")
+    mirrors.begin(chained("sys three"), x)
     assert mirrors.began(chained("sys one more")) is None
+
+
+def test_weights_are_told_apart_by_their_content_and_where_nobody_can_read_it_by_their_name() -> None:
+    read, unread = Weights("qwen", "x"), Weights("qwen", "")
+    assert read.same(Weights("renamed", "x"))
+    assert not read.same(Weights("qwen", "y"))
+    assert read.same(unread)
+    assert unread.same(read)
+    assert not unread.same(Weights("llama", ""))
 
 
 @given(st.lists(st.tuples(paths, st.integers(8, 12)), max_size=12))

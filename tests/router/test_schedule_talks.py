@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from msgspec import structs
 
 from node.types import ModelState, NodeId, NodeStatus, RequestId, Usage
@@ -72,9 +73,13 @@ def test_a_model_that_left_memory_has_no_cache() -> None:
     assert grant.decision.request["cached_tokens"] == 0
 
 
-def test_one_name_for_two_weights_and_a_conversation_stays_on_those_it_began_with() -> None:
+@pytest.mark.parametrize("read", [True, False])
+def test_one_name_for_two_weights_and_a_conversation_stays_on_those_it_began_with(*, read: bool) -> None:
+    """Two models that nobody can read the files of are told apart by their names."""
+
     def standard(name: str, weights: str) -> NodeStatus:
-        return node(name, model(f"{weights}-4b", aliases=("standard",), fingerprint=weights, slots=1))
+        fingerprint = weights if read else ""
+        return node(name, model(f"{weights}-4b", aliases=("standard",), fingerprint=fingerprint, slots=1))
 
     a, b = standard("a", "x"), structs.replace(standard("b", "y"), bandwidth=100.0)
     s = scheduler(a)
