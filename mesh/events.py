@@ -171,6 +171,12 @@ class Down(Struct, frozen=True):
     why: str
 
 
+class GaveUp(Struct, frozen=True):
+    """It says that it has given this node up: it waits no more for anything that runs here."""
+
+    node: NodeId
+
+
 class Withdrew(Struct, frozen=True):
     """It has these addresses no more: nothing that is on its way to or from them arrives."""
 
@@ -193,7 +199,7 @@ class Save(Struct, frozen=True):
     """`to_keep()` or `removed` differ: write them to disk."""
 
 
-Effect: TypeAlias = Known | Moved | Forgotten | Dial | HangUp | Up | Down | Withdrew | Gone | Changed | Save
+Effect: TypeAlias = Known | Moved | Forgotten | Dial | HangUp | Up | Down | GaveUp | Withdrew | Gone | Changed | Save
 
 
 @dataclass(slots=True)

@@ -21,6 +21,7 @@ from mesh.events import (
     Event,
     Forgotten,
     Framed,
+    GaveUp,
     Gone,
     HangUp,
     Known,
@@ -328,6 +329,8 @@ class Membership:
         if peer.left or peer.incompatible:
             return False
         peer.life.beat(now)
+        if beat.deaf and peer.deaf_since is None:
+            out.add(GaveUp(peer.seen.id))
         peer.deaf_since = (now if peer.deaf_since is None else peer.deaf_since) if beat.deaf else None
         self._heard_again(peer, now)
         if not peer.linked and now - peer.nudged_at >= self._settings.nudge_s:

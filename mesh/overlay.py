@@ -57,6 +57,7 @@ class Overlay:
     def __init__(self, daemon: Daemon) -> None:
         self._daemon, self._config = daemon, daemon.config
         self._membership, self._dispatch = daemon.membership, daemon.dispatch
+        self._callers = serve.Callers()
         self._rng = random.Random()  # noqa: S311 - spreads timers, keeps no secret
         self._addresses = Addresses(daemon.config.bind)
         self._fault: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -148,7 +149,11 @@ class Overlay:
         d = self._daemon
         app = web.Application(middlewares=guards(self._config.bind), client_max_size=SERVE_BODY_BYTES)
         app.add_routes(
-            [*serve.routes(d.host, lambda: d.mesh.leaving), *self._links.routes(), *Gatherer(d).routes_defs()]
+            [
+                *serve.routes(d.host, lambda: d.mesh.leaving, self._callers),
+                *self._links.routes(),
+                *Gatherer(d).routes_defs(),
+            ]
         )
         hosts = listening(self._config.bind)
         sockets = await tcp_sockets(self._config.peer_port, hosts, d.probe.port_holder)
@@ -248,11 +253,9 @@ class Overlay:
             case events.Up(node):
                 self._say_up(node)
             case events.Down(node, why):
-                log_event(_log, logging.WARNING, "node", f"{self._shown(node)} is gone: {why}", node=node)
-                self._dispatch.node_down(node)
-                self._daemon.edge.node_lost(node)
-                if self._membership.lost(node):
-                    self._dispatch.link_lost(node)
+                self._say_down(node, why)
+            case events.GaveUp(node):
+                self._callers.leave(node)
             case events.Withdrew(node, addresses):
                 self._links.leave(node, addresses)
                 self._daemon.sockets.end_to(addresses)
@@ -274,6 +277,13 @@ class Overlay:
         self._dispatch.node_running(node, found.report.running)
         self._links.probe(node)  # it may have been cut off, and the link not have noticed that this is over
         self._dispatch.link_up(node)
+
+    def _say_down(self, node: NodeId, why: str) -> None:
+        log_event(_log, logging.WARNING, "node", f"{self._shown(node)} is gone: {why}", node=node)
+        self._dispatch.node_down(node)
+        self._daemon.edge.node_lost(node)
+        if self._membership.lost(node):
+            self._dispatch.link_lost(node)
 
     def _send_datagram(self, effect: Send) -> None:
         to = NodeId(effect.to) if effect.to is not None else None
@@ -325,6 +335,8 @@ class Overlay:
             self._dispatch.link_up(event.hello.id)
         elif isinstance(event, events.LinkClosed):
             self._dispatch.link_lost(event.node)
+            if event.node in self._membership.unheard:  # it cannot hang up, and has given us up long ago, if it lives
+                self._callers.leave(event.node)
 
     def _on_noise(self, address: str, code: str) -> None:
         if said := self._noise.heard(address, code, clock.now()):

@@ -7,8 +7,9 @@ block cannot be written, about a second later.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing, suppress
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing, contextmanager, suppress
 from typing import Protocol
 
 import msgspec
@@ -29,18 +30,48 @@ class Serving(Protocol):
     async def post(self, call: Call) -> tuple[int, str, bytes]: ...
 
 
-def routes(host: Serving, leaving: Callable[[], str] = str) -> list[web.RouteDef]:
+class Callers:
+    """Which edge waits for what runs here. One that is cut off cannot hang up, so it is left."""
+
+    def __init__(self) -> None:
+        self._tasks: dict[NodeId, set[asyncio.Task[object]]] = {}
+
+    @contextmanager
+    def waits(self, edge: NodeId) -> Iterator[None]:
+        """The present task serves that edge inside."""
+        task = asyncio.current_task()
+        assert task is not None
+        tasks = self._tasks.setdefault(edge, set())
+        tasks.add(task)
+        try:
+            yield
+        finally:
+            tasks.discard(task)
+            if not tasks and self._tasks.get(edge) is tasks:
+                del self._tasks[edge]
+
+    def leave(self, edge: NodeId) -> int:
+        """Ends what runs for that edge, as when it hangs up; how many."""
+        tasks = self._tasks.pop(edge, set())
+        for task in tasks:
+            task.cancel()
+        return len(tasks)
+
+
+def routes(host: Serving, leaving: Callable[[], str] = str, callers: Callers | None = None) -> list[web.RouteDef]:
     """Routes for the peer app. `leaving` says why this node takes no more from peers ("" while it does): what was
-    granted before they knew is sent elsewhere, instead of broken off a moment later."""
+    granted before they knew is sent elsewhere, instead of broken off a moment later. `callers` is kept up to date."""
+    callers = callers or Callers()
 
     async def serve(request: web.Request) -> web.StreamResponse:
         try:
             call = _call(request, await request.read())
             if why := leaving():
                 raise NodeError(NodeErrorCode.DRAINING, f"this node is draining: {why}")
-            if call.path in STREAMED:
-                return await _stream(request, host, call)
-            status, content_type, body = await host.post(call)
+            with callers.waits(call.edge):
+                if call.path in STREAMED:
+                    return await _stream(request, host, call)
+                status, content_type, body = await host.post(call)
         except NodeError as error:
             return web.Response(status=error.status, body=error_body(error), content_type="application/json")
         return web.Response(status=status, body=body, headers={"content-type": content_type})

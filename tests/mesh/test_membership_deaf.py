@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mesh.events import Beat, Dial, Down, Framed, LinkClosed, LinkUp, Reported, SaidBye, Tick, Up, Withdrew
+from mesh.events import Beat, Dial, Down, Framed, GaveUp, LinkClosed, LinkUp, Reported, SaidBye, Tick, Up, Withdrew
 from router.view import NodeState
 from tests.mesh.members import ME, A, World, hello, report
 
@@ -31,6 +31,7 @@ def test_who_does_not_hear_us_is_given_up_after_its_patience(framed: bool) -> No
     assert (w.node().state, w.node().reason) == (NodeState.DEAD, "it is heard, but does not hear this node")
     [(at, _)] = w.times(Down)
     assert at - since == pytest.approx(0.35, abs=0.001)
+    assert w.times(GaveUp) == [(since, GaveUp(A))], "what runs here for it is ended at once, and once"
     assert w.m.lost(A)
     assert not w.m.unheard, "it is heard: told otherwise it would give us up for ever"
 
