@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mesh.answers import MeshStatus, Node
-from tests.lab.macs import Asker, Mac, Said
+from tests.lab.macs import Asker, Mac, Said, revive
 from tests.lab.netlab import Lab
 from tests.lab.told import agreement
 
@@ -135,11 +135,7 @@ class Five:
     async def mend(self) -> None:
         """Takes every fault back, but not the shape of the network."""
         await asyncio.to_thread(self.lab.rejoin)
-        for mac in self.macs:
-            if mac.runs:
-                mac.thaw()
-            else:
-                mac.start()
+        revive(self.macs)
 
     def new_address(self) -> str:
         self.addresses += 1
