@@ -138,11 +138,11 @@ class Joined(NamedTuple):
 def no_mdns_on_the_lan(lab: Lab) -> Iterator[None]:
     """A switch that passes everything but multicast DNS."""
     rules = "table bridge quiet {\n chain f { type filter hook forward priority 1; udp dport 5353 drop; }\n}\n"
-    lab._ns(lab.hub, "nft", "-f", "-", inp=rules)
+    lab.switch_rules(rules)
     try:
         yield
     finally:
-        lab._ns(lab.hub, "nft", "delete", "table", "bridge", "quiet")
+        lab.switch_rules("delete table bridge quiet")
 
 
 def joined_by_hand(macs: Sequence[Mac]) -> Joined:
