@@ -5,24 +5,7 @@ from __future__ import annotations
 from random import Random
 
 from election.machine import Election
-from election.messages import (
-    Effect,
-    Follow,
-    Heard,
-    Id,
-    Kind,
-    Leave,
-    LinkClosed,
-    Message,
-    PeerForgotten,
-    PeerKnown,
-    Rank,
-    Reign,
-    Retune,
-    Role,
-    Send,
-    Tick,
-)
+from election.messages import Effect, Event, Follow, Heard, Id, Kind, Message, Rank, Reign, Role, Send, Tick
 from election.settings import ElectionSettings
 
 
@@ -83,7 +66,7 @@ class Bench:
         )
         self.log: list[tuple[float, Effect]] = []
 
-    def feed(self, event: Heard | Leave | LinkClosed | PeerForgotten | PeerKnown | Retune | Tick) -> list[Effect]:
+    def feed(self, event: Event) -> list[Effect]:
         effects = self.machine.step(event, self.now)
         self.log += [(self.now, e) for e in effects]
         return effects
