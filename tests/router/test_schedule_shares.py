@@ -21,8 +21,8 @@ from router.settings import RouterSettings
 SETTINGS = RouterSettings()
 GB = 10**9
 SIZE = 4 * GB
-CLIENTS = ("a", "b")
-WINDOW, DEEP = 100, 20
+CLIENTS = {"a": 60, "b": 20}  # open requests of each: first come, first served would give a three times as much
+WINDOW = 100
 SPREAD = 0.1
 
 Sizes = tuple[int, int]  # tokens of prompt and answer, on average
@@ -52,8 +52,9 @@ def grants(machines: list[Machine], sizes: dict[str, Sizes], rng: random.Random)
         )
         return Submit(open_[name])
 
-    for client in CLIENTS * DEEP:
-        heapq.heappush(happens, (0.0, next(numbers), asked(client), ""))
+    for client, deep in CLIENTS.items():
+        for _ in range(deep):
+            heapq.heappush(happens, (0.0, next(numbers), asked(client), ""))
     now = 0.0
     event: SchedulerEvent
     while True:
