@@ -108,13 +108,15 @@ class Observer:
 
 
 def why(fact: RouteFact) -> str:
-    """Why this node, in a few words: how many could, and what its time was expected to go into."""
+    """Why this node, in a few words: how many could, and what its time was expected to go into. Of a refusal: what it
+    waited for in vain, or why each node could not."""
     if fact.decision is None:
         return ""
     able = [c for c in fact.decision.candidates if c.total_s is not None]
     chosen = next((c for c in able if c.node == fact.decision.chosen), None)
     if chosen is None or chosen.total_s is None:
-        return next((f"{c.node}: {c.excluded}" for c in fact.decision.candidates if c.excluded), "")
+        waited_for = fact.decision.request.get("waited_for")
+        return str(waited_for or "; ".join(f"{c.node}: {c.excluded}" for c in fact.decision.candidates if c.excluded))
     most = max(chosen.terms, key=lambda term: term.seconds, default=None)
     part = f", most of it {most.name}: {most.why}" if most is not None and most.seconds > 0 else ""
     return f"soonest of {len(able)}, expected {chosen.total_s:.2f} s{part}"

@@ -190,5 +190,9 @@ def test_why_of_a_request_nobody_could_take() -> None:
     candidates = (Candidate(NodeId("n1"), "m", None, (), "no memory"),)
     refused = route(decision=Decision(request={}, chosen=None, waited_ms=0.0, candidates=candidates))
     assert why(refused) == "n1: no memory"
+    late = Decision(
+        request={"waited_for": "when it came, n2 was full"}, chosen=None, waited_ms=9.0, candidates=candidates
+    )
+    assert why(route(decision=late)) == "when it came, n2 was full"
     assert why(route(decision=None)) == ""
     assert "2 attempts" in sentence(refused)
