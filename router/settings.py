@@ -88,7 +88,8 @@ class RouterSettings(Struct, frozen=True, kw_only=True):
     early_s: float = 6.0  # a turn whose start a node holds counts as if it had come up to so much earlier,
     early_per_s: float = 12.0  # less this for each second that it has to be read even there
     early_part: float = 0.5  # if at least this part of its prompt is held
-    idle_bound_s: float = 45.0  # no node that could start a waiting request now stands idle for longer
+    idle_bound_s: float = 45.0  # no node that could start a waiting request now stands idle for longer,
+    untried_s: float = 2.0  # nor than this, if its speed is a mere guess (`speed.guessed`)
     recheck_s: float = 1.0  # while a request is held for a better node, look again this often
     busy_pause_s: float = 0.5  # a node that said `node_busy` gets nothing for this long
     overdue_s: float = 60.0  # past its deadline a granted request nobody ended is forgotten,

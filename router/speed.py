@@ -244,5 +244,10 @@ def prior(status: NodeStatus, model: ModelStatus, settings: RouterSettings) -> t
     )
 
 
+def guessed(status: NodeStatus, model: ModelStatus, settings: RouterSettings) -> bool:
+    """Whether the prior says little: the machine's bandwidth is unknown, or the size of the weights."""
+    return status.bandwidth <= 0 or model.size_bytes < settings.size_least_bytes
+
+
 def _within(value: float, bounds: tuple[float, float]) -> float:
     return min(max(value, bounds[0]), bounds[1])

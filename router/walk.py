@@ -16,6 +16,7 @@ from router.fair import Waiting
 from router.fleet import Fleet, Options
 from router.prefix import Weights
 from router.settings import RouterSettings
+from router.speed import guessed
 
 LaneKey = tuple[str, str]
 
@@ -80,7 +81,8 @@ class Walk:
         return lane
 
     def choose(self, kind: Kind, request: Request) -> Choice:
-        """The cheapest; but no node that could start it now stands idle for longer than `idle_bound_s`."""
+        """The cheapest; but no node that could start it now stands idle for longer than `idle_bound_s`; and one whose
+        speed nobody knows has a try soon, or it would never be known."""
         lanes, others = self._same_weights(kind, request)
         fleet, settings = self._fleet, self._settings
         output = fleet.output(lanes[0].model.name, request)
@@ -96,12 +98,16 @@ class Walk:
         choice = Choice(cheapest(prices), prices)
         choice.others = others
         if not choice.best.lane.open and self._idle:
-            since = self._now - settings.idle_bound_s
-            overdue = [p for p in prices if p.lane.open and self._idle.get(p.lane.key, self._now) <= since]
+            overdue = [p for p in prices if p.lane.open and self._overdue(p.lane)]
             if overdue:
                 choice.best = cheapest(overdue)
                 choice.idle_s = self._now - self._idle[choice.best.lane.key]
         return choice
+
+    def _overdue(self, lane: Lane) -> bool:
+        settings, idle_s = self._settings, self._now - self._idle.get(lane.key, self._now)
+        untried = lane.pace.learned == 0 and guessed(lane.status, lane.model, settings)
+        return idle_s >= (settings.untried_s if untried else settings.idle_bound_s)
 
     def _same_weights(self, kind: Kind, request: Request) -> tuple[list[Lane], list[Lane]]:
         """Where a name means different weights, a conversation stays on those it began with, as long as they live."""

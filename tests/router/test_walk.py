@@ -106,3 +106,25 @@ def test_whatever_was_learned_no_machine_stands_idle_while_work_waits(
         if n % 7 == 6 and busy:
             ended, _ = busy.popitem()
             busy.update(granted(s.step(Finished(RequestId(ended), "ok", Usage(100, 0, 9)), now)))
+
+
+def joined(chip_known: bool) -> float | None:
+    """Seconds until a node that joins gets the request that waits for one whose speed is known to be high."""
+    s = scheduler(node("known", 0.0))
+    for n in range(9):
+        s.step(ask(f"{n}"), 10.0 * n)
+        s.step(FirstToken(RequestId(f"{n}")), 10.0 * n + 1)
+        s.step(Finished(RequestId(f"{n}"), "ok", Usage(4000, 0, 50)), 10.0 * n + 2)
+    s.step(ask("9"), 100.0)
+    assert granted(s.step(NodeUp(node("new", 50.0 if chip_known else 0.0)), 100.0)) == []
+    s.step(ask("10"), 100.0)  # It waits for the known one: the new one should take 40 s.
+    for tenth in range(600):
+        now = 100.0 + tenth / 10
+        if any(to == "new" for _, to in granted(s.step(Tick(), now))):
+            return now - 100.0
+    return None
+
+
+def test_a_node_whose_speed_nobody_can_guess_has_a_try_soon() -> None:
+    assert joined(chip_known=False) == 2.0
+    assert joined(chip_known=True) is None
