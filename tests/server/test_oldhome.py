@@ -125,7 +125,7 @@ def test_while_it_serves_the_machine_is_kept_awake(old: OldNode) -> None:
         stream=True,
     )
     next(iter(stream))
-    wait_for("caffeinate was started", old.record.exists)
+    wait_for("caffeinate was started", lambda: old.record.exists() and old.record.read_text().endswith("\n"))
     stream.close()
     pids = {line.split()[0]: line.split()[1:] for line in old.record.read_text().splitlines()}
     assert all(words == ["-i", "-w", str(old.pid)] for words in pids.values())
@@ -136,4 +136,4 @@ def test_after_the_end_events_are_read_from_the_file(old: OldNode) -> None:
     old.cli("down")
     assert old.ended(START_S) == 0
     assert old.json("logs", "--events", "--tail", "1")["events"][0]["kind"] in ("unload", "stop")
-    assert not [pid for pid in pids if psutil.pid_exists(pid)]
+    wait_for("the machine may sleep again", lambda: not any(map(psutil.pid_exists, pids)))

@@ -49,7 +49,7 @@ def still(node: Node, model: str) -> float:
         seen.append(metric(node, TOKENS, model=model))
         return len(seen) > 3 and len(set(seen[-4:])) == 1
 
-    wait_for(f"{model} on {node.name} stands still", unmoved, 30.0, every_s=0.5)
+    wait_for(f"{model} on {node.name} stands still", unmoved, every_s=0.5)
     return seen[-1]
 
 

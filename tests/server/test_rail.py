@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from openai import APIStatusError
 
-from tests.server.daemons import START_S, Node, alive, tier, wait_for
+from tests.server.daemons import START_S, Node, tier, wait_for
 
 pytestmark = pytest.mark.server
 
@@ -50,7 +50,7 @@ def test_two_models_take_turns_in_memory_for_one(
     with ThreadPoolExecutor(4) as pool:
         answers = list(pool.map(lambda name: ask(ada, name), [first, second] * 4))
     assert all(answers)
-    assert len([p for p in ada.workers() if alive(p) and "mlx_worker" in " ".join(p.cmdline())]) <= 1
+    assert len(ada.workers()) <= 1
     memory = ada.own().memory
     assert memory.used_bytes <= memory.budget_bytes
 
@@ -58,7 +58,7 @@ def test_two_models_take_turns_in_memory_for_one(
 def test_keep_alive_zero_unloads_after_the_answer(node: Callable[..., Node], tiny_model: Path) -> None:
     ada = one_ready(node("ada"), tier(tiny_model))
     assert ask(ada, tiny_model.name, keep_alive="5m")
-    assert state(ada, tiny_model.name) == "ready"
+    wait_for("it is ready for more", lambda: state(ada, tiny_model.name) == "ready")
     assert ask(ada, tiny_model.name, keep_alive=0)
     wait_for("it is unloaded", lambda: state(ada, tiny_model.name) == "absent")
     wait_for("its process is gone", lambda: not ada.workers())
@@ -78,8 +78,10 @@ def test_an_unused_model_is_unloaded_and_one_that_is_kept_is_not(
     wait_for("the other is unloaded", lambda: state(ada, tiny_model.name) == "absent", START_S)
     assert state(ada, other_tiny_model.name) == "ready"
     ada.configure(idle_timeout="1h")  # At once, while it runs.
-    assert ask(ada, tiny_model.name)
-    wait_for("the new time counts", lambda: (ada.model(tiny_model.name).unloads_in_s or 0.0) > 60.0)
+    wait_for(
+        "the new time counts",
+        lambda: ask(ada, tiny_model.name) and (ada.model(tiny_model.name).unloads_in_s or 0.0) > 60.0,
+    )
     assert ada.model(other_tiny_model.name).unloads_in_s is None
 
 
@@ -106,7 +108,7 @@ def test_who_is_in_the_way_is_shown_while_a_request_is_held(
     node: Callable[..., Node], tiny_model: Path, other_tiny_model: Path
 ) -> None:
     ada = one_ready(
-        node("ada", memory_budget=ONE_OF_TWO, request_gap="30s", idle_timeout=-1),
+        node("ada", memory_budget=ONE_OF_TWO, request_gap="120s", idle_timeout=-1),
         tier(tiny_model, pinned=False),
         tier(other_tiny_model),
     )
@@ -118,7 +120,7 @@ def test_who_is_in_the_way_is_shown_while_a_request_is_held(
         wait_for("it says who is in its way", lambda: loaded in ada.model(other).waits_for)
         shown = ada.cli("models").stdout + ada.cli("mesh", "status").stdout
         assert shown.count(f"{loaded} ") >= 2
-        assert "used less than 30 s ago" in shown
+        assert "used less than 120 s ago" in shown
         assert ask(ada, loaded)  # Who is in memory is not stalled.
         ada.configure(**{"request-gap": 0})  # A setting that counts at once: now it may go.
         assert held.result(timeout=START_S)
