@@ -22,6 +22,7 @@ class Member:
     life: Liveness
     boot: str = ""
     report: NodeReport | None = None
+    advertised: tuple[str, ...] = ()  # the last addresses of its own that its reports named
     reached: bool = False  # a link was up at least once
     link_boot: str = ""  # the process at the other end of the link; "" without one
     last_link_boot: str = ""  # of the last link: it is this process that is gone when its address refuses

@@ -301,14 +301,16 @@ class Membership:
         if peer.up:
             peer.up = False
             out.add(Down(peer.seen.id, "restarted"))
-        peer.boot, peer.report, peer.left, peer.deaf_since = boot, None, False, None
+        peer.boot, peer.report, peer.left, peer.deaf_since, peer.advertised = boot, None, False, None, ()
         peer.life = Liveness(self._settings, far=peer.seen.far)
 
     def _reported(self, peer: Member, report: NodeReport, out: Out) -> None:
         if report.boot != peer.boot or not peer.linked:
             return
-        had = peer.report.addresses if peer.report is not None and report.addresses else ()
-        gone = tuple(a for a in had if a not in report.addresses and not is_loopback(a))  # that is never gone
+        gone: tuple[str, ...] = ()
+        if report.addresses:  # else it has no network for a moment, and then the same address again, as a rule
+            gone = tuple(a for a in peer.advertised if a not in report.addresses and not is_loopback(a))
+            peer.advertised = report.addresses
         known = (*peer.seen.addresses[:1], *report.addresses, *peer.seen.addresses)
         peer.report, out.changed = report, True
         peer.seen = structs.replace(

@@ -144,3 +144,5 @@ def test_a_report_without_addresses_withdraws_none() -> None:
     w.tell(Reported(report(addresses=("10.0.0.2",))))
     assert w.times(Withdrew) == []
     assert w.node().addresses == ("10.0.0.2",)
+    effects = w.tell(Reported(report(addresses=())), Reported(report(addresses=("10.0.0.3",))))
+    assert Withdrew(A, ("10.0.0.2",)) in effects
