@@ -178,7 +178,7 @@ class GaveUp(Struct, frozen=True):
 
 
 class Withdrew(Struct, frozen=True):
-    """It has these addresses no more: nothing that is on its way to or from them arrives."""
+    """It has these addresses no more, nor has another peer: nothing that is on its way to or from them arrives."""
 
     node: NodeId
     addresses: tuple[str, ...]

@@ -318,7 +318,8 @@ class Membership:
             addresses=self._bounded([a for a in known if a not in gone]),
         )  # fmt: skip
         if gone:
-            out.add(Dial(peer.seen, at_once=False), Withdrew(report.id, gone))
+            taken = {a for p in self._peers.values() if p is not peer for a in p.advertised}
+            out.add(Dial(peer.seen, at_once=False), Withdrew(report.id, tuple(a for a in gone if a not in taken)))
 
     def _beat(self, peer: Member, beat: Beat, now: float, out: Out) -> bool:
         """False: a datagram that says nothing about the process we know."""

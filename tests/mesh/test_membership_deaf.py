@@ -6,7 +6,7 @@ import pytest
 
 from mesh.events import Beat, Dial, Down, Framed, GaveUp, LinkClosed, LinkUp, Reported, SaidBye, Tick, Up, Withdrew
 from router.view import NodeState
-from tests.mesh.members import ME, A, World, hello, report
+from tests.mesh.members import ME, A, B, World, hello, report
 
 DEAF = Beat(A, "b1", deaf=True)
 
@@ -134,6 +134,18 @@ def test_an_address_that_is_advertised_no_more_is_withdrawn() -> None:
     assert w.node().addresses == ("10.0.0.7", "10.1.0.2", "127.0.0.1")
     [dial] = [e for e in effects if isinstance(e, Dial)]
     assert (dial.peer.addresses, dial.at_once) == (w.node().addresses, False)
+
+
+def test_an_address_that_another_node_has_is_not_withdrawn() -> None:
+    """Two sites may number their networks alike, and a router may give an address to the next at once."""
+    w = World()
+    w.join()
+    w.join(B)
+    for node in (A, B):
+        w.tell(Reported(report(node, addresses=("10.0.0.2", "10.1.0.2"))))
+    effects = w.tell(Reported(report(addresses=("10.1.0.2",))))
+    assert Withdrew(A, ()) in effects
+    assert w.node().addresses == ("10.1.0.2",)
 
 
 def test_a_report_without_addresses_withdraws_none() -> None:
