@@ -14,9 +14,9 @@ import psutil
 import pytest
 from openai import APIError
 
-from bench.chaos import WORKER, Chaos, Plan
+from bench.chaos import Chaos, Plan
 from demo.model import build_tiny, default_cache
-from tests.server.daemons import Node, alive, freeze, tier, wait_for
+from tests.server.daemons import WORKER, Node, alive, freeze, tier, wait_for
 
 pytestmark = pytest.mark.server
 
@@ -45,7 +45,7 @@ def test_every_request_ends_right_or_with_a_named_error(node: Callable[..., Node
     workers = one.workers()
     one.signal(signal.SIGTERM)
     assert one.ended(60.0) == 0
-    assert not any(alive(w) for w in workers)
+    wait_for("its workers end", lambda: not any(map(alive, workers)))
 
 
 def works_for(process: psutil.Process, node: Node) -> bool:
@@ -77,8 +77,7 @@ def test_a_daemon_killed_while_it_answers_leaves_nothing_and_ends_no_stranger(
     """Its workers end or are ended, one of them frozen in the middle of an answer; each model has one worker then."""
     names = list(models)
     one = node("solo", [tier(path, name=name) for name, path in models.items()]).start().wait_models()
-    before = {name: w for name, path in models.items() for w in one.workers() if str(path) in w.cmdline()}
-    assert set(before) == set(names)
+    before = {name: one.worker_of(path.name) for name, path in models.items()}
     file = one.home / "node" / "workers.json"
 
     async def kill_under_load() -> None:
@@ -103,11 +102,13 @@ def test_a_daemon_killed_while_it_answers_leaves_nothing_and_ends_no_stranger(
             with suppress(psutil.NoSuchProcess):
                 worker.kill()
     assert decoy.poll() is None
-    workers = [w for w in one.workers() if WORKER in w.cmdline()]
-    assert len(workers) == len(names), "nothing double"
-    ours = [p.pid for p in psutil.process_iter() if works_for(p, one)]
-    assert sorted(ours) == sorted(w.pid for w in workers)
-    assert {e["pid"] for e in json.loads(file.read_text())} == set(ours)
+
+    def nothing_double() -> bool:
+        workers = sorted(w.pid for w in one.workers())
+        ours = sorted(p.pid for p in psutil.process_iter() if works_for(p, one))
+        return len(workers) == len(names) and workers == ours == sorted(e["pid"] for e in json.loads(file.read_text()))
+
+    wait_for("each model has one worker, and those are registered", nothing_double)
     with one.openai(timeout=120) as client:
         for name in names:
             assert client.completions.create(model=name, prompt="a b", max_tokens=5).choices[0].text
