@@ -16,7 +16,7 @@ from typing import IO, Any, TypeVar
 import msgspec
 import yaml
 
-from mesh.answers import MeshStatus, Node, Route
+from mesh.answers import Attempt, MeshStatus, Node, Route
 from mesh.client import MeshClient, MeshClientError
 from tests.lab.netlab import Lab
 from tests.lab.told import Log, monotonic
@@ -261,6 +261,13 @@ def revive(macs: Iterable[Mac]) -> None:
             mac.thaw()
         else:
             mac.start()
+
+
+def cut_short(routes: Iterable[Route]) -> list[Attempt]:
+    """The attempts that broke off. One that found nobody any more (it was granted before the others heard of a drain)
+    had not begun there."""
+    failed = (a for route in routes for a in route.attempts if a.outcome == "failed")
+    return [a for a in failed if not (a.error or "").startswith("unreachable: no connection")]
 
 
 def leads_to(lab: Lab, mac: str, name: str = "mlx-mesh.local") -> str:

@@ -17,7 +17,7 @@ import pytest
 
 from mesh.answers import Node
 from tests.lab.conftest import Place
-from tests.lab.macs import Asker, Mac, Said, agreed, coordinator_of, leads_to, revive, wait_for, wait_until
+from tests.lab.macs import Asker, Mac, Said, agreed, coordinator_of, cut_short, leads_to, revive, wait_for, wait_until
 from tests.lab.told import agreement
 
 Figure = Callable[[str, float], None]
@@ -237,8 +237,10 @@ def test_the_coordinator_is_drained_and_serves_on_as_an_entry(five: Five) -> Non
             wait_until(lambda: drained_by_hand(n := other.node(serving.name)) and not n.in_flight, "it has finished")
             at = time.monotonic()
             wait_until(lambda: all(sum(s.start > at for s in c.answered()) > 3 for c in clients), "all go on")
-            wait_until(lambda: drained_by_hand(five.macs[1].node(serving.name)), "it is shown as drained")
-            assert five.macs[1].node(serving.name).coordinator
+            # On a busy machine it may be succeeded for a moment: it still comes first, drained as it is.
+            wait_until(
+                lambda: drained_by_hand(n := five.macs[1].node(serving.name)) and n.coordinator, "it coordinates"
+            )
             served = {r.node for r in serving.routes(3, at)}
             plain.end()
             assert serving.stop() == 0
@@ -266,8 +268,7 @@ def test_a_serving_mac_is_stopped_in_order_and_finishes_what_it_has(five: Five) 
         assert lost.stop() == 0
         said = [*plain.wait(), *stream.wait()]
     assert errors(said) == []
-    attempts = [a for r in entry.routes(12, began) for a in r.attempts]
-    assert [a for a in attempts if a.outcome == "failed"] == [], "it left before its work was done"
+    assert cut_short(entry.routes(12, began)) == [], "it left before its work was done"
     wait_until(lambda: not lost.processes(), "nothing of it runs on")
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from demo.model import build_tiny, default_cache
 from tests.lab.conftest import Place
-from tests.lab.macs import Asker, Mac, agreed, coordinator_of, leads_to, wait_until
+from tests.lab.macs import Asker, Mac, agreed, coordinator_of, cut_short, leads_to, wait_until
 from tests.lab.netlab import Lab
 
 
@@ -162,8 +162,7 @@ def test_a_disabled_mac_drains_says_goodbye_serves_alone_and_comes_back(
         gone_s = wait_until(lambda: _has_left(mac1, "mac3") and _has_left(mac2, "mac3"), "the others know")
         figure("from the end of `mesh disable` until both others show the Mac as dead", gone_s)
         assert [s.error for s in long.wait()] == [""] * 12
-    cut_short = [a for r in mac2.routes(12, began) for a in r.attempts if a.outcome == "failed"]
-    assert cut_short == [], "it left before its work was done"
+    assert cut_short(mac2.routes(12, began)) == [], "it left before its work was done"
     wait_until(lambda: _is_alone(mac3), "it knows itself only")
     assert not mac3.said().mesh.enabled
     with trio.asker("mac3", count=2) as alone:
