@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from rich.console import Console
 from rich.table import Table
 
+from bench import scaling
 from bench.report import publish, show
 from bench.routing import figures, timing, traces
 from bench.routing.clairvoyant import REFERENCES
@@ -34,7 +35,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1, help="draws how wrong the bandwidths are that ours is told")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="replays side by side")
     parser.add_argument(
-        "--quick", action="store_true", help="without stale reports, wrong caches, slow machines, timing"
+        "--quick", action="store_true", help="without stale reports, wrong caches, slow machines, timing, real daemons"
     )
     parser.add_argument("--rows", action="store_true", help="each scenario, ratio to the best clairvoyant and peer")
     parser.add_argument("--policies", action="store_true", help="every policy's ratio to the best clairvoyant")
@@ -57,7 +58,8 @@ def main() -> None:
     if options.policies:
         _policies(matrix, results)
     rows = figures.main_figures(matrix, results)
-    rows += [] if options.quick else figures.robust_figures(matrix, results) + timing.figures()
+    if not options.quick:
+        rows += figures.robust_figures(matrix, results) + timing.figures() + scaling.figures()
     if options.dry:
         show("routing", rows)
     else:
