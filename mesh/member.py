@@ -119,7 +119,7 @@ class Member:
         s, heard = settings, self.life.heard
         if self.incompatible:
             return None
-        if self.ended and self.deaf_since is None:
+        if self.ended and (self.deaf_since is None or heard is None):
             return self.ended_at + self.kept_s(s)
         if heard is None:
             return None if self.linked else self.since + s.waiting_s

@@ -230,6 +230,7 @@ class Membership:
         newcomer = bool(peer.ended and seen.boot and seen.boot != peer.boot)
         if newcomer:
             peer.boot, peer.ended, peer.left, peer.since, peer.report = seen.boot, "", False, now, None
+            peer.deaf_since = None  # that was the process before
             peer.life = Liveness(self._settings, far=before.far)
         peer.seen = structs.replace(
             before,

@@ -4,9 +4,23 @@ from __future__ import annotations
 
 import pytest
 
-from mesh.events import Beat, Dial, Down, Framed, GaveUp, LinkClosed, LinkUp, Reported, SaidBye, Tick, Up, Withdrew
+from mesh.events import (
+    Beat,
+    Dial,
+    Down,
+    Framed,
+    GaveUp,
+    LinkClosed,
+    LinkUp,
+    Reported,
+    SaidBye,
+    Seen,
+    Tick,
+    Up,
+    Withdrew,
+)
 from router.view import NodeState
-from tests.mesh.members import ME, A, B, World, hello, report
+from tests.mesh.members import ME, A, B, World, hello, report, seen
 
 DEAF = Beat(A, "b1", deaf=True)
 
@@ -158,3 +172,22 @@ def test_a_report_without_addresses_withdraws_none() -> None:
     assert w.node().addresses == ("10.0.0.2",)
     effects = w.tell(Reported(report(addresses=())), Reported(report(addresses=("10.0.0.3",))))
     assert Withdrew(A, ("10.0.0.2",)) in effects
+
+
+def test_a_new_process_of_who_was_deaf_has_said_nothing_yet() -> None:
+    """mDNS tells of it before it is reached: it is waited for like any other, and no timer stays due for ever."""
+    w = World()
+    w.join()
+    w.wait(1, beats=(A,))
+    deaf_for(w, 1.0)
+    assert w.node().state is NodeState.DEAD
+    w.tell(Seen(seen(boot="b2")))
+    assert w.node().state is NodeState.WAITING
+    for _ in range(20):
+        if (due := w.m.deadline) is not None and due < w.now + 60.0:
+            assert due > w.now
+            w.now = due
+            w.tell(Tick())
+    assert w.m.deadline is not None
+    assert w.m.deadline > w.now
+    assert w.node().reason.startswith("never reached")

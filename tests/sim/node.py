@@ -204,6 +204,13 @@ class Node:
         if self.up:
             self.title.tick()
 
+    @property
+    def spins(self) -> bool:
+        """After `tick`: some machine wants to be woken at once again."""
+        member = self.membership.deadline
+        first = min(self.election.deadline, self.title.deadline)
+        return min(first, inf if member is None else member) <= self.now
+
     def due(self) -> float:
         """When `tick` is due, on the world's clock."""
         member = self.membership.deadline

@@ -124,6 +124,8 @@ class World:
             return  # restarted, or woken earlier; resume() wakes who is paused
         node.wake_at = inf
         node.tick()
+        if node.up and node.spins:
+            raise AssertionError(f"{self.now:.3f}: {node.name} has done what was due, and it is due still: it spins")
         self._rewake(node)
 
     def _rewake(self, node: Node) -> None:
