@@ -70,7 +70,7 @@ events: st.SearchStrategy[Event] = st.one_of(
     st.builds(Seen, peers),
     st.builds(Added, peers),
     st.builds(Removed, nodes),
-    st.builds(Beat, nodes, boots),
+    st.builds(Beat, nodes, boots, st.booleans()),
     st.builds(LinkUp, hellos, st.just("10.0.0.2"), st.booleans()),
     st.builds(Framed, nodes),
     st.builds(Reported, st.builds(_report, nodes, boots, st.booleans())),
