@@ -190,7 +190,7 @@ class NameRules:
         """The names are for this node: find out whether they are free, hold them, say so."""
         if self._asked_at is not None and now >= self._asked_at + self._settings.question_s:
             self._conclude(self._asked_at, now)
-        elif self._asked_at is None and now >= self._again_at:
+        if self._asked_at is None and now >= self._again_at:
             self._ask(now)
         if now >= self._cede_at:
             self._contest_strangers(now)

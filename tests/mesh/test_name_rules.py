@@ -382,6 +382,22 @@ def test_of_two_meshes_with_one_name_the_lower_address_keeps_it() -> None:
     assert low.rules.held == (FALLBACK, OTHER)
 
 
+def test_what_is_due_after_the_answers_is_done_with_them() -> None:
+    one = One()
+    one.said(NAME, STRANGER)
+    one.coordinator(after=None)
+    one.let(S.question_s)
+    assert one.rules.held == (FALLBACK, OTHER)
+    while one.rules._ceded[NAME] < S.questions - 1 or one.rules._asked_at is None:
+        one.let(0.1)
+    one.do(Ruled(ALONE, "a"))  # a new question is due while the last of the old ones is open
+    one.do(Foreign(one.now))
+    one.now += S.question_s
+    one.do(Tick())
+    assert NAME in one.rules.held
+    assert one.rules.deadline > one.now, "else it would be woken again at once"
+
+
 def test_spoofed_owners_are_not_collected() -> None:
     one = One().coordinator()
     for i in range(10_000):
