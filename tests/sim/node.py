@@ -48,6 +48,7 @@ class Node:
         self.paused_until, self.asleep, self.deaf_until = 0.0, False, 0.0
         self.offset = rng.uniform(0.0, 1e5)
         self.wake_at = inf
+        self.spun = 0  # wakes in a row that left something due
         self.queue: list[Packet | events.Event] = []  # what came while it was stalled
         self.wires: dict[str, Wire] = {}
         self.wants: dict[str, Dialling] = {}
