@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Sequence
@@ -274,8 +275,9 @@ def freeze(process: psutil.Process) -> None:
 
 
 def mesh_of(folder: Path, **nodes: dict[str, Any]) -> list[Node]:
-    """A mesh of these nodes, by name, the first one its coordinator: started, all models ready, all agreed."""
-    name = mesh_name()
+    """A mesh of these nodes, by name, the first one its coordinator: started, all models ready, all agreed. Their homes
+    are in a folder of their own: `folder` may hold another mesh with such names."""
+    name, folder = mesh_name(), Path(tempfile.mkdtemp(dir=folder))
     mesh: list[Node] = []
     try:
         for priority, (node, config) in zip(range(200, 0, -1), nodes.items(), strict=False):
