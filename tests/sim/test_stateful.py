@@ -3,17 +3,21 @@ one coordinator is agreed on. The same world as the seeds' (world.py, faults.py)
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from tests.sim import faults
 from tests.sim.checkers import all_checkers
-from tests.sim.net import BAD_WIFI, WIFI, WIRED
+from tests.sim.net import BAD_WIFI, WIFI, WIRED, Net
 from tests.sim.node import Node
 from tests.sim.runs import AGREE_S, FAR_AGREE_S
 from tests.sim.world import World
 
+Act = Callable[[World, Node], None]
+ActFor = Callable[[World, Node, float], None]
 which = st.integers(0, 4)
 
 
@@ -26,12 +30,11 @@ class Faults(RuleBasedStateMachine):
         net=st.sampled_from((WIRED, WIFI, BAD_WIFI)),
         split_at=st.integers(0, 8),
     )
-    def begin(self, seed: int, priorities: list[int], net: object, split_at: int) -> None:
-        assert net in (WIRED, WIFI, BAD_WIFI)
+    def begin(self, seed: int, priorities: list[int], net: Net, split_at: int) -> None:
         sites = [int(i >= split_at) for i in range(len(priorities))]
         sites = sites if 0 < split_at < len(priorities) else []
         self.limit_s = FAR_AGREE_S if sites else AGREE_S
-        self.world = World(seed, priorities, net=net, sites=sites, checkers=all_checkers())  # type: ignore[arg-type]
+        self.world = World(seed, priorities, net=net, sites=sites, checkers=all_checkers())
         self.world.run(1.0)
 
     def node(self, number: int) -> Node:
@@ -43,20 +46,20 @@ class Faults(RuleBasedStateMachine):
         self.world.run(self.world.now + seconds)
 
     @rule(number=which, act=st.sampled_from((faults.kill, faults.power, faults.bye, faults.cut, faults.mute)))
-    def lose(self, number: int, act: object) -> None:
+    def lose(self, number: int, act: Act) -> None:
         node = self.node(number)
         if node.up:
-            act(self.world, node)  # type: ignore[operator]
+            act(self.world, node)
 
     @rule(number=which, act=st.sampled_from((faults.restart, faults.forget)))
-    def start(self, number: int, act: object) -> None:
-        act(self.world, self.node(number))  # type: ignore[operator]
+    def start(self, number: int, act: Act) -> None:
+        act(self.world, self.node(number))
 
     @rule(number=which, seconds=st.floats(0.1, 12.0), act=st.sampled_from((faults.stall, faults.sleep)))
-    def stand_still(self, number: int, seconds: float, act: object) -> None:
+    def stand_still(self, number: int, seconds: float, act: ActFor) -> None:
         node = self.node(number)
         if node.up:
-            act(self.world, node, seconds)  # type: ignore[operator]
+            act(self.world, node, seconds)
 
     @rule(inside=st.sets(which))
     def split(self, inside: set[int]) -> None:
