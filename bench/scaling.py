@@ -33,6 +33,8 @@ ENGINE = {"read_ms": 2.0, "write_ms": 25.0, "slots": 2}  # about an 8B model on 
 GOALS = {1: None, 2: 1.9, 3: 2.8}
 WARM_S, WINDOW_S = 12.0, 30.0  # all ten begin at once: one node reads for ten seconds before the first answers
 JOIN_LIMIT_S = 60.0
+LOOK_EVERY_S = 0.1  # at a mesh that forms: `mesh status` is asked, nothing tells
+AFTER_FAILURE_S = 0.1  # before an agent begins again: refusals cost nothing, and would come by the thousand
 MODEL = "paced"
 
 
@@ -72,7 +74,7 @@ class Agents:
                 said = await self._ask(session, messages)
                 if said is None:
                     self.failed += 1
-                    await asyncio.sleep(0.1)
+                    await asyncio.sleep(AFTER_FAILURE_S)
                     break
                 messages.append({"role": "assistant", "content": said})
             steps = STEPS
@@ -145,7 +147,7 @@ def wait_joined(first: Daemon, count: int) -> None:
             return
         if time.monotonic() > end:
             raise RuntimeError(f"{count} nodes did not become one mesh: {[(n.name, n.state) for n in nodes]}")
-        time.sleep(0.1)
+        time.sleep(LOOK_EVERY_S)
 
 
 async def measure(first: Daemon, nodes: int, agents: int, warm_s: float, window_s: float) -> Measured:

@@ -24,7 +24,7 @@ LATE = {
 
 def run_daemon(home: Any, tiers: tuple[str, ...]) -> int:
     """Becomes the daemon of `home` (mesh.home.Home); returns its exit code. Nothing else here needs its code."""
-    from mesh.daemon import run  # noqa: PLC0415 - half a second that only `up --foreground` pays
+    from mesh.process import run  # noqa: PLC0415 - half a second that only `up --foreground` pays
 
     return run(home, tiers)
 

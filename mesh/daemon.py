@@ -8,7 +8,6 @@ import os
 import random
 import secrets
 import signal
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -24,14 +23,13 @@ from mesh.addresses import listening
 from mesh.admin import admin_app
 from mesh.awake import Awake
 from mesh.chores import Stamps, rotate_logs, watch_files
-from mesh.config import Config, ConfigError
+from mesh.config import Config
 from mesh.control import DaemonControl
 from mesh.draining import Draining
-from mesh.errors import MeshError, leaves
 from mesh.event_store import EventStore
 from mesh.events import SelfChanged
 from mesh.gauges import gauges_of
-from mesh.home import Home, HomeError
+from mesh.home import Home
 from mesh.http import Server, guards, tcp_sockets
 from mesh.late import LateWriter
 from mesh.log import DaemonLog, event, utc
@@ -379,26 +377,3 @@ class Daemon:
     @property
     def log_lines_dropped(self) -> int:
         return self._daemon_log.dropped
-
-
-def run(home: Home, tiers: Sequence[str] = ()) -> int:
-    """Becomes the daemon of `home` until it is told to stop; the exit code, after one line of what is wrong."""
-    import uvloop  # noqa: PLC0415 - not needed to say `--help`
-
-    async def main(log: DaemonLog) -> None:
-        await Daemon(home, config, log, tiers=tiers).run()
-
-    errors: list[Exception] = []
-    try:
-        with home.lock():
-            config = configuration.load(home)
-            log = DaemonLog(home.daemon_log)
-            try:
-                uvloop.run(main(log))
-            finally:
-                log.close()
-    except* (MeshError, ConfigError, HomeError, NodeError) as group:
-        errors = leaves(group)
-    for error in errors:
-        print(f"mlx-stack: {error}", file=sys.stderr)  # noqa: T201 - nobody else is there to say it
-    return 1 if errors else 0

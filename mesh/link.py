@@ -224,3 +224,15 @@ async def closing(ws: WebSocket, patience_s: float) -> AsyncIterator[None]:
 def now() -> float:
     """Seconds on the event loop's clock."""
     return asyncio.get_running_loop().time()
+
+
+async def first_frame(ws: WebSocket, within_s: float) -> Hello | Bye:
+    """What the other side says first. Raises TimeoutError, WireError, ConnectionResetError."""
+    async with asyncio.timeout(within_s):
+        message = await ws.receive()
+    if message.type is not WSMsgType.BINARY:
+        raise ConnectionResetError("closed before its hello")
+    frame = decode(message.data)
+    if not isinstance(frame, Hello | Bye):
+        raise WireError("garbled", "its first frame is no hello")
+    return frame

@@ -13,14 +13,14 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 
 import aiohttp
-from aiohttp import WSMsgType, web
+from aiohttp import web
 
 from mesh.clones import Met, Spoke
 from mesh.dial import Connected, Failed, caller, fails, race
 from mesh.events import Event, LinkClosed, LinkUp, Tried, Unfit
-from mesh.link import Counts, Link, Ways, WebSocket, closing, now
+from mesh.link import Counts, Link, Ways, closing, first_frame, now
 from mesh.settings import LinkSettings
-from mesh.wire import FRAME_BYTES_MAX, PROTOCOL, Bye, Frame, Gossip, Hello, PeerSeen, WireError, decode, encode
+from mesh.wire import FRAME_BYTES_MAX, PROTOCOL, Bye, Frame, Gossip, Hello, PeerSeen, WireError, encode
 from node.types import NodeId
 
 PATH = "/mesh/v1/link"
@@ -245,7 +245,7 @@ class Links:
             with suppress(TimeoutError, WireError, OSError, aiohttp.ClientError):
                 mine = self._hello()
                 await won.ws.send_bytes(encode(mine))
-                theirs = await self._first(won.ws)
+                theirs = await first_frame(won.ws, self._settings.hello_s)
                 if isinstance(theirs, Hello):
                     self._objection(mine, theirs, None, won.address)
 
@@ -262,10 +262,10 @@ class Links:
             )  # fmt: skip
 
     async def _introduced(self, won: Connected, wanted: _Wanted) -> Link | None:
-        """Hello there and back. None: this pair has another link. Raises what _first raises, and WireError."""
+        """Hello there and back. None: this pair has another link. Raises what first_frame raises, and WireError."""
         mine = self._hello()
         await won.ws.send_bytes(encode(mine))
-        theirs = await self._first(won.ws)
+        theirs = await first_frame(won.ws, self._settings.hello_s)
         if theirs == Bye("duplicate"):
             self.counts.duplicates += 1
             return None
@@ -277,17 +277,6 @@ class Links:
         if why:
             raise WireError("garbled", why)
         return self._admit(won, theirs, dialler=self._hello().id)
-
-    async def _first(self, ws: WebSocket) -> Hello | Bye:
-        """The other side's first frame. Raises TimeoutError, WireError, ConnectionResetError."""
-        async with asyncio.timeout(self._settings.hello_s):
-            message = await ws.receive()
-        if message.type is not WSMsgType.BINARY:
-            raise ConnectionResetError("closed before its hello")
-        frame = decode(message.data)
-        if not isinstance(frame, Hello | Bye):
-            raise WireError("garbled", "its first frame is no hello")
-        return frame
 
     def _objection(self, mine: Hello, theirs: Hello, expected: NodeId | None, address: str) -> str:
         """Why there is no link with who said `theirs` and heard `mine`; "" when there may be."""
@@ -317,7 +306,7 @@ class Links:
         link = None
         try:
             await ws.prepare(request)
-            theirs = await self._first(ws)
+            theirs = await first_frame(ws, self._settings.hello_s)
             if isinstance(theirs, Hello):
                 link = await self._answered(ws, theirs, caller(request))
         except (TimeoutError, WireError, OSError) as error:
@@ -353,7 +342,8 @@ class Links:
         if old is not None:
             if old.hello.boot != hello.boot:
                 self._on_other(Spoke(hello.id, hello.boot, f"{hello.name} at {connected.address}"))
-                old.offer(encode(Gossip((_met(hello, connected.address),))))  # should it live, it asks there itself
+                elsewhere = PeerSeen.by_hello(hello, connected.address)
+                old.offer(encode(Gossip((elsewhere,))))  # should it live, it asks there itself
             if self._stays(old, hello, dialler):
                 old.probe()  # its peer would not dial if it still had it: a new address, a sleep, a cable
                 return None
@@ -403,10 +393,3 @@ class Links:
             self._drop(link, "closed here", False, None)
             self._carried -= 1
             self._idle.set()
-
-
-def _met(hello: Hello, address: str) -> PeerSeen:
-    return PeerSeen(
-        id=hello.id, name=hello.name, mesh=hello.mesh, addresses=(address,), port=hello.port,
-        peer_port=hello.peer_port, boot=hello.boot, version=hello.version, via="gossip",
-    )  # fmt: skip

@@ -15,7 +15,7 @@ from router.view import NodeState, NodeView
 
 @dataclass(slots=True)
 class Member:
-    """Membership writes it; the methods only read, but for `place`. `now` in seconds."""
+    """Membership writes it; the methods only read, but for `place` and `begin_anew`. `now` in seconds."""
 
     seen: PeerSeen
     since: float  # when it was found, or found again after a restart
@@ -52,6 +52,11 @@ class Member:
         self.seen = replace(self.seen, far=far, added=self.seen.added or added)
         self.life.far = far
         return self.ranks_last != before
+
+    def begin_anew(self, boot: str, settings: MembershipSettings) -> None:
+        """It is another process: the one before is history, its gaps, its report and its words too."""
+        self.boot, self.report, self.advertised, self.left, self.deaf_since = boot, None, (), False, None
+        self.life = Liveness(settings, far=self.seen.far)
 
     @property
     def linked(self) -> bool:

@@ -229,9 +229,8 @@ class Membership:
         before = peer.seen
         newcomer = bool(peer.ended and seen.boot and seen.boot != peer.boot)
         if newcomer:
-            peer.boot, peer.ended, peer.left, peer.since, peer.report = seen.boot, "", False, now, None
-            peer.deaf_since = None  # that was the process before
-            peer.life = Liveness(self._settings, far=before.far)
+            peer.begin_anew(seen.boot, self._settings)
+            peer.ended, peer.since = "", now
         peer.seen = structs.replace(
             before,
             addresses=self._bounded((*before.addresses[:1], *seen.addresses, *before.addresses)),
@@ -255,11 +254,7 @@ class Membership:
 
     def _unfit(self, hello: Hello, code: Literal["other_version", "other_mesh"], now: float, out: Out) -> None:
         if code == "other_version":
-            seen = PeerSeen(
-                id=hello.id, name=hello.name, mesh=hello.mesh, port=hello.port, peer_port=hello.peer_port,
-                boot=hello.boot, version=hello.version, protocol=hello.protocol, via="gossip",
-            )  # fmt: skip
-            self._seen(seen, now, out)
+            self._seen(PeerSeen.by_hello(hello), now, out)
         elif (peer := self._peers.get(hello.id)) and not peer.linked:
             self._forget(hello.id, f"now in mesh '{hello.mesh}'", out)
 
@@ -272,10 +267,7 @@ class Membership:
             return None
         peer = self._peers.get(hello.id)
         if peer is None:
-            seen = PeerSeen(
-                id=hello.id, name=hello.name, mesh=self._mesh_name, addresses=(address,), port=hello.port,
-                peer_port=hello.peer_port, boot=hello.boot, version=hello.version, via="gossip", far=event.far,
-            )  # fmt: skip
+            seen = PeerSeen.by_hello(hello, address, far=event.far)
             if (peer := self._new(seen, now, out, linked=True)) is None:
                 out.add(HangUp(hello.id, "too many nodes"))
                 return None
@@ -298,12 +290,10 @@ class Membership:
         return peer
 
     def _restarted(self, peer: Member, boot: str, out: Out) -> None:
-        """The process before is history, its gaps and its report too."""
         if peer.up:
             peer.up = False
             out.add(Down(peer.seen.id, "restarted"))
-        peer.boot, peer.report, peer.left, peer.deaf_since, peer.advertised = boot, None, False, None, ()
-        peer.life = Liveness(self._settings, far=peer.seen.far)
+        peer.begin_anew(boot, self._settings)
 
     def _reported(self, peer: Member, report: NodeReport, out: Out) -> None:
         if report.boot != peer.boot or not peer.linked:

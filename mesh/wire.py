@@ -63,6 +63,15 @@ class PeerSeen(Struct, frozen=True, kw_only=True):
     far: bool = False
     added: bool = False
 
+    @classmethod
+    def by_hello(cls, hello: Hello, *addresses: str, far: bool = False) -> PeerSeen:
+        """Who said hello, at these addresses."""
+        return cls(
+            id=hello.id, name=hello.name, mesh=hello.mesh, addresses=addresses, port=hello.port,
+            peer_port=hello.peer_port, boot=hello.boot, version=hello.version, protocol=hello.protocol,
+            via="gossip", far=far,
+        )  # fmt: skip
+
 
 class WellKnown(Struct, frozen=True, kw_only=True):
     """`GET /.well-known/mlx-stack` on the edge port: who this is; nothing private."""

@@ -11,9 +11,10 @@ import pytest
 
 from mesh import config as configuration
 from mesh.config import ConfigError
-from mesh.daemon import Daemon, leaves, run
-from mesh.errors import MeshError
+from mesh.daemon import Daemon
+from mesh.errors import MeshError, leaves
 from mesh.home import Home
+from mesh.process import run
 from router.view import NodeState
 from tests.mesh.daemons import edit
 from tests.mesh.waiting import until
