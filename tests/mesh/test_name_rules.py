@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from election.messages import Role
 from mesh.name_events import (
     Ask,
     AskGateway,
     Claim,
     Effect,
-    Event,
     Foreign,
     GatewayAnswered,
     Known,
@@ -21,54 +19,7 @@ from mesh.name_events import (
     Tick,
 )
 from mesh.name_rules import NameRules
-from mesh.settings import NameSettings
-
-HOSTS = ("mlx-mesh.local.", "coordinator.local.")
-NAME, OTHER = HOSTS
-FALLBACK = "mlx-mesh-abcd.local."
-S = NameSettings()
-L, F, ALONE = Role.COORDINATOR, Role.FOLLOWER, Role.ALONE
-NODES = {"b": ("10.0.0.2",), "c": ("10.0.0.3",)}
-STRANGER = "10.0.0.99"
-
-
-class One:
-    """Node a, 10.0.0.1, with its clock. `do` steps it; time passes with `let`."""
-
-    def __init__(self, address: str = "10.0.0.1", *, at: float = 100.0) -> None:
-        self.now = at
-        self.rules = NameRules("a", HOSTS, FALLBACK, S, at)
-        self.all: list[tuple[float, Effect]] = []
-        self.do(Known((address,), NODES))
-        self.do(Opened())
-
-    def do(self, event: Event) -> list[Effect]:
-        effects = self.rules.step(event, self.now)
-        self.all += [(self.now, e) for e in effects]
-        return effects
-
-    def let(self, seconds: float) -> list[Effect]:
-        """What it does while nothing happens, beside asking the gateway."""
-        end, effects = self.now + seconds, list[Effect]()
-        while self.rules.deadline <= end:
-            self.now = max(self.now, self.rules.deadline)
-            effects += self.do(Tick())
-        self.now = end
-        return [e for e in effects if e != AskGateway()]
-
-    def coordinator(self, after: str | None = "b") -> One:
-        if after is not None:
-            self.do(Ruled(F, after))
-        self.do(Ruled(L, "a"))
-        return self
-
-    def said(self, host: str, address: str, alive: bool = True) -> list[Effect]:
-        return self.do(Said(((host, address, alive),)))
-
-
-def swaps(effects: list[Effect]) -> list[Swap]:
-    return [e for e in effects if isinstance(e, Swap)]
-
+from tests.mesh.naming import ALONE, FALLBACK, HOSTS, NAME, NODES, F, L, One, S, swaps
 
 # Taking over
 
@@ -309,99 +260,3 @@ def test_alone_it_leaves_the_names_to_a_node_of_this_mesh_that_answers() -> None
     one.do(Foreign(one.now))
     one.let(S.again_soon_s + S.question_s)
     assert one.rules.held == HOSTS
-
-
-# Another mesh
-
-
-def test_a_name_of_another_mesh_is_left_to_it_and_the_fallback_taken() -> None:
-    one = One()
-    one.do(Ruled(L, "a"))
-    one.said(NAME, STRANGER)
-    assert one.let(0.3) == [Claim((FALLBACK, OTHER)), Swap((FALLBACK, OTHER), ())]
-    assert one.rules.ceded
-    asked = 0
-    for _ in range(3000):  # five minutes
-        if any(isinstance(e, Ask) for e in one.let(0.1)):
-            asked += 1
-            one.said(NAME, STRANGER)
-    assert 9 <= asked <= 13
-    assert one.rules.held == (FALLBACK, OTHER)
-
-
-def test_the_plain_name_is_taken_when_the_other_mesh_is_gone_and_the_fallback_kept() -> None:
-    one = One()
-    one.do(Ruled(L, "a"))
-    one.said(NAME, STRANGER)
-    one.let(S.again_s + 3 * S.again_soon_s)
-    assert one.rules.held == (*HOSTS, FALLBACK)
-    assert not one.rules.ceded
-    assert swaps([e for _, e in one.all])[-1] == Swap((*HOSTS, FALLBACK), ())
-
-
-def test_one_unanswered_question_is_not_the_end_of_the_other_mesh() -> None:
-    one = One()
-    one.do(Ruled(L, "a"))
-    one.said(NAME, STRANGER)
-    answers = iter([False, True] * 50)
-    for _ in range(3000):
-        if any(isinstance(e, Ask) for e in one.let(0.1)) and next(answers):
-            one.said(NAME, STRANGER)
-    assert one.rules.ceded
-
-
-def test_an_address_that_turns_out_to_be_ours_gives_the_name_back() -> None:
-    one = One()
-    one.do(Ruled(L, "a"))
-    one.said(NAME, STRANGER)
-    one.let(0.3)
-    effects = one.do(Known(("10.0.0.1",), {**NODES, "d": (STRANGER,)}))
-    assert effects[0] == Claim((*HOSTS, FALLBACK))
-
-
-def test_the_successor_of_a_mesh_without_its_plain_name_goes_on_with_the_fallback() -> None:
-    one = One()
-    one.do(Ruled(F, "b"))
-    one.said(NAME, STRANGER)
-    one.said(FALLBACK, "10.0.0.2")
-    assert one.do(Ruled(L, "a"))[0] == Claim((FALLBACK, OTHER))
-
-
-def test_of_two_meshes_with_one_name_the_lower_address_keeps_it() -> None:
-    low, high = One("10.0.0.1").coordinator(), One("10.0.0.95").coordinator()
-    for one, other in ((low, "10.0.0.95"), (high, "10.0.0.1")):
-        one.do(Known(one.rules._mine, {}))
-        one.let(10)
-        one.said(NAME, other)
-        one.let(0.9)
-    said = [low.let(0.2), high.let(0.2)]
-    assert [len(swaps(effects)) for effects in said] == [1, 1]
-    assert (low.rules.held, high.rules.held) == (HOSTS, (FALLBACK, OTHER))
-    low.said(NAME, "10.0.0.95")  # it does not listen: no quarrel for ever
-    low.let(1.1)
-    assert low.rules.held == (FALLBACK, OTHER)
-
-
-def test_what_is_due_after_the_answers_is_done_with_them() -> None:
-    one = One()
-    one.said(NAME, STRANGER)
-    one.coordinator(after=None)
-    one.let(S.question_s)
-    assert one.rules.held == (FALLBACK, OTHER)
-    while one.rules._ceded[NAME] < S.questions - 1 or one.rules._asked_at is None:
-        one.let(0.1)
-    one.do(Ruled(ALONE, "a"))  # a new question is due while the last of the old ones is open
-    one.do(Foreign(one.now))
-    one.now += S.question_s
-    one.do(Tick())
-    assert NAME in one.rules.held
-    assert one.rules.deadline > one.now, "else it would be woken again at once"
-
-
-def test_spoofed_owners_are_not_collected() -> None:
-    one = One().coordinator()
-    for i in range(10_000):
-        one.said(NAME, f"10.1.{i // 250}.{i % 250}")
-        one.do(Rival(f"x{i}"))
-    assert len(one.rules._heard[NAME]) <= S.owners_max
-    assert len(one.rules._rivals) <= S.owners_max + 1
