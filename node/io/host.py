@@ -14,7 +14,7 @@ from msgspec import structs
 from node import headroom
 from node.errors import NodeError, NodeErrorCode
 from node.facts import DrainFact, NodeFact, PressureFact
-from node.io.calls import ALIVE, STREAMED, AdmittedCall, Call, Outcome
+from node.io.calls import ALIVE, STREAMED, AdmittedCall, Call, Outcome, cannot_resume
 from node.io.engine import Engine, ModelSpec, WorkerStats
 from node.io.hosted import Hosted
 from node.io.keeper import Keeper
@@ -25,7 +25,7 @@ from node.lifecycle import Quiet, Unwanted
 from node.openai import DONE, runs_alone
 from node.rail_events import Budget, Ended, Gap
 from node.settings import NodeSettings
-from node.types import Hardware, Memory, ModelReport, ModelState, Pressure, RunningReport
+from node.types import Hardware, Memory, ModelReport, ModelState, Pressure, Resume, RunningReport
 
 __all__ = ["Call", "Host"]
 
@@ -276,6 +276,8 @@ class Host:
         model, now = self._roster.find(call.model), _clock()
         if failure := model.failure(now):
             raise failure
+        if call.resumes and model.resume is not Resume.CONTINUE:
+            raise cannot_resume(model.name)
         lifecycle = model.lifecycle
         absent = lifecycle.state is ModelState.ABSENT or lifecycle.emptied
         if model.waits_for or not self._up.is_set() or (lifecycle.state is ModelState.DRAINING and not absent):
@@ -304,7 +306,8 @@ class Host:
         now = _clock()
         model.queue.leave(admitted.key, now)
         del model.calls[admitted.key]
-        if outcome == "ok" and admitted.started_at and admitted.first_at and admitted.last_at:
+        tells = outcome == "ok" and not admitted.call.resumes  # whose usage is that of the whole answer
+        if tells and admitted.started_at and admitted.first_at and admitted.last_at:
             decode_s = admitted.last_at - admitted.first_at
             model.speed.learn(admitted.usage, admitted.first_at - admitted.started_at, decode_s)
         if error is not None and error.code is NodeErrorCode.MODEL_FAILED:

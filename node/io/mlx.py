@@ -36,7 +36,7 @@ class _Stats(Struct):
 class MlxEngine:
     """Makes MlxWorkers. `logs` is the folder of their output, `registry` marks their processes as ours."""
 
-    resume = Resume.NO
+    resume = Resume.REPLAY
 
     def __init__(self, settings: EngineSettings, *, logs: Path, registry: Registry) -> None:
         self._settings, self._logs, self._registry = settings, logs, registry
