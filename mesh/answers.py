@@ -194,6 +194,35 @@ class Route(Struct, frozen=True, kw_only=True):
     decision: Decision | None = None
 
 
+class DrillAnswer(Struct, frozen=True, kw_only=True):
+    """What a node said to a question of a drill: `why` not, or ""; it happens `in_s` seconds after `at`, the time of
+    its answer on this machine's monotonic clock."""
+
+    node: str
+    id: str = ""
+    why: str = ""
+    at: float = 0.0
+    in_s: float = 0.0
+
+
+class DrillAnswers(Struct, frozen=True, kw_only=True):
+    """POST /v1/mesh/drill. `silent`: those that did not answer."""
+
+    answers: tuple[DrillAnswer, ...] = ()
+    silent: tuple[DrillAnswer, ...] = ()
+
+
+class Seen(Struct, frozen=True, kw_only=True):
+    """What this node saw become of another, `at` on this machine's monotonic clock: it is "gone" or "back", has become
+    the "coordinator" (`node` "": nobody), or its `model` is "lost" or "ready"."""
+
+    at: float
+    kind: str
+    node: str = ""
+    model: str = ""
+    text: str = ""
+
+
 class Routes(Struct, frozen=True, kw_only=True):
     """`mesh routes --json`."""
 

@@ -128,6 +128,18 @@ class MeshClient:
     def undrain(self, node: str) -> dict[str, Any]:
         return self._call("POST", "/v1/mesh/undrain", dict[str, Any], {"node": node})
 
+    def drill(
+        self, ask: str, drill: str, *, node: str = "", model: str = "", for_s: float = 10.0
+    ) -> answers.DrillAnswers:
+        """Asks `node` ("": this one and all it reaches) something on behalf of a drill (mesh/wire.py's Drill)."""
+        body = {"ask": ask, "drill": drill, "node": node, "model": model, "for_s": for_s}
+        return self._call("POST", "/v1/mesh/drill", answers.DrillAnswers, body)
+
+    def drill_seen(self) -> tuple[answers.Seen, ...]:
+        """What this node saw become of others lately, oldest first."""
+        found = self._call("GET", "/v1/mesh/drill", dict[str, tuple[answers.Seen, ...]])
+        return found.get("seen", ())
+
     def routes(self, last: int) -> answers.Routes:
         return self._call("GET", f"/v1/mesh/routes?last={last}", answers.Routes)
 

@@ -74,7 +74,7 @@ class DaemonControl:
         d.publish()
         account = await self._gather.account()
         view, names = self._view_and_names()
-        notes = [*filter(None, [d.mesh.renamed]), *(d.overlay.notes() if d.overlay else ())]
+        notes = [*filter(None, [d.mesh.renamed, d.mesh.fallen]), *(d.overlay.notes() if d.overlay else ())]
         return mesh_json(view, names, account, notes)
 
     async def routes(self, last: int) -> Json:
@@ -239,6 +239,22 @@ class DaemonControl:
         if on and node != d.id and before:
             await self._until(lambda: self._reason(node) != before, DRAIN_RENEWED_S)
         return {"node": shown, "id": node, "draining": on, "reason": self._reason(node)}
+
+    async def drill(self, ask: str, drill: str, node: str, model: str, for_s: float) -> Json:
+        d = self._daemon
+        self._overlay()
+        nodes = [resolve(d.membership.view(), node)] if node else [d.id, *sorted(d.membership.alive())]
+        names, found = d.membership.view().names(), await d.drilling.ask(nodes, ask, drill, model, for_s)
+        return {
+            "answers": [
+                {"node": names.get(n, n), "id": n, "why": why, "in_s": in_s, "at": at}
+                for n, (at, why, in_s) in found.items()
+            ],
+            "silent": [{"node": names.get(n, n), "id": n} for n in nodes if n not in found],
+        }
+
+    async def drill_seen(self) -> Json:
+        return {"seen": [to_builtins(note) for note in self._daemon.drilling.notes]}
 
     def drain_here(self, on: bool, for_s: float | None) -> None:
         """Drains this node (for `for_s` seconds; None: until undrained), or ends that. It holds over restarts."""

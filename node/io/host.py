@@ -6,6 +6,8 @@ Every call is in exactly one model's queue from `_admit` to `_leave`, whatever h
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import NoReturn
 
@@ -226,6 +228,16 @@ class Host:
         self._keeper.tell(model, Unwanted("it is being unloaded", "asked"))
         leaving = (ModelState.DRAINING, ModelState.ABSENT)  # Else somebody wants it again.
         await self._until(lambda: not model.lifecycle.has_worker or model.lifecycle.state not in leaving)
+
+    def kill(self, name: str) -> int:
+        """Kills the process that serves this model, as a crash would end it, and as after a crash it is begun again.
+        Its pid. Raises NodeError: unknown, or no process of ours answers for it now."""
+        model = self._roster.find(name)
+        pid = model.worker.pid if model.worker is not None else None
+        if pid is None or model.lifecycle.state is not ModelState.READY:
+            raise NodeError(NodeErrorCode.NODE_BUSY, f"{model.name}: no process of this node serves it now")
+        os.kill(pid, signal.SIGKILL)
+        return pid
 
     # Calls
 
