@@ -17,7 +17,10 @@ from mesh.settings import DRAIN_MAX_S
 WATCH_EVERY_S = 1.0
 
 
-LATE = {"simulate": ("mesh.cli_simulate", "simulate", "What this mesh, or another, would do with recorded requests.")}
+LATE = {
+    "drill": ("mesh.cli_drill", "drill_command", "Stop a worker, a node, the coordinator, and see what is lost."),
+    "simulate": ("mesh.cli_simulate", "simulate", "What this mesh, or another, would do with recorded requests."),
+}
 
 
 @click.group(cls=LateCommands, late=LATE)
