@@ -147,6 +147,8 @@ class Attempt(Struct, frozen=True, kw_only=True):
     outcome: str
     error: str | None = None
     ms: float = 0.0
+    mode: str = "start"
+    cut: bool = False
 
 
 class Term(Struct, frozen=True, kw_only=True):
@@ -192,6 +194,9 @@ class Route(Struct, frozen=True, kw_only=True):
     completion_tokens: int = 0
     attempts: tuple[Attempt, ...] = ()
     decision: Decision | None = None
+    error: str | None = None
+    resumable: bool = True
+    lost: str | None = None
 
 
 class DrillAnswer(Struct, frozen=True, kw_only=True):
