@@ -194,7 +194,6 @@ class Route(Struct, frozen=True, kw_only=True):
     completion_tokens: int = 0
     attempts: tuple[Attempt, ...] = ()
     decision: Decision | None = None
-    error: str | None = None
     resumable: bool = True
     lost: str | None = None
 
