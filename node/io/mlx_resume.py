@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, Protocol, TypeAlias
 
+import mlx.core as mx
 import msgspec
 
 from node.continuation import RESUME_FIELD, Continuation
@@ -97,6 +98,23 @@ def end_of(tokens: Sequence[int], matcher: Matcher, max_tokens: int) -> Reason |
     return None
 
 
+def reseed(args: Any, sampler: Any, times: int, vocabulary: int) -> None:
+    """Gives a request with a seed the one that its random numbers go on with, after `sampler` has drawn so often.
+
+    How often it draws does not depend on what from, so that is little. (mlx's state is a key of two words, and so is
+    every seed.)"""
+    if args.seed is None or args.sampling.temperature == 0:
+        return
+    width = vocabulary if args.sampling.xtc_probability > 0 else args.sampling.top_k + 2  # XTC spares certain tokens
+    anything = mx.zeros((1, width))
+    mx.random.seed(args.seed)
+    for _ in range(times):
+        mx.eval(sampler(anything))
+    state: Any = mx.random.state
+    high, low = state[0].tolist()
+    args.seed = high << 32 | low
+
+
 class StopWords(list[str]):
     """The stop words of an answer that goes on, and the tokens that it has so far."""
 
@@ -117,6 +135,11 @@ class Stops:
         for token in self._said:
             made.advance(token)
         return made
+
+
+def primed(stops: Any, words: Sequence[str]) -> Any:
+    """mlx_lm's stop sequences of these words; for an answer that goes on, with what was said of it."""
+    return Stops(stops, words.said) if isinstance(words, StopWords) else stops
 
 
 class Held:

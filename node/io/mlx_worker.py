@@ -32,8 +32,8 @@ from mlx_lm import server
 from mlx_lm.models.cache import can_trim_prompt_cache, trim_prompt_cache
 
 from node.continuation import TOKENS_FIELD, TOKENS_HEADER, Continuation
+from node.io import mlx_resume
 from node.io.callers import Call, CallerGoneError, Counters
-from node.io.mlx_resume import FinishedError, NonsenseError, Seam, Stops, StopWords, continuation_of, fits, going_on
 
 TESTED = ("0.31.3", "0.32.")  # starts of versions that tests/server has run against
 DEFAULT_MODEL = "default_model"  # mlx_lm's word for the model it was started with
@@ -135,7 +135,7 @@ class Generator(server.ResponseGenerator):  # type: ignore[misc]  # mlx_lm has n
 
     def __init__(self, provider: Any, cache: Any, name: str, context: int) -> None:
         self.name, self.counters, self._context_tokens = name, Counters(), context
-        self.counters.continues = fits(server)
+        self.counters.continues = mlx_resume.fits(server)
         self._quiet = False  # the newest request is a probe of ours
         self._cached: tuple[int, int] | None = None  # entries and bytes of the prompt cache, when they were last logged
         super().__init__(provider, cache)  # starts the thread
@@ -176,30 +176,31 @@ class Generator(server.ResponseGenerator):  # type: ignore[misc]  # mlx_lm has n
             tokenized = super()._tokenize(tokenizer, request, args)
             self._check(tokenizer, args, len(tokenized[0]), request.mesh_seam.tokens)
             return self._joined(tokenized, request.mesh_seam, tokenizer, args)
-        except FinishedError:
-            raise
         except Exception:
             request.mesh_call.clients_fault = True
             raise
 
-    def _joined(self, tokenized: Any, seam: Seam, tokenizer: Any, args: Any) -> Any:
+    def _joined(self, tokenized: Any, seam: mlx_resume.Seam, tokenizer: Any, args: Any) -> Any:
         """`tokenized`, with what has been said of the answer already. Raises FinishedError when that is all."""
         if not seam.tokens:
             return tokenized
         stops, machine = self._make_state_machine(self.model_provider.model_key, tokenizer, args.stop_words)
         parts = {"text_sm": machine, "tool_parser": tokenizer.tool_parser, "has_thinking": tokenizer.has_thinking}
         finished = partial(server.GenerationContext, has_tool_calling=tokenizer.has_tool_calling, **parts)
-        return seam.joined(tokenized, args, stops.matcher(), finished)
+        tokenized = seam.joined(tokenized, args, stops.matcher(), finished)
+        if self.model_provider.draft_model is None:  # which draws too, no one knows how often
+            mlx_resume.reseed(args, server._make_sampler(args, tokenizer), len(seam.tokens), len(tokenizer))  # noqa: SLF001
+        return tokenized
 
     def _make_state_machine(self, model_key: Any, tokenizer: Any, stop_words: Any) -> Any:
         stops, machine = super()._make_state_machine(model_key, tokenizer, stop_words)
-        return (Stops(stops, stop_words.said), machine) if isinstance(stop_words, StopWords) else (stops, machine)
+        return mlx_resume.primed(stops, stop_words), machine
 
     def generate(self, request: Any, *args: Any, **kwargs: Any) -> Any:
         """Upstream's, in the handler's thread: a context and the Responses, past this answer's Seam."""
         try:
             context, fresh = super().generate(request, *args, **kwargs)
-        except FinishedError as finished:
+        except mlx_resume.FinishedError as finished:
             context, fresh = finished.context, iter(())
         tokenizer = self.model_provider.tokenizer
         return context, request.mesh_seam.responses(fresh, lambda: tokenizer.detokenizer, server.Response)
@@ -222,7 +223,7 @@ class Generator(server.ResponseGenerator):  # type: ignore[misc]  # mlx_lm has n
         if any(not 0 <= token < vocabulary for token in args.logits.logit_bias or ()):
             raise ValueError(f"logit_bias names a token outside the vocabulary of {vocabulary}")
         if any(not 0 <= token < vocabulary for token in said):
-            raise NonsenseError(f"mesh_resume names a token outside the vocabulary of {vocabulary}")
+            raise mlx_resume.NonsenseError(f"mesh_resume names a token outside the vocabulary of {vocabulary}")
 
 
 class Handler(server.APIHandler):  # type: ignore[misc]  # mlx_lm has no types
@@ -231,7 +232,7 @@ class Handler(server.APIHandler):  # type: ignore[misc]  # mlx_lm has no types
     disable_nagle_algorithm = True  # one token is one small write; none of them may wait for an acknowledgement
     _call: Call | None = None
     _continuation: Continuation | None = None
-    _seam: Seam
+    _seam: mlx_resume.Seam
 
     def do_GET(self) -> None:  # noqa: N802 - http.server's name
         """GET: our counters beside upstream's paths."""
@@ -263,14 +264,15 @@ class Handler(server.APIHandler):  # type: ignore[misc]  # mlx_lm has no types
         super().validate_model_parameters()
         self.requested_model = self.requested_draft_model = DEFAULT_MODEL
         self.adapter = None
-        self._continuation = continuation_of(self.body, streamed=self.stream)
+        self._continuation = mlx_resume.continuation_of(self.body, streamed=self.stream)
         if self._continuation is not None and not self.response_generator.counters.continues:
-            raise NonsenseError("this mlx_lm cannot go on with an answer that was begun elsewhere")
+            raise mlx_resume.NonsenseError("this mlx_lm cannot go on with an answer that was begun elsewhere")
 
     def handle_completion(self, request: Any, stop_words: Any) -> None:
         """Runs the request with its caller, and what it has of the answer, attached to it."""
         self._call = request.mesh_call = Call(self.connection, quiet=PROBE_HEADER in self.headers)
-        with self.response_generator.counters.working(), going_on(self, request, self._continuation) as self._seam:
+        working = self.response_generator.counters.working()
+        with working, mlx_resume.going_on(self, request, self._continuation) as self._seam:
             super().handle_completion(request, stop_words)
 
     def generate_response(self, *args: Any, **kwargs: Any) -> Any:

@@ -6,8 +6,10 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import mlx.core as mx
 import pytest
 from mlx_lm import server
+from mlx_lm.sample_utils import make_sampler
 
 from node.continuation import RESUME_FIELD, Continuation
 from node.io.mlx_resume import (
@@ -20,6 +22,8 @@ from node.io.mlx_resume import (
     continuation_of,
     end_of,
     fits,
+    primed,
+    reseed,
 )
 
 GOOD = {"id": "c", "created": 1, "tokens": [1, 2], "blocks": 2}
@@ -228,3 +232,30 @@ def test_the_mlx_lm_that_is_installed_fits_and_one_with_other_fields_does_not() 
     assert not fits(SimpleNamespace())
     assert not fits(SimpleNamespace(GenerationContext=server.Response, Response=server.Response))
     assert not fits(SimpleNamespace(GenerationContext=server.GenerationContext))
+
+
+@pytest.mark.parametrize("more", [{}, {"top_p": 0.9}, {"top_k": 5}, {"min_p": 0.1}, {"xtc_probability": 0.5}])
+def test_random_numbers_go_on_where_they_were(more: dict[str, float]) -> None:
+    shares = mx.log(mx.softmax(mx.arange(50.0)[None] / 10))
+    sampling = {"temperature": 0.9, "xtc_probability": 0.0, "top_k": 0, **more}
+    xtc = {"xtc_threshold": 0.01, "xtc_special_tokens": [49]} if "xtc_probability" in more else {}
+    sampler = make_sampler(0.9, **more, **xtc)
+    mx.random.seed(2**63 + 5)
+    whole = [sampler(shares).item() for _ in range(12)]
+    asked = SimpleNamespace(seed=2**63 + 5, sampling=SimpleNamespace(**sampling))
+    reseed(asked, sampler, 7, 50)
+    mx.random.seed(asked.seed)
+    assert [sampler(shares).item() for _ in range(5)] == whole[7:]
+
+
+@pytest.mark.parametrize(("seed", "temperature"), [(None, 0.9), (5, 0.0), (5, 0)])
+def test_what_draws_no_random_numbers_keeps_its_seed(seed: int | None, temperature: float) -> None:
+    asked = SimpleNamespace(seed=seed, sampling=SimpleNamespace(temperature=temperature))
+    reseed(asked, None, 7, 50)
+    assert asked.seed == seed
+
+
+def test_stop_sequences_of_an_answer_that_begins_are_mlx_lms_own() -> None:
+    stops = SimpleNamespace(matcher=Matcher)
+    assert primed(stops, ["x"]) is stops
+    assert primed(stops, StopWords(["x"], [8])).matcher().advance(9)
