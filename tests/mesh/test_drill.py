@@ -143,6 +143,8 @@ def test_all_is_as_before_when_nothing_that_was_there_is_missing() -> None:
     assert drill.changed(THREE, THREE) == ()
     now = mesh(node("a", Model(name="smol", state="failed")), node("b", SMOL, state="suspect"))
     assert drill.missing(THREE, now) == ("nobody coordinates", "smol on a is failed", "b is suspect", "c is gone")
+    idle = mesh(node("a", SMOL), node("b", SMOL, coordinator=True), node("c", Model(name="smol", state="absent")))
+    assert drill.missing(THREE, idle) == (), "unloaded because nobody asked"
     was_dead = mesh(node("a", SMOL, coordinator=True), node("b", state="dead"))
     assert drill.missing(was_dead, mesh(node("a", SMOL, coordinator=True))) == ()
 
