@@ -196,10 +196,11 @@ def _drain_time(written: str) -> float:
 @mesh.command()
 @click.argument("node")
 @click.option("--for", "for_s", type=_drain_time, metavar="T", help='Until then, like "30m"; default: until undrain.')
+@click.option("--now", is_flag=True, help="Break off what it runs: it goes on elsewhere, where there is another copy.")
 @as_json
-def drain(node: str, for_s: float | None, as_json: bool) -> None:
+def drain(node: str, for_s: float | None, now: bool, as_json: bool) -> None:
     """Give NODE no new work; what it runs goes on to its end."""
-    _print_drain(client().drain(node, for_s), as_json)
+    _print_drain(client().drain(node, for_s, now=now), as_json)
 
 
 @mesh.command()

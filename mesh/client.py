@@ -121,8 +121,9 @@ class MeshClient:
     def remove(self, name: str) -> str:
         return str(self._call("DELETE", f"/v1/mesh/nodes/{_part(name)}", dict[str, Any]).get("removed", name))
 
-    def drain(self, node: str, for_s: float | None = None) -> dict[str, Any]:
-        body = {"node": node} if for_s is None else {"node": node, "for_s": for_s}
+    def drain(self, node: str, for_s: float | None = None, *, now: bool = False) -> dict[str, Any]:
+        body: dict[str, Any] = {"node": node} if for_s is None else {"node": node, "for_s": for_s}
+        body |= {"now": True} if now else {}
         return self._call("POST", "/v1/mesh/drain", dict[str, Any], body)
 
     def undrain(self, node: str) -> dict[str, Any]:

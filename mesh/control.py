@@ -209,13 +209,13 @@ class DaemonControl:
             self._write({"mesh-peers": list(wanted)})
             await d.mesh.turn(configuration.load(d.home))
 
-    async def drain(self, node: str, for_s: float | None) -> Json:
-        return await self._set_drain(node, True, for_s)
+    async def drain(self, node: str, for_s: float | None, now: bool = False) -> Json:
+        return await self._set_drain(node, True, for_s, now)
 
     async def undrain(self, node: str) -> Json:
         return await self._set_drain(node, False, None)
 
-    async def _set_drain(self, text: str, on: bool, for_s: float | None) -> Json:
+    async def _set_drain(self, text: str, on: bool, for_s: float | None, now: bool = False) -> Json:
         d = self._daemon
         if for_s is not None and for_s <= 0:
             raise MeshError("bad_request", f"a drain lasts longer than {for_s:g} s")
@@ -224,9 +224,9 @@ class DaemonControl:
         shown = view.names()[node]
         before = self._reason(node) if self._drains(node) else ""
         if node == d.id:
-            self.drain_here(on, for_s)
+            self.drain_here(on, for_s, now)
             await d.files.flush()
-        elif d.overlay is None or not d.overlay.ask_drain(node, on, for_s):
+        elif d.overlay is None or not d.overlay.ask_drain(node, on, for_s, now):
             found = view.node(node)
             why = f"it is {found.state.value}: {found.reason}".rstrip(": ") if found else "it is gone"
             word = "drain" if on else "undrain"
@@ -256,13 +256,16 @@ class DaemonControl:
     async def drill_seen(self) -> Json:
         return {"seen": [to_builtins(note) for note in self._daemon.drilling.notes]}
 
-    def drain_here(self, on: bool, for_s: float | None) -> None:
-        """Drains this node (for `for_s` seconds; None: until undrained), or ends that. It holds over restarts."""
+    def drain_here(self, on: bool, for_s: float | None, now: bool = False) -> None:
+        """Drains this node (for `for_s` seconds; None: until undrained), or ends that. It holds over restarts. `now`:
+        what it runs is broken off, and goes on elsewhere."""
         d = self._daemon
         if d.stopping:  # it takes nothing more whatever is said now
             return
         if on:
             d.draining.begin(for_s)
+            if now:
+                d.host.break_off("this node was drained at once")
         else:
             d.draining.end()
         d.publish()

@@ -48,8 +48,8 @@ class Inbox:
                     self.last_account = account
             case Gossip(peers):
                 self._gossip(node, peers)
-            case Drain(on, for_s):
-                self._daemon.control.drain_here(on, for_s)
+            case Drain(on, for_s, now):
+                self._daemon.control.drain_here(on, for_s, now)
             case Drill() | Drilled():
                 self._daemon.drilling.take(node, frame)
             case Hello() | Bye():

@@ -384,8 +384,8 @@ class Overlay:
         """The coordinator's latest count of open requests."""
         return self._inbox.last_account
 
-    def ask_drain(self, node: NodeId, on: bool, for_s: float | None) -> bool:
-        return self._links.send(node, Drain(on, for_s))
+    def ask_drain(self, node: NodeId, on: bool, for_s: float | None, now: bool) -> bool:
+        return self._links.send(node, Drain(on, for_s, now))
 
     def ask_drill(self, node: NodeId, frame: Drill | Drilled) -> bool:
         return self._links.send(node, frame)

@@ -120,10 +120,12 @@ class Gossip(Struct, frozen=True, tag="gossip"):
 
 
 class Drain(Struct, frozen=True, tag="drain"):
-    """`mesh drain` of another node: it starts (`on`), for `for_s` seconds or until told otherwise, or ends draining."""
+    """`mesh drain` of another node: it starts (`on`), for `for_s` seconds or until told otherwise, or ends draining.
+    `now`: what it runs is broken off, so that it goes on elsewhere."""
 
     on: bool
     for_s: DrainSeconds | None = None
+    now: bool = False
 
 
 class Drill(Struct, frozen=True, tag="drill", kw_only=True):

@@ -171,6 +171,12 @@ class Host:
         if self.draining and not any(m.calls for m in self._roster.everyone()):
             self._report(DrainFact(phase="drained"))
 
+    def break_off(self, why: str) -> None:
+        """Ends every call that is here: an edge lets each go on elsewhere. Not a failure of any model."""
+        for model in self._roster.everyone():
+            over = NodeError(NodeErrorCode.DRAINING, why)
+            model.fail_calls(in_flight=over, waiting=over)
+
     def undrain(self) -> None:
         if self.draining:
             self._report(DrainFact(phase="ended"))

@@ -47,6 +47,7 @@ def test_self_is_called_self_on_the_wire(admin: Any) -> None:
         (lambda c: c.add("h:1"), "POST /v1/mesh/peers", {"address": "h:1"}),
         (lambda c: c.remove("a~1"), "DELETE /v1/mesh/nodes/a~1", None),
         (lambda c: c.drain("a", 5.0), "POST /v1/mesh/drain", {"node": "a", "for_s": 5.0}),
+        (lambda c: c.drain("a", now=True), "POST /v1/mesh/drain", {"node": "a", "now": True}),
         (
             lambda c: c.drill("worker", "d", node="a", model="m"),
             "POST /v1/mesh/drill",
