@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 SIM_MINUTES ?= 30
 PACKAGES := mesh node router election demo bench
 
-.PHONY: help setup run test lint sim bench-node bench-mesh bench-routing clean
+.PHONY: help setup run test lint sim bench-node bench-mesh bench-exact bench-routing clean
 
 help:  ## what can be made here
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -42,6 +42,9 @@ bench-node: $(READY)  ## memory estimated and measured, a node under chaos, an i
 
 bench-mesh: $(READY)  ## a mesh of real daemons under faults, on good and bad networks; writes bench/out/mesh.json
 	@$(BIN)/python -m bench.mesh $(ARGS)
+
+bench-exact: $(READY)  ## streams cut at random points, and whether their clients notice; writes bench/out/exact.json
+	@$(BIN)/python -m bench.exact $(ARGS)
 
 bench-routing: $(READY)  ## the scheduler on request traces, against clairvoyants and other routers; writes bench/out/routing.json
 	@$(BIN)/python -m bench.routing $(ARGS)

@@ -16,7 +16,7 @@ from msgspec import Meta, Struct
 from mesh.config import ConfigError
 from mesh.errors import MeshError
 from mesh.status import Json
-from mesh.wire import DrainSeconds
+from mesh.wire import DrainSeconds, DrillSeconds, Text
 from node.errors import NodeError
 
 T = TypeVar("T", bound=Struct)
@@ -35,6 +35,15 @@ class PeerBody(Struct, frozen=True, forbid_unknown_fields=True):
 class DrainBody(Struct, frozen=True, forbid_unknown_fields=True):
     node: str
     for_s: DrainSeconds | None = None
+    now: bool = False
+
+
+class DrillBody(Struct, frozen=True, forbid_unknown_fields=True):
+    ask: Text
+    drill: Text
+    node: Text = ""
+    model: Text = ""
+    for_s: DrillSeconds = 10.0
 
 
 class StopBody(Struct, frozen=True, forbid_unknown_fields=True):
@@ -60,8 +69,10 @@ class Control(Protocol):
     async def add_peer(self, address: str) -> Json: ...
     async def remove_node(self, name: str) -> Json: ...
     async def tailnet(self) -> Json: ...
-    async def drain(self, node: str, for_s: float | None) -> Json: ...
+    async def drain(self, node: str, for_s: float | None, now: bool = False) -> Json: ...
     async def undrain(self, node: str) -> Json: ...
+    async def drill(self, ask: str, drill: str, node: str, model: str, for_s: float) -> Json: ...
+    async def drill_seen(self) -> Json: ...
     async def models(self) -> Json: ...
     async def model(self, name: str) -> Json: ...
     async def load(self, name: str) -> Json: ...
@@ -85,8 +96,12 @@ def admin_app(control: Control) -> web.Application:
             web.post("/v1/mesh/peers", _post(PeerBody, lambda b: control.add_peer(b.address))),
             web.get("/v1/mesh/tailnet", _get(control.tailnet)),
             web.delete("/v1/mesh/nodes/{name}", _at(lambda r: control.remove_node(r.match_info["name"]))),
-            web.post("/v1/mesh/drain", _post(DrainBody, lambda b: control.drain(b.node, b.for_s))),
+            web.post("/v1/mesh/drain", _post(DrainBody, lambda b: control.drain(b.node, b.for_s, b.now))),
             web.post("/v1/mesh/undrain", _post(DrainBody, lambda b: control.undrain(b.node))),
+            web.post(
+                "/v1/mesh/drill", _post(DrillBody, lambda b: control.drill(b.ask, b.drill, b.node, b.model, b.for_s))
+            ),
+            web.get("/v1/mesh/drill", _get(control.drill_seen)),
             web.get("/v1/models", _get(control.models)),
             web.get("/v1/models/{name}", _at(lambda r: control.model(r.match_info["name"]))),
             web.post("/v1/models/{name}/load", _at(lambda r: control.load(r.match_info["name"]))),

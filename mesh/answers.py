@@ -147,6 +147,8 @@ class Attempt(Struct, frozen=True, kw_only=True):
     outcome: str
     error: str | None = None
     ms: float = 0.0
+    mode: str = "start"
+    cut: bool = False
 
 
 class Term(Struct, frozen=True, kw_only=True):
@@ -192,6 +194,37 @@ class Route(Struct, frozen=True, kw_only=True):
     completion_tokens: int = 0
     attempts: tuple[Attempt, ...] = ()
     decision: Decision | None = None
+    resumable: bool = True
+    lost: str | None = None
+
+
+class DrillAnswer(Struct, frozen=True, kw_only=True):
+    """What a node said to a question of a drill: `why` not, or ""; it happens `in_s` seconds after `at`, the time of
+    its answer on this machine's monotonic clock."""
+
+    node: str
+    id: str = ""
+    why: str = ""
+    at: float = 0.0
+    in_s: float = 0.0
+
+
+class DrillAnswers(Struct, frozen=True, kw_only=True):
+    """POST /v1/mesh/drill. `silent`: those that did not answer."""
+
+    answers: tuple[DrillAnswer, ...] = ()
+    silent: tuple[DrillAnswer, ...] = ()
+
+
+class Seen(Struct, frozen=True, kw_only=True):
+    """What this node saw become of another, `at` on this machine's monotonic clock: it is "gone" or "back", has become
+    the "coordinator" (`node` "": nobody), or its `model` is "lost" or "ready"."""
+
+    at: float
+    kind: str
+    node: str = ""
+    model: str = ""
+    text: str = ""
 
 
 class Routes(Struct, frozen=True, kw_only=True):

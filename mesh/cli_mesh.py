@@ -17,7 +17,10 @@ from mesh.settings import DRAIN_MAX_S
 WATCH_EVERY_S = 1.0
 
 
-LATE = {"simulate": ("mesh.cli_simulate", "simulate", "What this mesh, or another, would do with recorded requests.")}
+LATE = {
+    "drill": ("mesh.cli_drill", "drill_command", "Stop a worker, a node, the coordinator, and see what is lost."),
+    "simulate": ("mesh.cli_simulate", "simulate", "What this mesh, or another, would do with recorded requests."),
+}
 
 
 @click.group(cls=LateCommands, late=LATE)
@@ -193,10 +196,11 @@ def _drain_time(written: str) -> float:
 @mesh.command()
 @click.argument("node")
 @click.option("--for", "for_s", type=_drain_time, metavar="T", help='Until then, like "30m"; default: until undrain.')
+@click.option("--now", is_flag=True, help="Break off what it runs: it goes on elsewhere, where there is another copy.")
 @as_json
-def drain(node: str, for_s: float | None, as_json: bool) -> None:
+def drain(node: str, for_s: float | None, now: bool, as_json: bool) -> None:
     """Give NODE no new work; what it runs goes on to its end."""
-    _print_drain(client().drain(node, for_s), as_json)
+    _print_drain(client().drain(node, for_s, now=now), as_json)
 
 
 @mesh.command()

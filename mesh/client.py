@@ -121,12 +121,25 @@ class MeshClient:
     def remove(self, name: str) -> str:
         return str(self._call("DELETE", f"/v1/mesh/nodes/{_part(name)}", dict[str, Any]).get("removed", name))
 
-    def drain(self, node: str, for_s: float | None = None) -> dict[str, Any]:
-        body = {"node": node} if for_s is None else {"node": node, "for_s": for_s}
+    def drain(self, node: str, for_s: float | None = None, *, now: bool = False) -> dict[str, Any]:
+        body: dict[str, Any] = {"node": node} if for_s is None else {"node": node, "for_s": for_s}
+        body |= {"now": True} if now else {}
         return self._call("POST", "/v1/mesh/drain", dict[str, Any], body)
 
     def undrain(self, node: str) -> dict[str, Any]:
         return self._call("POST", "/v1/mesh/undrain", dict[str, Any], {"node": node})
+
+    def drill(
+        self, ask: str, drill: str, *, node: str = "", model: str = "", for_s: float = 10.0
+    ) -> answers.DrillAnswers:
+        """Asks `node` ("": this one and all it reaches) something on behalf of a drill (mesh/wire.py's Drill)."""
+        body = {"ask": ask, "drill": drill, "node": node, "model": model, "for_s": for_s}
+        return self._call("POST", "/v1/mesh/drill", answers.DrillAnswers, body)
+
+    def drill_seen(self) -> tuple[answers.Seen, ...]:
+        """What this node saw become of others lately, oldest first."""
+        found = self._call("GET", "/v1/mesh/drill", dict[str, tuple[answers.Seen, ...]])
+        return found.get("seen", ())
 
     def routes(self, last: int) -> answers.Routes:
         return self._call("GET", f"/v1/mesh/routes?last={last}", answers.Routes)

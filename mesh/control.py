@@ -74,7 +74,7 @@ class DaemonControl:
         d.publish()
         account = await self._gather.account()
         view, names = self._view_and_names()
-        notes = [*filter(None, [d.mesh.renamed]), *(d.overlay.notes() if d.overlay else ())]
+        notes = [*filter(None, [d.mesh.renamed, d.mesh.fallen]), *(d.overlay.notes() if d.overlay else ())]
         return mesh_json(view, names, account, notes)
 
     async def routes(self, last: int) -> Json:
@@ -209,13 +209,13 @@ class DaemonControl:
             self._write({"mesh-peers": list(wanted)})
             await d.mesh.turn(configuration.load(d.home))
 
-    async def drain(self, node: str, for_s: float | None) -> Json:
-        return await self._set_drain(node, True, for_s)
+    async def drain(self, node: str, for_s: float | None, now: bool = False) -> Json:
+        return await self._set_drain(node, True, for_s, now)
 
     async def undrain(self, node: str) -> Json:
         return await self._set_drain(node, False, None)
 
-    async def _set_drain(self, text: str, on: bool, for_s: float | None) -> Json:
+    async def _set_drain(self, text: str, on: bool, for_s: float | None, now: bool = False) -> Json:
         d = self._daemon
         if for_s is not None and for_s <= 0:
             raise MeshError("bad_request", f"a drain lasts longer than {for_s:g} s")
@@ -224,9 +224,9 @@ class DaemonControl:
         shown = view.names()[node]
         before = self._reason(node) if self._drains(node) else ""
         if node == d.id:
-            self.drain_here(on, for_s)
+            self.drain_here(on, for_s, now)
             await d.files.flush()
-        elif d.overlay is None or not d.overlay.ask_drain(node, on, for_s):
+        elif d.overlay is None or not d.overlay.ask_drain(node, on, for_s, now):
             found = view.node(node)
             why = f"it is {found.state.value}: {found.reason}".rstrip(": ") if found else "it is gone"
             word = "drain" if on else "undrain"
@@ -240,13 +240,32 @@ class DaemonControl:
             await self._until(lambda: self._reason(node) != before, DRAIN_RENEWED_S)
         return {"node": shown, "id": node, "draining": on, "reason": self._reason(node)}
 
-    def drain_here(self, on: bool, for_s: float | None) -> None:
-        """Drains this node (for `for_s` seconds; None: until undrained), or ends that. It holds over restarts."""
+    async def drill(self, ask: str, drill: str, node: str, model: str, for_s: float) -> Json:
+        d = self._daemon
+        self._overlay()
+        nodes = [resolve(d.membership.view(), node)] if node else [d.id, *sorted(d.membership.alive())]
+        names, found = d.membership.view().names(), await d.drilling.ask(nodes, ask, drill, model, for_s)
+        return {
+            "answers": [
+                {"node": names.get(n, n), "id": n, "why": why, "in_s": in_s, "at": at}
+                for n, (at, why, in_s) in found.items()
+            ],
+            "silent": [{"node": names.get(n, n), "id": n} for n in nodes if n not in found],
+        }
+
+    async def drill_seen(self) -> Json:
+        return {"seen": [to_builtins(note) for note in self._daemon.drilling.notes]}
+
+    def drain_here(self, on: bool, for_s: float | None, now: bool = False) -> None:
+        """Drains this node (for `for_s` seconds; None: until undrained), or ends that. It holds over restarts. `now`:
+        what it runs is broken off, and goes on elsewhere."""
         d = self._daemon
         if d.stopping:  # it takes nothing more whatever is said now
             return
         if on:
             d.draining.begin(for_s)
+            if now:
+                d.host.break_off("this node was drained at once")
         else:
             d.draining.end()
         d.publish()

@@ -26,6 +26,7 @@ from mesh.chores import Stamps, rotate_logs, watch_files
 from mesh.config import Config
 from mesh.control import DaemonControl
 from mesh.draining import Draining
+from mesh.drilling import Drilling
 from mesh.event_store import EventStore
 from mesh.events import SelfChanged
 from mesh.gauges import gauges_of
@@ -136,6 +137,7 @@ class Daemon:
             send=self._send,
             lives=lambda node: self.overlay is not None and self.overlay.vouched(node),
         )
+        self.drilling = Drilling(self)
         self.control = DaemonControl(self)
         self.elections = 0
         self.sockets = PeerSockets()

@@ -107,12 +107,13 @@ class Discovery:
         self._look_at = min(self._look_at, _now() + self._settings.settle_s)
         self._news.set()
 
-    async def close(self, *, successor: bool) -> None:
-        """Says goodbye, the name's only without a `successor`. Afterwards run() is to be cancelled."""
-        self.name.release(goodbye=not successor)
+    async def close(self, *, successor: bool, goodbye: bool = True) -> None:
+        """Says goodbye, the name's only without a `successor`; without `goodbye` nothing at all, as one that dies.
+        Afterwards run() is to be cancelled."""
+        self.name.release(goodbye=goodbye and not successor)
         self._closed, self._advert = True, None
         self._interfaces = ()
-        await self._mdns.close()
+        await self._mdns.close(goodbye=goodbye)
 
     def name_of_mesh(self, mesh: str, coordinator: NodeId | None = None) -> str:
         """The host name of the mesh's URL: what this node or the coordinator says it holds, else what a former one

@@ -26,6 +26,7 @@ def gauges_of(d: Daemon) -> Gauges:
         queue_depth=account.queue_depth,
         in_flight=account.total - account.queue_depth,
         open_requests=d.edge.open_requests,
+        kept_bytes=d.edge.kept_bytes,
         memory=d.host.memory(),
         resident_bytes=d.probe.process_bytes(os.getpid()),
         worker_tokens={name: s.generated_tokens for name, s in d.host.worker_stats().items()},

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from mesh.addresses import Addresses
 from mesh.events import Event, Reported, Seen
 from mesh.settings import MembershipSettings
-from mesh.wire import AccountFrame, Bye, Drain, Frame, Gossip, Hello, PeerSeen, State
+from mesh.wire import AccountFrame, Bye, Drain, Drill, Drilled, Frame, Gossip, Hello, PeerSeen, State
 from node.types import NodeId, NodeReport, status_of
 from router.account import Account
 from router.frames import CoordinatorFrame, EdgeFrame
@@ -48,8 +48,10 @@ class Inbox:
                     self.last_account = account
             case Gossip(peers):
                 self._gossip(node, peers)
-            case Drain(on, for_s):
-                self._daemon.control.drain_here(on, for_s)
+            case Drain(on, for_s, now):
+                self._daemon.control.drain_here(on, for_s, now)
+            case Drill() | Drilled():
+                self._daemon.drilling.take(node, frame)
             case Hello() | Bye():
                 pass
             case _ if isinstance(frame, _REQUEST_FRAMES):
@@ -70,6 +72,7 @@ class Inbox:
             return
         report = replace(report, addresses=self._addresses.local(report.addresses))
         self._tell(Reported(report))
+        self._daemon.drilling.reported(report)
         found = self._membership.view().node(node)
         if node in self._membership.alive() and found is not None:
             self._dispatch.node_changed(status_of(report, found.rtt_s or 0.0))

@@ -123,9 +123,11 @@ class Mdns:
                 return _service(info)
         return None
 
-    async def close(self) -> None:
-        """Says goodbye for our service and closes everything."""
+    async def close(self, *, goodbye: bool = True) -> None:
+        """Says goodbye for our service, unless without, and closes everything."""
         zc, self._zc, self._browser, self._watcher = self._zc, None, None, None
+        if zc is not None and not goodbye:
+            zc.zeroconf.registry.async_remove(zc.zeroconf.registry.async_get_service_infos())
         if zc is not None:
             with suppress(OSError, zeroconf.Error):
                 await zc.async_unregister_all_services()

@@ -34,6 +34,7 @@ class Gauges(Struct, frozen=True, kw_only=True):
     queue_depth: int = 0
     in_flight: int = 0
     open_requests: int = 0
+    kept_bytes: int = 0
     memory: Memory = Memory()
     resident_bytes: int = 0
     worker_tokens: Mapping[str, int] = {}
@@ -56,6 +57,13 @@ class Metrics:
         )
         self._attempts = Counter(
             "mlx_mesh_attempts", "Tries of this edge on a node", ["outcome", "node"], registry=registry
+        )
+        self._handovers = Counter(
+            "mlx_mesh_handovers", "Answers that broke off and went on", ["mode", "model"], registry=registry
+        )
+        self._lost = Counter("mlx_mesh_streams_lost", "Streams that broke off for good", ["reason"], registry=registry)
+        self._unkept = Counter(
+            "mlx_mesh_streams_unkept", "Answers too long, or too many, to be kept to their end", registry=registry
         )
         self._ttft = Histogram(
             "mlx_mesh_ttft_seconds", "Accepted to first token", ["model"], buckets=SECONDS, registry=registry
@@ -94,6 +102,11 @@ class Metrics:
         self._requests.labels(fact.outcome, model, fact.node or "").inc()
         for attempt in fact.attempts:
             self._attempts.labels(attempt.outcome, attempt.node).inc()
+            if attempt.mode != "start" and (attempt.outcome == "ok" or attempt.cut):
+                self._handovers.labels(attempt.mode, model).inc()
+        if fact.lost is not None:
+            self._lost.labels(fact.lost).inc()
+        self._unkept.inc(0 if fact.resumable else 1)
         if fact.ttft_ms is not None:
             self._ttft.labels(model).observe(fact.ttft_ms / 1e3)
         if fact.outcome in ("ok", "resumed"):
@@ -161,6 +174,7 @@ class _GaugesCollector(Collector):
         yield _gauge("queue_depth", "Requests waiting at this coordinator for a node", now.queue_depth)
         yield _gauge("in_flight", "Requests this coordinator has granted and not seen end", now.in_flight)
         yield _gauge("open_requests", "Requests open at this edge", now.open_requests)
+        yield _gauge("kept_bytes", "Bytes of answers kept so that they can go on elsewhere", now.kept_bytes)
         yield _gauge("memory_budget_bytes", "Bytes models may take here", now.memory.budget_bytes)
         yield _gauge("memory_used_bytes", "Bytes models take here", now.memory.used_bytes)
         yield _gauge("memory_headroom_bytes", "Bytes a model may still take here", now.memory.headroom_bytes)

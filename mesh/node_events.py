@@ -30,6 +30,7 @@ KINDS = {
     "download": "its weights are fetched: begun, each tenth, done, failed",
     "pressure": "the machine's memory pressure changed",
     "drain": "the node takes no more requests, has finished them, takes them again",
+    "drill": "a drill stopped something here",
 }
 _FAILURES = {"crash": "crash", "killed": "crash", "hang": "hang", "oom": "oom"}
 _DEPARTURES = {"evicted": "evict", "recycled": "recycle"}

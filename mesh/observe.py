@@ -95,6 +95,7 @@ class Observer:
             node=fact.node,
             why=why(fact),
             attempts=len(fact.attempts),
+            cuts=sum(a.cut for a in fact.attempts),
             queue_ms=fact.queue_ms,
             ttft_ms=fact.ttft_ms,
             total_ms=fact.total_ms,
@@ -103,6 +104,7 @@ class Observer:
             completion_tokens=fact.completion_tokens,
             status=fact.status,
             outcome=fact.outcome,
+            lost=fact.lost,
             error=fact.error,
         )
 

@@ -35,7 +35,7 @@ from mesh.presence import Presence, mesh_id
 from mesh.settings import DiscoverySettings
 from mesh.static import StaticPeers
 from mesh.title import Title
-from mesh.wire import AccountFrame, Drain, Frame, Gossip, State
+from mesh.wire import AccountFrame, Drain, Drill, Drilled, Frame, Gossip, State
 from node.io import serve
 from node.types import NodeId, NodeReport, status_of
 from router.account import Account
@@ -200,6 +200,22 @@ class Overlay:
             self._heartbeats.close()
             await self._server.close()
 
+    async def fall(self) -> None:
+        """As if this process had died, for a drill: every connection with others is cut, the port closed, and nothing
+        is said any more, no goodbye either. Returns when nothing is left open."""
+        self._daemon.sockets.end_from(())
+        self._server.end_at(())
+        self._heartbeats.close()
+        self._election.close()
+        self._title.close()
+        self._members.close()
+        self._clones.close()
+        self._save_peers()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._server.close())
+            group.create_task(self._links.close(""))  # there is nothing left on which it could be said
+            group.create_task(self._discovery.close(successor=True, goodbye=False))
+
     def forget_all(self) -> None:
         """Nobody is known any more: the scheduler of this node goes on with its own models. Peers have not died: what
         they answer to clients of this node is carried to its end."""
@@ -273,6 +289,7 @@ class Overlay:
         found = self._membership.view().node(node)
         assert found is not None
         log_event(_log, logging.INFO, "node", f"{found.report.name} is there, found by {found.via}", node=node)
+        self._daemon.drilling.seen("back", node)
         self._dispatch.node_up(status_of(found.report, found.rtt_s or 0.0))
         self._dispatch.node_running(node, found.report.running)
         self._links.probe(node)  # it may have been cut off, and the link not have noticed that this is over
@@ -280,6 +297,7 @@ class Overlay:
 
     def _say_down(self, node: NodeId, why: str) -> None:
         log_event(_log, logging.WARNING, "node", f"{self._shown(node)} is gone: {why}", node=node)
+        self._daemon.drilling.seen("gone", node, why)
         self._dispatch.node_down(node)
         self._daemon.edge.node_lost(node)
         if self._membership.lost(node):
@@ -296,6 +314,7 @@ class Overlay:
         who = self._shown(coordinator) if coordinator else "nobody"
         text = f"term {ruled.term}: {who} coordinates ({ruled.why})"
         log_event(_log, logging.INFO, "coordinator", text, term=ruled.term, coordinator=ruled.coordinator)
+        self._daemon.drilling.seen("coordinator", coordinator, f"term {ruled.term}: {ruled.why}")
         self._dispatch.follow(coordinator, ruled.term, ruling=self._election.rules)
         self._tell_ruled()
         if not self._election.left:  # alone at last, but not to take the name from those who stay
@@ -365,8 +384,11 @@ class Overlay:
         """The coordinator's latest count of open requests."""
         return self._inbox.last_account
 
-    def ask_drain(self, node: NodeId, on: bool, for_s: float | None) -> bool:
-        return self._links.send(node, Drain(on, for_s))
+    def ask_drain(self, node: NodeId, on: bool, for_s: float | None, now: bool) -> bool:
+        return self._links.send(node, Drain(on, for_s, now))
+
+    def ask_drill(self, node: NodeId, frame: Drill | Drilled) -> bool:
+        return self._links.send(node, frame)
 
     async def _gossip(self) -> None:
         while True:

@@ -40,8 +40,14 @@ def route_line(route: answers.Route) -> str:
     id_, at, model_name, node, outcome, tries, queue, first, total, tokens = _route_row(route)
     return (
         f"{at}  {id_}  {model_name} -> {node}  {outcome}  queue {queue}, first token {first}, total {total}, "
-        f"{tokens} tokens" + (f", {tries} attempts" if tries not in ("0", "1") else "")
+        f"{tokens} tokens" + (f", {tries} attempts" if tries not in ("0", "1") else "") + _broke_off(route)
     )
+
+
+def _broke_off(route: answers.Route) -> str:
+    """On whom, when some of the answer had come from there."""
+    cut = [a.node for a in route.attempts if a.cut]
+    return f", broke off on {', '.join(cut)}" if cut else ""
 
 
 # Why one request ran where it did, in words for who does not know the code. The names of terms are docs/scoring.md's.
@@ -79,15 +85,52 @@ def why(route: answers.Route, names: Mapping[str, str]) -> list[Block]:
         page.append(
             f"  tokens     {route.prompt_tokens} in the prompt{cached}, {route.completion_tokens} in the answer"
         )
+    page += [f"  {'cut' if n == 0 else '':<9}  {line}" for n, line in enumerate(_handed_over(route, names))]
     if len(route.attempts) > 1 or any(a.error for a in route.attempts):
-        rows = tuple(
-            (str(n), names.get(a.node, a.node), a.outcome, milliseconds(a.ms), a.error or "-")
-            for n, a in enumerate(route.attempts, start=1)
-        )
-        page += ["", Table(("TRY>", "NODE", "OUTCOME", "TIME>", "ERROR"), rows, "Attempts")]
+        page += ["", _attempts(route, names)]
     if route.decision is None:
         return [*page, "", "Nothing was decided about it: it ended before it had a place."]
     return [*page, "", *_decision(route.decision, names)]
+
+
+_WENT_ON = {"continue": "went on where it stopped", "replay": "ran it again, behind what had been sent"}
+_TRIED = {"start": "began", "continue": "went on", "replay": "ran it again"}
+_LOST = {
+    "not_kept": "what had been sent was not kept: it was too much (docs/api.md, Bounds)",
+    "not_understood": "what had been sent is not understood",
+    "engine": "no engine of the mesh can go on with it, nor run it again",
+    "mismatch": "run again, it said something else",
+    "nobody": "nobody was there in time to go on with it",
+    "failures": "too many tries to go on with it failed",
+    "cuts": "it had broken off too often",
+}
+
+
+def _handed_over(route: answers.Route, names: Mapping[str, str]) -> list[str]:
+    """What became of an answer that broke off, cut by cut."""
+    lines = []
+    for n, attempt in enumerate(route.attempts):
+        if not attempt.cut:
+            continue
+        broke = f"{names.get(attempt.node, attempt.node)} broke off in the middle of the answer"
+        later = next((a for a in route.attempts[n + 1 :] if a.cut or a.outcome == "ok"), None)
+        if later is None:
+            lines.append(f"{broke}; it could not go on: {_LOST.get(route.lost or '', 'it ended before it could')}")
+        else:
+            went_on = _WENT_ON.get(later.mode, "gave it anew: nothing had been sent")
+            lines.append(f"{broke}; {names.get(later.node, later.node)} {went_on}")
+    return lines
+
+
+def _attempts(route: answers.Route, names: Mapping[str, str]) -> Table:
+    """Every try. How each one began is shown only where it says something."""
+    went_on = any(a.mode != "start" for a in route.attempts)
+    rows = []
+    for n, a in enumerate(route.attempts, start=1):
+        outcome = "cut" if a.cut else a.outcome
+        how = (_TRIED.get(a.mode, a.mode),) if went_on else ()
+        rows.append((str(n), names.get(a.node, a.node), *how, outcome, milliseconds(a.ms), a.error or "-"))
+    return Table(("TRY>", "NODE", *(("HOW",) if went_on else ()), "OUTCOME", "TIME>", "ERROR"), tuple(rows), "Attempts")
 
 
 def _placed_by(route: answers.Route) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from msgspec import Struct
 
 DRAIN_MAX_S = 366 * 86400.0  # `mesh drain --for`: a time no timer takes is no time
+DRILL_AWAY_MAX_S = 30.0  # no drill keeps a node out of the mesh for longer, whoever asks
 
 
 class MembershipSettings(Struct, frozen=True, kw_only=True):
@@ -67,6 +68,19 @@ class CloneSettings(Struct, frozen=True, kw_only=True):
     places_max: int = 32
     boots_max: int = 4  # of one id
     nodes_max: int = 256
+
+
+class DrillSettings(Struct, frozen=True, kw_only=True):
+    """What a drill may ask of a node, and how long it waits. Seconds unless the name says otherwise."""
+
+    hold_s: float = 20.0  # a drill that says nothing for so long is over
+    answer_s: float = 3.0  # a node that has not answered by then is too old for a drill, or gone
+    soon_s: float = 0.2  # between a node's answer and its fall: time for the answer to leave
+    gap_s: float = 5.0  # between two faults of one node
+    window_s: float = 600.0  # in it at most
+    kills_max: int = 3  # model servers: a lifecycle gives up at five failures in as long (NodeSettings)
+    falls_max: int = 12  # out of the mesh
+    seen_max: int = 256  # notes of what became of the others
 
 
 class PublishSettings(Struct, frozen=True, kw_only=True):

@@ -39,7 +39,7 @@ class StoreSettings(HistorySettings, frozen=True, kw_only=True):
 
 
 def route_json(fact: RouteFact) -> dict[str, Any]:
-    """ROUTE of DESIGN section 4, exactly."""
+    """ROUTE of DESIGN section 4, and behind its fields those that tell of a hand-over."""
     route: dict[str, Any] = msgspec.to_builtins(fact)
     del route["error"]
     return route

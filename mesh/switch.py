@@ -37,6 +37,7 @@ class MeshSwitch:
         self._tasks: asyncio.TaskGroup
         self.overlay: Overlay | None = None
         self.leaving = ""
+        self.fallen = ""  # why this node is out of the mesh for a moment, for people
         self.renamed = ""  # why this node has another id than at its start, for people
 
     def begin(self, tasks: asyncio.TaskGroup) -> None:
@@ -95,6 +96,36 @@ class MeshSwitch:
                 self._tasks.create_task(self._begin_anew(None))
         d.publish()
 
+    def fall(self, for_s: float, why: str) -> None:
+        """Out of the mesh at once, as a crash looks to the others; after `for_s` seconds it joins again by itself."""
+        self._tasks.create_task(self._fall(for_s, why))
+
+    async def _fall(self, for_s: float, why: str) -> None:
+        d = self._daemon
+        async with self._switching:
+            overlay = self.overlay
+            if overlay is None:
+                return
+            self.fallen = why
+            event(_log, logging.WARNING, "drill", why)
+            try:
+                await overlay.fall()
+            except Exception:  # noqa: BLE001 - as in _leave
+                _log.exception("falling out of the mesh")
+            await self._left(overlay)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(for_s):
+                await d.until_stopped()
+        self.fallen = ""
+        try:
+            async with self._switching:
+                if self._wanted():
+                    await self._join()
+        except Exception as e:  # noqa: BLE001 - as in _keep
+            event(_log, logging.ERROR, "mesh", f"the mesh cannot be begun after a drill: {e}; trying again")
+            self._tasks.create_task(self._begin_anew(None))
+        d.publish()
+
     async def _join(self) -> None:
         d = self._daemon
         d.boot = secrets.token_hex(4)  # each stay is a life of its own: no term or datagram of an earlier one
@@ -138,9 +169,8 @@ class MeshSwitch:
         return self.overlay is None and self._daemon.config.mesh_enabled and not self._daemon.stopping
 
     async def _leave(self, grace_s: float) -> None:
-        d, overlay, task = self._daemon, self.overlay, self._task
+        d, overlay = self._daemon, self.overlay
         assert overlay is not None
-        assert task is not None
         why, self.leaving = self.leaving, self.leaving or "leaving the mesh"
         d.publish()
         if not await d.until(lambda: not self.of_peers(), grace_s):
@@ -149,10 +179,17 @@ class MeshSwitch:
             await overlay.leave(why or "mesh disabled")
         except Exception:  # noqa: BLE001 - a goodbye that fails must not leave this node half in the mesh
             _log.exception("leaving the mesh")
+        self.leaving = why
+        await self._left(overlay)
+
+    async def _left(self, overlay: Overlay) -> None:
+        """Alone from now on: everything of that stay is closed."""
+        d, task = self._daemon, self._task
+        assert task is not None
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         await d.files.flush()  # the next stay in a mesh reads them
-        self.overlay, self._task, self.leaving = None, None, why
+        self.overlay, self._task = None, None
         overlay.forget_all()
         d.dispatch.follow(d.id, d.membership.view().term, ruling=True)
         d.publish()

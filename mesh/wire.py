@@ -15,7 +15,7 @@ from msgspec import Meta, Raw, Struct
 from election.messages import Kind as MessageKind
 from election.messages import Message
 from mesh.errors import MeshError
-from mesh.settings import DRAIN_MAX_S
+from mesh.settings import DRAIN_MAX_S, DRILL_AWAY_MAX_S
 from node.types import NodeId, NodeReport, Port
 from router.account import Account
 from router.frames import CoordinatorFrame, EdgeFrame
@@ -30,6 +30,7 @@ Via: TypeAlias = Literal["mdns", "static", "tailscale", "gossip"]
 
 # Bounds of what others say, checked when decoding: a port no socket takes, a time no timer takes.
 DrainSeconds: TypeAlias = Annotated[float, Meta(gt=0, le=DRAIN_MAX_S)]
+DrillSeconds: TypeAlias = Annotated[float, Meta(gt=0, le=DRILL_AWAY_MAX_S)]
 Text: TypeAlias = Annotated[str, Meta(max_length=256)]  # names, versions, nonces: what is passed on must stay small
 Id: TypeAlias = Annotated[NodeId, Meta(max_length=64)]
 Addresses: TypeAlias = Annotated[tuple[Annotated[str, Meta(max_length=64)], ...], Meta(max_length=64)]
@@ -119,10 +120,32 @@ class Gossip(Struct, frozen=True, tag="gossip"):
 
 
 class Drain(Struct, frozen=True, tag="drain"):
-    """`mesh drain` of another node: it starts (`on`), for `for_s` seconds or until told otherwise, or ends draining."""
+    """`mesh drain` of another node: it starts (`on`), for `for_s` seconds or until told otherwise, or ends draining.
+    `now`: what it runs is broken off, so that it goes on elsewhere."""
 
     on: bool
     for_s: DrainSeconds | None = None
+    now: bool = False
+
+
+class Drill(Struct, frozen=True, tag="drill", kw_only=True):
+    """`mesh drill` asks a node, as question number `n`: "hold" that drill `drill` runs, so that no other one does;
+    "worker": kill the server of `model`; "node": fall out of the mesh for `for_s` seconds; "release": it is over.
+    Other words are of a later version, and refused."""
+
+    n: int
+    drill: Text
+    ask: Text
+    model: Text = ""
+    for_s: DrillSeconds = 10.0
+
+
+class Drilled(Struct, frozen=True, tag="drilled", kw_only=True):
+    """The answer to question `n`: `why` not, or "" when it is so. `in_s`: seconds until it happens."""
+
+    n: int
+    why: Annotated[str, Meta(max_length=1000)] = ""
+    in_s: float = 0.0
 
 
 class Bye(Struct, frozen=True, tag="bye", omit_defaults=True):
@@ -141,7 +164,7 @@ class Pong(Struct, frozen=True, tag="pong"):
     n: int
 
 
-LinkFrame: TypeAlias = Hello | State | AccountFrame | Gossip | Drain | Bye | Ping | Pong
+LinkFrame: TypeAlias = Hello | State | AccountFrame | Gossip | Drain | Drill | Drilled | Bye | Ping | Pong
 Frame: TypeAlias = LinkFrame | EdgeFrame | CoordinatorFrame
 
 KINDS = frozenset(str(kind.__struct_config__.tag) for kind in get_args(Frame))

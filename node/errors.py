@@ -15,6 +15,7 @@ class NodeErrorCode(StrEnum):
     MODEL_FAILED = "model_failed"  # the worker cannot be started, crashed, hangs, or broke off
     UNREACHABLE = "unreachable"  # connect, reset or silence between edge and node
     PATH_NOT_SERVED = "path_not_served"  # the engine of that model has no such endpoint
+    CANNOT_RESUME = "cannot_resume"  # its engine cannot go on with an answer begun elsewhere: run it again instead
     INTERNAL = "internal"
 
 
@@ -32,6 +33,7 @@ class NodeError(Exception):
         NodeErrorCode.DRAINING: 503,
         NodeErrorCode.MODEL_FAILED: 502,
         NodeErrorCode.UNREACHABLE: 502,
+        NodeErrorCode.CANNOT_RESUME: 501,
         NodeErrorCode.INTERNAL: 500,
     }
 

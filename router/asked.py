@@ -13,6 +13,7 @@ from typing import Annotated, TypeVar
 import msgspec
 from msgspec import Meta, Raw, Struct
 
+from node.continuation import RESUME_FIELD
 from router import prompt as prompting
 from router.errors import ErrorCode, RouterError
 from router.prompt import Prompt
@@ -35,6 +36,7 @@ class _Generate(Struct, kw_only=True):
     max_tokens: _Tokens | None = None
     max_completion_tokens: _Tokens | None = None
     n: Annotated[int, Meta(ge=1)] | None = None
+    mesh_resume: Raw = Raw()
 
 
 class _Chat(_Generate, kw_only=True):
@@ -72,6 +74,8 @@ def read(path: str, body: bytes, content_type: str, bounds: PromptSettings = _BO
     """Raises RouterError(INVALID_REQUEST), with `param` where one field is at fault."""
     if path in (CHAT, COMPLETIONS):
         asked: _Chat | _Completion = _decode(body, _Chat) if path == CHAT else _decode(body, _Completion)
+        if bytes(asked.mesh_resume):
+            raise _invalid(f"'{RESUME_FIELD}' is what the nodes of a mesh say to each other", RESUME_FIELD)
         return Asked(
             model=asked.model,
             stream=bool(asked.stream),

@@ -10,11 +10,13 @@ from typing import Any
 
 import msgspec
 
+from node.continuation import TOKENS_FIELD
 from node.errors import NodeError, NodeErrorCode
 from node.openai import data_of
 from node.types import Usage
 
 _NO_INDEX = -1
+_NOT_KEPT = ("choices", TOKENS_FIELD)  # one is put together, the other says what each chunk was made of
 _Json = dict[str, Any]
 
 
@@ -61,7 +63,7 @@ class Assembler:
         if "error" in chunk:
             raise NodeError(NodeErrorCode.MODEL_FAILED, "the engine sent an error instead of an answer")
         for key, value in chunk.items():
-            if key != "choices" and (value is not None or key not in self._top):
+            if key not in _NOT_KEPT and (value is not None or key not in self._top):
                 self._top[key] = value
         for part in chunk.get("choices") or ():
             choice = self._choices.setdefault(part.get("index", 0), {"index": part.get("index", 0)})

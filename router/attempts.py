@@ -1,117 +1,44 @@
-"""One request's attempts: ask where, open, first byte, retry, end. Pure; `io/exchange.py` drives it.
+"""One request's attempts: ask where, open, first byte, retry, hand over, end. Pure; `io/exchange.py` drives it.
 
 Before the first byte of a stream a failure is the mesh's own business: the request is asked for again elsewhere and
-the client sees nothing. A non-streamed answer can be retried until it is whole, because nothing of it was sent.
+the client sees nothing. After it the answer is handed over: it is asked for again too, but goes on where it stopped.
+A non-streamed answer goes on where that can be had, and else begins again, because nothing of it was sent.
 Attempts are numbered from 1, one per ask, so whatever arrives for an earlier one is recognised and dropped.
 """
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
-
-from msgspec import Struct
+from typing import Literal
 
 from node.errors import NodeErrorCode
-from node.types import NodeId, RequestId, Usage
+from node.types import NodeId, RequestId
+from router.attempt_events import (
+    AskFor,
+    Broke,
+    ClientLeft,
+    CloseUpstream,
+    Comfort,
+    Completed,
+    Denied,
+    Effect,
+    Event,
+    Fail,
+    Finish,
+    FirstByte,
+    Hopeless,
+    Joined,
+    Mismatch,
+    NodeLost,
+    Open,
+    Placed,
+    Tick,
+    Unkept,
+)
 from router.errors import ErrorCode, Refusal
-from router.events import Decision, Outcome
-from router.facts import AttemptFact
+from router.events import Outcome
+from router.facts import AttemptFact, Lost, Mode
 from router.frames import CancelAsk, Done, First, Taken
 from router.settings import EdgeSettings
-
-# Events
-
-
-class Placed(Struct, frozen=True):
-    """The coordinator says where."""
-
-    attempt: int
-    node: NodeId
-    model: str
-    decision: Decision
-
-
-class Denied(Struct, frozen=True):
-    """The coordinator refuses this ask; it has forgotten the request."""
-
-    attempt: int
-    refusal: Refusal
-
-
-class FirstByte(Struct, frozen=True):
-    """The first `data:` event has arrived and will be the next thing the client gets. `cached_tokens` where the engine
-    says it so early (few do; the usage at the end has it)."""
-
-    attempt: int
-    cached_tokens: int = 0
-
-
-class Broke(Struct, frozen=True):
-    """The upstream is closed, and not because it was complete."""
-
-    attempt: int
-    code: NodeErrorCode
-    message: str
-
-
-class Completed(Struct, frozen=True):
-    """The upstream has said `[DONE]`."""
-
-    attempt: int
-    usage: Usage
-
-
-class NodeLost(Struct, frozen=True):
-    """Membership says that `node` is dead: sooner than its connections do."""
-
-    node: NodeId
-
-
-class ClientLeft(Struct, frozen=True):
-    pass
-
-
-class Tick(Struct, frozen=True):
-    pass
-
-
-Event: TypeAlias = Placed | Denied | FirstByte | Broke | Completed | NodeLost | ClientLeft | Tick
-
-# Effects. Taken, First, Done and CancelAsk are what the coordinator is told, as they stand on the link.
-
-
-class AskFor(Struct, frozen=True):
-    """Ask where to run it, without `excluded`. `last_outcome` is how the attempt before ended, if one ran."""
-
-    attempt: int
-    excluded: tuple[NodeId, ...]
-    last_outcome: Outcome | None
-
-
-class Open(Struct, frozen=True):
-    attempt: int
-    node: NodeId
-    model: str
-
-
-class CloseUpstream(Struct, frozen=True):
-    """Stop the upstream that is open; nothing it still says counts."""
-
-
-class Comfort(Struct, frozen=True):
-    """The client has waited long: send the head if it is not out yet, and a comment."""
-
-
-class Finish(Struct, frozen=True):
-    outcome: Literal["ok", "cancelled"]
-    usage: Usage = Usage()
-
-
-class Fail(Struct, frozen=True):
-    refusal: Refusal
-
-
-Effect: TypeAlias = AskFor | Open | CloseUpstream | Taken | First | Done | CancelAsk | Comfort | Finish | Fail
 
 # What a failed attempt says about the node, for the coordinator. Default: failed.
 _OUTCOMES: dict[NodeErrorCode, Outcome] = {
@@ -119,6 +46,7 @@ _OUTCOMES: dict[NodeErrorCode, Outcome] = {
     NodeErrorCode.DRAINING: "busy",
     NodeErrorCode.BAD_REQUEST: "cancelled",  # the client's fault: nothing against the node
     NodeErrorCode.PATH_NOT_SERVED: "cancelled",  # nor is this
+    NodeErrorCode.CANNOT_RESUME: "cancelled",  # it can run it again
 }
 
 # What the client is told when that was the last word. Default: no_node_available.
@@ -156,13 +84,19 @@ class Attempts:
         self._resume_at: float | None = now  # pausing until then; None: not pausing
         self._asking = False
         self._node: NodeId | None = None  # where the upstream is open
-        self._first = False  # this attempt's first byte has come
+        self._mode: Mode = "start"
+        self._first = False  # this attempt's first byte has come,
+        self._flows = False  # and what it says is new to the client
+        self._begun = False  # some of the answer has come, from whichever attempt
         self._opened_at = 0.0
         self._waiting_since = now
         self._failed: list[NodeId] = []
         self._busy: list[NodeId] = []
-        self._failures = self._busies = self._rounds = self._pauses = 0
+        self._cannot: list[NodeId] = []
+        self._failures = self._busies = self._rounds = self._pauses = self._cuts = 0
         self._last: Broke | None = None
+        self._last_done: Done | None = None  # how the attempt before ended; the next ask tells the coordinator
+        self._unkept = ""
         self.over = False
         self.waited_s = 0.0  # without a grant, in all
         self.facts: list[AttemptFact] = []  # one per grant; `node` is its id
@@ -172,8 +106,13 @@ class Attempts:
         """When to Tick next. Seconds, on the clock of `now`; infinity when it is over."""
         if self.over:
             return float("inf")
-        comfort = None if self._first else self._comfort_at
+        comfort = None if self._flows else self._comfort_at
         return min(t for t in (self._ends_at, self._resume_at, comfort) if t is not None)
+
+    @property
+    def open(self) -> bool:
+        """An attempt is under way."""
+        return self._node is not None
 
     def step(self, event: Event, now: float) -> list[Effect]:
         if self.over:
@@ -184,17 +123,15 @@ class Attempts:
             case Denied() if self._asking and event.attempt == self._attempt:
                 self._asking = False
                 return self._denied(event.refusal, now)
-            case FirstByte() if self._runs(event.attempt) and not self._first:
-                self._first = True
-                return [First(self._id, self._attempt, event.cached_tokens)]
-            case Broke() if self._runs(event.attempt):
-                return self._broke(event, now)
-            case Completed() if self._runs(event.attempt):
-                self._close("ok", None, now)
-                return [
-                    Done(self._id, self._attempt, "ok", event.usage),
-                    *self._end(Finish("ok", event.usage), now),
-                ]
+            case Hopeless() if self._asking and event.attempt == self._attempt and self._sent:
+                assert self._last_done is not None
+                self._asking = False
+                return [self._last_done, *self._lose(event.lost, event.why, now)]
+            case FirstByte() | Joined() | Mismatch() | Broke() | Completed():
+                return self._upstream(event, now) if self._runs(event.attempt) else []
+            case Unkept():
+                self._unkept = event.why
+                return []
             case NodeLost() if event.node == self._node:
                 lost = Broke(self._attempt, NodeErrorCode.UNREACHABLE, "the node is gone")
                 return [CloseUpstream(), *self._broke(lost, now)]
@@ -205,17 +142,59 @@ class Attempts:
             case _:
                 return []  # It belongs to an attempt that is over.
 
+    def _upstream(self, event: FirstByte | Joined | Mismatch | Broke | Completed, now: float) -> list[Effect]:
+        match event:
+            case FirstByte() if not self._first:
+                self._first = True
+                if self._mode == "start":
+                    self._joined()
+                return [First(self._id, self._attempt, event.cached_tokens)]
+            case Joined() if self._first and not self._flows:
+                self._joined()
+                return []
+            case Mismatch():
+                self._close("failed", f"mismatch: {event.message}", now)
+                done = Done(self._id, self._attempt, "cancelled")  # nothing against the node: it said what it says
+                return [done, *self._lose("mismatch", event.message, now)]
+            case Broke():
+                return self._broke(event, now)
+            case Completed():
+                self._close("ok", None, now)
+                return [
+                    Done(self._id, self._attempt, "ok", event.own or event.usage),
+                    *self._end(Finish("ok", event.usage), now),
+                ]
+            case _:
+                return []  # It says so once more.
+
     def _runs(self, attempt: int) -> bool:
         return self._node is not None and attempt == self._attempt
 
+    @property
+    def _sent(self) -> bool:
+        """The client has some of the answer, which cannot be taken back."""
+        return self._begun and self._streamed
+
     def _placed(self, grant: Placed, now: float) -> list[Effect]:
-        self._asking, self._node, self._first = False, grant.node, False
+        self._asking, self._node, self._mode = False, grant.node, grant.mode
+        self._first = self._flows = False
         self._opened_at = now
         self.waited_s += now - self._waiting_since
-        return [Taken(self._id, self._attempt), Open(self._attempt, grant.node, grant.model)]
+        return [Taken(self._id, self._attempt), Open(self._attempt, grant.node, grant.model, grant.mode)]
+
+    def _joined(self) -> None:
+        """The client gets something new: what went wrong before counts no more, as long as that is not too often."""
+        again = self._begun
+        self._flows = self._begun = True
+        if (self._mode == "start" and again) or self._cuts > self._settings.cuts_limit:
+            return
+        self._failures = self._busies = self._rounds = self._pauses = 0
+        self._failed.clear()
+        self._busy.clear()
 
     def _denied(self, refusal: Refusal, now: float) -> list[Effect]:
-        if refusal.code not in _NOBODY_LEFT or self._last is None:
+        hard = refusal.code is ErrorCode.DEADLINE_EXCEEDED if self._sent else refusal.code not in _NOBODY_LEFT
+        if hard or self._last is None:
             return self._end(Fail(refusal), now)  # Nobody was tried: what the coordinator says is all there is to say.
         if self._busy:  # Full is not failed: those are asked again, as long as the limit of grants allows.
             self._busy.clear()
@@ -224,7 +203,7 @@ class Attempts:
         else:
             self._rounds += 1
             if self._rounds >= self._settings.rounds:
-                return self._end(Fail(self._last_word(refusal.retry_after_s)), now)
+                return self._give_up("nobody", now, refusal.retry_after_s)
             self._failed.clear()
             pause_s = self._settings.round_pause_s
         self._resume_at = now + pause_s
@@ -232,38 +211,62 @@ class Attempts:
 
     def _broke(self, broke: Broke, now: float) -> list[Effect]:
         assert self._node is not None
-        node, cut = self._node, self._first and self._streamed
+        node, cut, flowed = self._node, self._first, self._flows
         outcome = _OUTCOMES.get(broke.code, "failed")
+        if self._begun and broke.code is NodeErrorCode.BAD_REQUEST:
+            outcome = "failed"  # The first node took the request: the fault is not the client's.
         self._last = broke
-        self._close("busy" if outcome == "busy" else "failed", f"{broke.code.value}: {broke.message}", now)
-        done = Done(self._id, self._attempt, outcome)
-        if broke.code is NodeErrorCode.BAD_REQUEST:
+        error = f"{broke.code.value}: {broke.message}"
+        self._close("busy" if outcome == "busy" else "failed", error, now, cut=cut)
+        done = self._last_done = Done(self._id, self._attempt, outcome)
+        if broke.code is NodeErrorCode.BAD_REQUEST and not self._begun:
             return [done, *self._end(Fail(Refusal(ErrorCode.INVALID_REQUEST, broke.message)), now)]
-        if cut:
-            # What the client has cannot be taken back: only continuing from exactly there could save this stream.
-            return [done, *self._end(Fail(Refusal(ErrorCode.STREAM_LOST, self._last_message())), now)]
-        if outcome == "busy":
+        if self._sent and self._unkept:
+            return [done, *self._lose("not_kept", f"{self._last_message()}; {self._unkept}", now)]
+        if flowed:
+            self._cuts += 1
+            if self._sent and self._cuts > self._settings.cuts_limit:
+                return [done, *self._lose("cuts", f"{self._last_message()}; it broke off {self._cuts} times", now)]
+        self._note(node, broke.code, outcome)
+        if self._failures >= self._settings.failures_limit or self._busies >= self._settings.busy_limit:
+            return [done, *self._give_up("failures", now)]
+        if outcome == "busy" and now >= self._last_word_at and not self._sent:
+            return [done, *self._give_up("failures", now)]  # What it waited for says more than "too late".
+        if self._sent:
+            self._comfort_at = now + self._settings.comfort_every_s
+        return [self._ask(outcome)]
+
+    def _note(self, node: NodeId, code: NodeErrorCode, outcome: Outcome) -> None:
+        """What this says about `node` for the next ask."""
+        if code is NodeErrorCode.CANNOT_RESUME and self._mode == "continue" and node not in self._cannot:
+            self._cannot.append(node)  # It may run it again from the start.
+        elif outcome == "busy":
             self._busies += 1
             self._busy.append(node)
         else:
             self._failures += 1
             self._failed.append(node)
-        if self._failures >= self._settings.failures_limit or self._busies >= self._settings.busy_limit:
-            return [done, *self._end(Fail(self._last_word()), now)]
-        if outcome == "busy" and now >= self._last_word_at:
-            return [done, *self._end(Fail(self._last_word()), now)]  # What it waited for says more than "too late".
-        return [self._ask(outcome)]
 
     def _ask(self, last_outcome: Outcome | None) -> AskFor:
         self._attempt += 1
         self._asking, self._resume_at = True, None
-        return AskFor(self._attempt, (*self._barred, *self._failed, *self._busy), last_outcome)
+        excluded = (*self._barred, *self._failed, *self._busy)
+        return AskFor(self._attempt, excluded, last_outcome, self._begun, tuple(self._cannot))
 
-    def _close(self, outcome: Literal["ok", "busy", "failed", "cancelled"], error: str | None, now: float) -> None:
+    def _close(
+        self,
+        outcome: Literal["ok", "busy", "failed", "cancelled"],
+        error: str | None,
+        now: float,
+        *,
+        cut: bool = False,
+    ) -> None:
         assert self._node is not None
         ms = round((now - self._opened_at) * 1e3, 1)
-        self.facts.append(AttemptFact(node=self._node, outcome=outcome, error=error, ms=ms))
-        self._node, self._first, self._waiting_since = None, False, now
+        fact = AttemptFact(node=self._node, outcome=outcome, error=error, ms=ms, mode=self._mode, cut=cut)
+        self.facts.append(fact)
+        self._node, self._waiting_since = None, now
+        self._first = self._flows = False
 
     def _abandon(self, end: Finish | Fail, why: str, now: float) -> list[Effect]:
         """End it while something may still be under way."""
@@ -285,18 +288,24 @@ class Attempts:
             refusal = Refusal(ErrorCode.DEADLINE_EXCEEDED, "no whole answer before the request's deadline")
             return self._abandon(Fail(refusal), "deadline", now)
         effects: list[Effect] = []
-        if self._comfort_at is not None and not self._first and now >= self._comfort_at:
+        if self._comfort_at is not None and not self._flows and now >= self._comfort_at:
             self._comfort_at = now + self._settings.comfort_every_s
             effects.append(Comfort())
         if self._resume_at is not None and now >= self._resume_at:
             effects.append(self._ask(None))
         return effects
 
-    def _last_word(self, retry_s: float | None = None) -> Refusal:
+    def _give_up(self, lost: Lost, now: float, retry_s: float | None = None) -> list[Effect]:
         """Why it ends unanswered: the last failure stands for all; the route has each. `retry_s`: not before."""
         assert self._last is not None
+        if self._sent:
+            return self._lose(lost, f"{self._last_message()}; nobody could go on with it", now)
         code = _LAST_WORDS.get(self._last.code, ErrorCode.NO_NODE_AVAILABLE)
-        return Refusal(code, self._last_message(), max(self._settings.retry_after_s, retry_s or 0.0))
+        retry_s = max(self._settings.retry_after_s, retry_s or 0.0)
+        return self._end(Fail(Refusal(code, self._last_message(), retry_s)), now)
+
+    def _lose(self, lost: Lost, message: str, now: float) -> list[Effect]:
+        return self._end(Fail(Refusal(ErrorCode.STREAM_LOST, message), lost), now)
 
     def _last_message(self) -> str:
         assert self._last is not None

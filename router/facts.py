@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from msgspec import Struct
 
 from node.types import RequestId
 from router.events import Decision
 
+# How an attempt begins: from nothing; where the answer broke off, with the tokens made so far; from the start again,
+# without what was sent already.
+Mode: TypeAlias = Literal["start", "continue", "replay"]
+
+# Why a stream that broke off could not go on: what was sent was not kept (bounds) or is not understood; no engine of
+# the mesh can go on with it; the second run said something else; nobody was there in time; too many attempts failed;
+# it had broken off too often already.
+Lost: TypeAlias = Literal["not_kept", "not_understood", "engine", "mismatch", "nobody", "failures", "cuts"]
+
 
 class AttemptFact(Struct, frozen=True, kw_only=True):
-    """One try on one node. `error` is a code and a sentence, never prompt text."""
+    """One try on one node. `error` is a code and a sentence, never prompt text. `cut`: it broke off when some of the
+    answer had come from it."""
 
     node: str  # node name
     outcome: Literal["ok", "busy", "failed", "cancelled"]
     error: str | None = None
     ms: float = 0.0
+    mode: Mode = "start"
+    cut: bool = False
 
 
 class RouteFact(Struct, frozen=True, kw_only=True):
@@ -45,3 +57,5 @@ class RouteFact(Struct, frozen=True, kw_only=True):
     attempts: tuple[AttemptFact, ...] = ()
     decision: Decision | None = None
     error: str | None = None  # what the client was told, when not ok
+    resumable: bool = True  # False: what was sent was not kept to its end, so that a cut would have lost it
+    lost: Lost | None = None  # it broke off and could not go on

@@ -40,6 +40,8 @@ class EdgeSettings(Struct, frozen=True, kw_only=True):
     body_timeout_s: float = 120.0  # for the client to send its body
     answer_limit_bytes: int = 32 * 2**20  # a non-streamed answer is put together in memory
     open_limit: int = 4096  # requests that this edge carries at once
+    kept_stream_bytes: int = 8 * 2**20  # of what one client was sent, so that its answer can go on elsewhere
+    kept_limit_bytes: int = 256 * 2**20  # of all of them; beyond it the oldest streams are not kept
 
     prompt: PromptSettings = PromptSettings()
     explain_limit_bytes: int = 8192 - 64  # of `x-mesh-decision`: clients take lines of 8 KiB, name and all
@@ -47,6 +49,9 @@ class EdgeSettings(Struct, frozen=True, kw_only=True):
 
     failures_limit: int = 6  # attempts of one request that may fail
     busy_limit: int = 30  # grants of one request that may meet a full node
+    cuts_limit: int = (
+        8  # times that one answer may break off and go on elsewhere: each gives it new failures and rounds
+    )
     rounds: int = 5  # times that nobody may be left after a failure,
     round_pause_s: float = 1.0  # this long apart: a worker restarts, a node comes back
     busy_pause_s: float = 0.1  # when every candidate was full; doubles each time
@@ -72,6 +77,8 @@ class EdgeSettings(Struct, frozen=True, kw_only=True):
         assert self.failures_limit >= 1
         assert self.busy_limit >= 1
         assert self.rounds >= 1
+        assert self.cuts_limit >= 0
+        assert 0 <= self.kept_stream_bytes <= self.kept_limit_bytes
         assert 0 < self.busy_pause_s <= self.busy_pause_cap_s
         assert 0 < self.connect_floor_s <= self.connect_cap_s
         assert self.silence_s > 1.0

@@ -36,6 +36,7 @@ class Counters:
     def __init__(self) -> None:
         self.generated_tokens = 0
         self.prompt_tokens = 0
+        self.continues = False  # chunks can name their tokens, and answers begun elsewhere go on here
         self.reading: dict[Call, tuple[int, int]] = {}  # prompt tokens done and to do, of requests being read now
         self._active, self._lock = 0, threading.Lock()
 
@@ -59,6 +60,7 @@ class Counters:
                 "prompt_tokens": self.prompt_tokens,
                 "active": self._active,
                 "alive": True,
+                "continues": self.continues,
                 "prefill": {"done": sum(done for done, _ in reading), "total": sum(total for _, total in reading)},
             }
         ).encode()

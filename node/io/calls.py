@@ -16,7 +16,7 @@ from node.io.engine import Worker
 from node.openai import DONE, usage_of
 from node.queue import Key
 from node.settings import NodeSettings
-from node.types import NodeId, RequestId, Usage
+from node.types import NodeId, RequestId, Resume, Usage
 
 ALIVE: Final = b": alive\n\n"
 Outcome: TypeAlias = Literal["ok", "busy", "failed", "cancelled"]
@@ -28,7 +28,8 @@ class Call(Struct, frozen=True, kw_only=True):
 
     `wants_usage` keeps the usage event in the stream; `deadline_s` seconds left of the client's patience.
     `keep_alive` seconds its model stays in memory after this (infinite: for ever; None: as before); `alone`: no other
-    node could answer it, so it is held here until its deadline if need be.
+    node could answer it, so it is held here until its deadline if need be. `resumes`: the body carries the
+    continuation (node/continuation.py) of an answer that was begun elsewhere.
     """
 
     id: RequestId
@@ -42,6 +43,7 @@ class Call(Struct, frozen=True, kw_only=True):
     deadline_s: float
     keep_alive: float | None = None
     alone: bool = False
+    resumes: bool = False
 
 
 class AdmittedCall:
@@ -161,6 +163,8 @@ class AdmittedCall:
 
     async def _stream(self, worker: Worker) -> None:
         call = self.call
+        if call.resumes and worker.resume is not Resume.CONTINUE:
+            raise cannot_resume(self.model)  # Its engine promised more than this worker can.
         async with _closing(worker.stream(call.path, call.body, model_name=self.model)) as blocks:
             async for block in blocks:
                 if not block.startswith(b"data:"):
@@ -183,6 +187,11 @@ class AdmittedCall:
         self.answer = await worker.post(self.call.path, self.call.body, self.call.content_type)
         self.first_at = self._clock()
         await self._out.put(DONE)
+
+
+def cannot_resume(model: str) -> NodeError:
+    """The answer to a call that `resumes` where nothing can: whoever asks runs it again from its start."""
+    return NodeError(NodeErrorCode.CANNOT_RESUME, f"{model}: its engine cannot go on with an answer begun elsewhere")
 
 
 @asynccontextmanager

@@ -20,7 +20,7 @@ from node.types import Resume
 class CommandEngine:
     """Makes CommandWorkers. `logs` is the folder of their output, `registry` marks their processes as ours."""
 
-    resume = Resume.NO
+    resume = Resume.REPLAY
 
     def __init__(self, settings: EngineSettings, *, logs: Path, registry: Registry) -> None:
         self._settings, self._logs, self._registry = settings, logs, registry

@@ -54,6 +54,7 @@ class Worker(Protocol):
     """One running (or starting) model server. Made by an Engine; used by node/io/host.py only."""
 
     log_name: str  # file below logs/ that holds its output, without ".log"
+    resume: Resume  # what its engine promises, until it has started; then what it can do itself
 
     @property
     def pid(self) -> int | None:

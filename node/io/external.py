@@ -17,7 +17,7 @@ from node.types import Resume
 class ExternalEngine:
     """Makes ExternalWorkers."""
 
-    resume = Resume.NO
+    resume = Resume.REPLAY
 
     def __init__(self, settings: EngineSettings) -> None:
         self._settings = settings
@@ -33,6 +33,7 @@ class ExternalWorker:
     first token, since it may have to load its model first."""
 
     pid: int | None = None
+    resume = Resume.REPLAY
 
     def __init__(self, spec: ModelSpec, settings: EngineSettings, on_progress: Callable[[str], None]) -> None:
         self.log_name = log_name_of(spec.name)

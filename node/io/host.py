@@ -6,6 +6,8 @@ Every call is in exactly one model's queue from `_admit` to `_leave`, whatever h
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import NoReturn
 
@@ -14,7 +16,7 @@ from msgspec import structs
 from node import headroom
 from node.errors import NodeError, NodeErrorCode
 from node.facts import DrainFact, NodeFact, PressureFact
-from node.io.calls import ALIVE, STREAMED, AdmittedCall, Call, Outcome
+from node.io.calls import ALIVE, STREAMED, AdmittedCall, Call, Outcome, cannot_resume
 from node.io.engine import Engine, ModelSpec, WorkerStats
 from node.io.hosted import Hosted
 from node.io.keeper import Keeper
@@ -25,7 +27,7 @@ from node.lifecycle import Quiet, Unwanted
 from node.openai import DONE, runs_alone
 from node.rail_events import Budget, Ended, Gap
 from node.settings import NodeSettings
-from node.types import Hardware, Memory, ModelReport, ModelState, Pressure, RunningReport
+from node.types import Hardware, Memory, ModelReport, ModelState, Pressure, Resume, RunningReport
 
 __all__ = ["Call", "Host"]
 
@@ -169,6 +171,12 @@ class Host:
         if self.draining and not any(m.calls for m in self._roster.everyone()):
             self._report(DrainFact(phase="drained"))
 
+    def break_off(self, why: str) -> None:
+        """Ends every call that is here: an edge lets each go on elsewhere. Not a failure of any model."""
+        for model in self._roster.everyone():
+            over = NodeError(NodeErrorCode.DRAINING, why)
+            model.fail_calls(in_flight=over, waiting=over)
+
     def undrain(self) -> None:
         if self.draining:
             self._report(DrainFact(phase="ended"))
@@ -227,6 +235,16 @@ class Host:
         leaving = (ModelState.DRAINING, ModelState.ABSENT)  # Else somebody wants it again.
         await self._until(lambda: not model.lifecycle.has_worker or model.lifecycle.state not in leaving)
 
+    def kill(self, name: str) -> int:
+        """Kills the process that serves this model, as a crash would end it, and as after a crash it is begun again.
+        Its pid. Raises NodeError: unknown, or no process of ours answers for it now."""
+        model = self._roster.find(name)
+        pid = model.worker.pid if model.worker is not None else None
+        if pid is None or model.lifecycle.state is not ModelState.READY:
+            raise NodeError(NodeErrorCode.NODE_BUSY, f"{model.name}: no process of this node serves it now")
+        os.kill(pid, signal.SIGKILL)
+        return pid
+
     # Calls
 
     async def serve(self, call: Call) -> AsyncGenerator[bytes, None]:
@@ -276,6 +294,8 @@ class Host:
         model, now = self._roster.find(call.model), _clock()
         if failure := model.failure(now):
             raise failure
+        if call.resumes and model.resume is not Resume.CONTINUE:
+            raise cannot_resume(model.name)
         lifecycle = model.lifecycle
         absent = lifecycle.state is ModelState.ABSENT or lifecycle.emptied
         if model.waits_for or not self._up.is_set() or (lifecycle.state is ModelState.DRAINING and not absent):
@@ -304,7 +324,8 @@ class Host:
         now = _clock()
         model.queue.leave(admitted.key, now)
         del model.calls[admitted.key]
-        if outcome == "ok" and admitted.started_at and admitted.first_at and admitted.last_at:
+        tells = outcome == "ok" and not admitted.call.resumes  # whose usage is that of the whole answer
+        if tells and admitted.started_at and admitted.first_at and admitted.last_at:
             decode_s = admitted.last_at - admitted.first_at
             model.speed.learn(admitted.usage, admitted.first_at - admitted.started_at, decode_s)
         if error is not None and error.code is NodeErrorCode.MODEL_FAILED:

@@ -57,6 +57,12 @@ class Hosted:
         return self.spec.name
 
     @property
+    def resume(self) -> Resume:
+        """How an answer of it that was cut can go on, by its worker or as long as it has none by its engine."""
+        says = self.worker or self.engine
+        return says.resume if says else Resume.NO
+
+    @property
     def size_bytes(self) -> int:
         return self.footprint.size
 
@@ -214,7 +220,7 @@ class Hosted:
             queue_depth=self.queue.queue_depth,
             prefill_tps=self.speed.prefill_tps,
             decode_tps=self.speed.decode_tps,
-            resume=self.engine.resume if self.engine else Resume.NO,
+            resume=self.resume,
             error=self.problem or (download.text() if download else self.error),
             load_s=self.load_s,
             retry_s=self._retry_s(now),

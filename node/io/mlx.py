@@ -31,12 +31,13 @@ class _Stats(Struct):
     prompt_tokens: int
     active: int
     alive: bool = True
+    continues: bool = False
 
 
 class MlxEngine:
     """Makes MlxWorkers. `logs` is the folder of their output, `registry` marks their processes as ours."""
 
-    resume = Resume.NO
+    resume = Resume.CONTINUE  # unless its mlx_lm is one that our launcher does not fit
 
     def __init__(self, settings: EngineSettings, *, logs: Path, registry: Registry) -> None:
         self._settings, self._logs, self._registry = settings, logs, registry
@@ -50,6 +51,7 @@ class MlxEngine:
 class MlxWorker(ServerWorker):
     """One mlx_lm.server."""
 
+    resume = MlxEngine.resume
     _misses = 0
     _known = WorkerStats()
     _plain = False  # the launcher did not fit this mlx_lm: no counters there, and another name in answers
@@ -114,9 +116,12 @@ class MlxWorker(ServerWorker):
             probe.result()
         finally:
             await ended(probe)
-        self._plain = await self._ask() is None
-        if self._plain:
+        asked = await self._asked()
+        self._plain = asked is None
+        if asked is None:
             upstream.echoes = DEFAULT_MODEL
+        self.resume = Resume.CONTINUE if asked and asked.continues else Resume.REPLAY
+        upstream.names_tokens = self.resume is Resume.CONTINUE
 
     async def _health(self, root: str, upstream: Upstream) -> int | None:
         answer = await upstream.get(f"{root}/health", self.settings.stats_limit_s)
@@ -143,6 +148,12 @@ class MlxWorker(ServerWorker):
 
     async def _ask(self) -> WorkerStats | None:
         """The launcher's counters; None when it gives none now."""
+        found = await self._asked()
+        if found is None:
+            return None
+        return WorkerStats(found.generated_tokens, found.prompt_tokens, found.active, alive=found.alive, reads=True)
+
+    async def _asked(self) -> _Stats | None:
         try:
             upstream = self.upstream
         except NodeError:
@@ -152,10 +163,9 @@ class MlxWorker(ServerWorker):
         if answer is None or answer[0] != 200:
             return None
         try:
-            found = msgspec.json.decode(answer[1], type=_Stats)
+            return msgspec.json.decode(answer[1], type=_Stats)
         except msgspec.DecodeError:
             return None
-        return WorkerStats(found.generated_tokens, found.prompt_tokens, found.active, alive=found.alive, reads=True)
 
     async def post(self, path: str, body: bytes, content_type: str) -> tuple[int, str, bytes]:  # noqa: ARG002 - the protocol's
         """mlx_lm.server completes text and nothing else."""

@@ -5,7 +5,8 @@
 What it adds, each through one override of a class of `mlx_lm.server`: answers name our model; whatever model a caller
 names, the weights never change; a request that the model cannot take is a 400, not the end of everybody's generation,
 nor is a prompt that its cache holds whole; tokens are counted where they are made; `--prompt-cache-bytes` bounds all
-keys and values, kept and in use; work whose caller has left is stopped, streamed or not, while it is read too;
+keys and values, kept and in use; work whose caller has left is stopped, streamed or not, while it is read too; chunks
+name their tokens and an answer that was cut elsewhere goes on here, where mlx_lm allows it (node/io/mlx_resume.py);
 `GET /mesh/stats` tells the counters; a dead generation thread ends the process, with the reason on stderr.
 A version of mlx_lm whose classes do not fit runs as it is, without all that.
 """
@@ -19,6 +20,8 @@ import os
 import sys
 import threading
 import traceback
+from collections.abc import Sequence
+from functools import partial
 from http.server import ThreadingHTTPServer
 from queue import Queue
 from typing import Any, NoReturn
@@ -28,6 +31,8 @@ import mlx_lm
 from mlx_lm import server
 from mlx_lm.models.cache import can_trim_prompt_cache, trim_prompt_cache
 
+from node.continuation import TOKENS_FIELD, TOKENS_HEADER, Continuation
+from node.io import mlx_resume
 from node.io.callers import Call, CallerGoneError, Counters
 
 TESTED = ("0.31.3", "0.32.")  # starts of versions that tests/server has run against
@@ -35,7 +40,9 @@ DEFAULT_MODEL = "default_model"  # mlx_lm's word for the model it was started wi
 STATS_PATH = "/mesh/stats"
 PROBE_HEADER = "X-Mesh-Probe"
 HOOKS = {
-    "ResponseGenerator": ("_generate", "_next_request", "_serve_single", "_tokenize", "_make_state_machine"),
+    "ResponseGenerator": (
+        *("_generate", "_next_request", "_serve_single", "_tokenize", "_make_state_machine", "generate"),
+    ),
     "APIHandler": ("handle_completion", "validate_model_parameters", "generate_response", "completion_usage_response"),
     "GenerationContext": ("stop",),
     "LRUPromptCache": ("fetch_nearest_cache", "insert_cache", "trim_to"),
@@ -128,6 +135,7 @@ class Generator(server.ResponseGenerator):  # type: ignore[misc]  # mlx_lm has n
 
     def __init__(self, provider: Any, cache: Any, name: str, context: int) -> None:
         self.name, self.counters, self._context_tokens = name, Counters(), context
+        self.counters.continues = mlx_resume.fits(server)
         self._quiet = False  # the newest request is a probe of ours
         self._cached: tuple[int, int] | None = None  # entries and bytes of the prompt cache, when they were last logged
         super().__init__(provider, cache)  # starts the thread
@@ -166,13 +174,38 @@ class Generator(server.ResponseGenerator):  # type: ignore[misc]  # mlx_lm has n
         What fails here is the request's fault."""
         try:
             tokenized = super()._tokenize(tokenizer, request, args)
-            self._check(tokenizer, args, len(tokenized[0]))
+            self._check(tokenizer, args, len(tokenized[0]), request.mesh_seam.tokens)
+            return self._joined(tokenized, request.mesh_seam, tokenizer, args)
         except Exception:
             request.mesh_call.clients_fault = True
             raise
+
+    def _joined(self, tokenized: Any, seam: mlx_resume.Seam, tokenizer: Any, args: Any) -> Any:
+        """`tokenized`, with what has been said of the answer already. Raises FinishedError when that is all."""
+        if not seam.tokens:
+            return tokenized
+        stops, machine = self._make_state_machine(self.model_provider.model_key, tokenizer, args.stop_words)
+        parts = {"text_sm": machine, "tool_parser": tokenizer.tool_parser, "has_thinking": tokenizer.has_thinking}
+        finished = partial(server.GenerationContext, has_tool_calling=tokenizer.has_tool_calling, **parts)
+        tokenized = seam.joined(tokenized, args, stops.matcher(), finished)
+        if self.model_provider.draft_model is None:  # which draws too, no one knows how often
+            mlx_resume.reseed(args, server._make_sampler(args, tokenizer), len(seam.tokens), len(tokenizer))  # noqa: SLF001
         return tokenized
 
-    def _check(self, tokenizer: Any, args: Any, prompt_tokens: int) -> None:
+    def _make_state_machine(self, model_key: Any, tokenizer: Any, stop_words: Any) -> Any:
+        stops, machine = super()._make_state_machine(model_key, tokenizer, stop_words)
+        return mlx_resume.primed(stops, stop_words), machine
+
+    def generate(self, request: Any, *args: Any, **kwargs: Any) -> Any:
+        """Upstream's, in the handler's thread: a context and the Responses, past this answer's Seam."""
+        try:
+            context, fresh = super().generate(request, *args, **kwargs)
+        except mlx_resume.FinishedError as finished:
+            context, fresh = finished.context, iter(())
+        tokenizer = self.model_provider.tokenizer
+        return context, request.mesh_seam.responses(fresh, lambda: tokenizer.detokenizer, server.Response)
+
+    def _check(self, tokenizer: Any, args: Any, prompt_tokens: int, said: Sequence[int]) -> None:
         if prompt_tokens == 0:
             raise ValueError("the prompt is empty")
         if self._context_tokens:
@@ -189,6 +222,8 @@ class Generator(server.ResponseGenerator):  # type: ignore[misc]  # mlx_lm has n
             raise ValueError("seed must be from 0 to 2**64 - 1")
         if any(not 0 <= token < vocabulary for token in args.logits.logit_bias or ()):
             raise ValueError(f"logit_bias names a token outside the vocabulary of {vocabulary}")
+        if any(not 0 <= token < vocabulary for token in said):
+            raise mlx_resume.NonsenseError(f"mesh_resume names a token outside the vocabulary of {vocabulary}")
 
 
 class Handler(server.APIHandler):  # type: ignore[misc]  # mlx_lm has no types
@@ -196,6 +231,8 @@ class Handler(server.APIHandler):  # type: ignore[misc]  # mlx_lm has no types
 
     disable_nagle_algorithm = True  # one token is one small write; none of them may wait for an acknowledgement
     _call: Call | None = None
+    _continuation: Continuation | None = None
+    _seam: mlx_resume.Seam
 
     def do_GET(self) -> None:  # noqa: N802 - http.server's name
         """GET: our counters beside upstream's paths."""
@@ -227,20 +264,28 @@ class Handler(server.APIHandler):  # type: ignore[misc]  # mlx_lm has no types
         super().validate_model_parameters()
         self.requested_model = self.requested_draft_model = DEFAULT_MODEL
         self.adapter = None
+        self._continuation = mlx_resume.continuation_of(self.body, streamed=self.stream)
+        if self._continuation is not None and not self.response_generator.counters.continues:
+            raise mlx_resume.NonsenseError("this mlx_lm cannot go on with an answer that was begun elsewhere")
 
     def handle_completion(self, request: Any, stop_words: Any) -> None:
-        """Runs the request with its caller attached to it."""
+        """Runs the request with its caller, and what it has of the answer, attached to it."""
         self._call = request.mesh_call = Call(self.connection, quiet=PROBE_HEADER in self.headers)
-        with self.response_generator.counters.working():
+        working = self.response_generator.counters.working()
+        with working, mlx_resume.going_on(self, request, self._continuation) as self._seam:
             super().handle_completion(request, stop_words)
 
     def generate_response(self, *args: Any, **kwargs: Any) -> Any:
-        """A chunk or an answer under our model's name."""
-        return {**super().generate_response(*args, **kwargs), "model": self.response_generator.name}
+        """A chunk or an answer under our model's name; a chunk with its tokens, if they are asked for."""
+        made = {**super().generate_response(*args, **kwargs), "model": self.response_generator.name}
+        if self.stream and TOKENS_HEADER in self.headers and self.response_generator.counters.continues:
+            made[TOKENS_FIELD] = self._seam.taken()
+        return made
 
-    def completion_usage_response(self, *args: Any, **kwargs: Any) -> Any:
-        """The usage chunk under our model's name."""
-        return {**super().completion_usage_response(*args, **kwargs), "model": self.response_generator.name}
+    def completion_usage_response(self, *counts: Any) -> Any:
+        """The usage chunk under our model's name; what was said elsewhere is no part of the prompt."""
+        counts = self._seam.usage(*counts) if self._seam.tokens else counts
+        return {**super().completion_usage_response(*counts), "model": self.response_generator.name}
 
     def _set_completion_headers(self, status_code: int = 200) -> None:
         fault = self._call is not None and self._call.clients_fault

@@ -127,6 +127,7 @@ def _call(request: web.Request, body: bytes) -> Call:
         content_type=_header(request, "content-type", "application/json"),
         deadline_s=_number(request, "x-mesh-deadline-ms") / 1000.0,
         keep_alive=_keep_alive(request.headers.get("x-mesh-keep-alive")),
+        resumes=request.headers.get("x-mesh-resume") == "1",
     )
 
 

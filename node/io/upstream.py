@@ -8,6 +8,7 @@ from contextlib import aclosing
 
 import aiohttp
 
+from node.continuation import TOKENS_HEADER
 from node.errors import NodeError, NodeErrorCode
 from node.openai import (
     DONE,
@@ -24,6 +25,7 @@ from node.settings import EngineSettings
 
 JSON = "application/json"
 PROBE = {"X-Mesh-Probe": "1"}  # our launcher does not log these; other servers do not mind
+NAME_TOKENS = {TOKENS_HEADER: "1"}
 CLIENTS_FAULT = frozenset({400, 411, 413, 415, 422})
 FULL = frozenset({429, 503})
 NO_SUCH_PATH = frozenset({404, 405, 501})
@@ -41,6 +43,7 @@ class Upstream:
 
     def __init__(self, base: str, settings: EngineSettings, *, model: str, echoes: str, first_limit_s: float) -> None:
         self.base, self.echoes = base, echoes
+        self.names_tokens = False  # it is our launcher: chunks shall name their tokens
         self._settings, self._model, self._first_limit_s = settings, model, first_limit_s
         self._session: aiohttp.ClientSession | None = None
 
@@ -61,7 +64,8 @@ class Upstream:
         """Worker.stream of node/io/engine.py."""
         cleaned = clean_request(body, model=self._model)
         try:
-            async with aclosing(self._blocks(path, cleaned)) as blocks:
+            headers = NAME_TOKENS if self.names_tokens else {}
+            async with aclosing(self._blocks(path, cleaned, headers)) as blocks:
                 async for block in blocks:
                     if is_done(block):
                         yield DONE
@@ -75,13 +79,11 @@ class Upstream:
             raise _failed(f"the model server has no /v1/{path}") from None
         raise _failed("the model server closed the stream before its end")
 
-    async def _blocks(
-        self, path: str, body: bytes, headers: Mapping[str, str] | None = None
-    ) -> AsyncGenerator[bytes, None]:
+    async def _blocks(self, path: str, body: bytes, headers: Mapping[str, str]) -> AsyncGenerator[bytes, None]:
         """What the server streams, block by block, until it closes. Closing the generator closes the connection."""
         splitter = SseSplitter(self._settings.block_bytes)
         limit_s, response = self._first_limit_s, None
-        headers = {"Content-Type": JSON, **(headers or {})}
+        headers = {"Content-Type": JSON, **headers}
         try:
             async with asyncio.timeout(limit_s):
                 response = await self.session.post(f"{self.base}/{path}", data=body, headers=headers)

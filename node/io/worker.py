@@ -18,6 +18,7 @@ from node.io.registry import Registry
 from node.io.upstream import Upstream
 from node.openai import is_comment, usage_of
 from node.settings import EngineSettings
+from node.types import Resume
 
 
 def log_name_of(model: str) -> str:
@@ -56,6 +57,8 @@ class Meter:
 
 class ServerWorker(ABC):
     """A Worker (node/io/engine.py) on a child process that speaks OpenAI's API on a loopback port."""
+
+    resume = Resume.REPLAY
 
     def __init__(
         self,

@@ -166,6 +166,8 @@ class HttpHop:
         }
         if call.keep_alive is not None:
             headers["x-mesh-keep-alive"] = str(call.keep_alive)
+        if call.resumes:
+            headers["x-mesh-resume"] = "1"
         failed = "no address is known"
         for place, address in enumerate(self._addresses):
             last = place == len(self._addresses) - 1

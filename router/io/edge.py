@@ -20,6 +20,7 @@ from router.io.carry import Hop, HttpHop, LocalHop, Serving
 from router.io.exchange import Exchange
 from router.io.means import Means, Placing
 from router.io.models_api import ModelsApi
+from router.kept import Keep
 from router.lengths import Lengths
 from router.settings import EdgeSettings
 from router.view import NodeState, View
@@ -54,6 +55,7 @@ class Edge:
             dispatch=dispatch,
             hop=self._hop,
             bodies=Bodies(settings),
+            keep=Keep(settings.kept_stream_bytes, settings.kept_limit_bytes),
             lengths=Lengths(settings.prompt),
             settings=settings,
             report=report,
@@ -69,6 +71,11 @@ class Edge:
     def open_requests(self) -> int:
         """Requests this edge has accepted and not yet answered to the end."""
         return len(self._open)
+
+    @property
+    def kept_bytes(self) -> int:
+        """Of what clients were sent, kept so that their answers can go on elsewhere."""
+        return self._means.keep.held_bytes
 
     def routes(self) -> list[web.RouteDef]:
         """The last one takes what the others do not, so that every error is an envelope."""

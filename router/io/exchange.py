@@ -10,50 +10,46 @@ import asyncio
 import logging
 import secrets
 from collections import deque
-from contextlib import aclosing
 
-import msgspec
 from aiohttp import web
 
-from node.errors import NodeError, NodeErrorCode
+from node.continuation import continued
 from node.io.calls import Call
-from node.openai import is_done, usage_of
 from node.types import NodeId, RequestId, Usage
 from router import asked as asking
 from router import catalog
-from router.attempts import (
+from router.attempt_events import (
     AskFor,
-    Attempts,
-    Broke,
     ClientLeft,
     CloseUpstream,
     Comfort,
-    Completed,
     Denied,
     Effect,
     Event,
     Fail,
     Finish,
-    FirstByte,
+    Hopeless,
     NodeLost,
     Open,
     Placed,
     Tick,
+    Unkept,
 )
+from router.attempts import Attempts
 from router.errors import Refusal, RouterError
 from router.events import Decision, Request
 from router.explain import compact
+from router.facts import Mode
 from router.frames import CancelAsk, CoordinatorFrame, Done, First, Granted, Queued, Refused, Taken
+from router.handover import Handover, Plan
 from router.io import envelope
-from router.io.carry import Hop
+from router.io.carrier import Carrier
 from router.io.means import Means
 from router.io.record import CLIENT_LEFT, Record
 from router.io.replies import Reply, StreamReply, WholeReply
 from router.io.said import Said
 
 log = logging.getLogger(__name__)
-
-_USAGE = b": usage "
 
 
 class Exchange:
@@ -75,8 +71,8 @@ class Exchange:
         self._timer: asyncio.TimerHandle | None = None
         self._wake = asyncio.Event()  # something to open, or the end
         self._to_open: Open | None = None
-        self._carried: Open | None = None  # the upstream that counts now
-        self._scope: asyncio.Timeout | None = None  # rescheduled to now when that upstream must stop
+        self._handover: Handover | None = None
+        self._carrier: Carrier | None = None
         self._tasks: asyncio.TaskGroup | None = None
 
     def node_lost(self, node: NodeId) -> None:
@@ -96,7 +92,7 @@ class Exchange:
             fields["x-mesh-node"] = self._means.view().names().get(node, node)
             fields["x-mesh-model"] = record.granted.model
         if machine is not None:
-            fields["x-mesh-attempts"] = str(len(machine.facts) + (self._carried is not None))
+            fields["x-mesh-attempts"] = str(len(machine.facts) + machine.open)
             fields["x-mesh-queue-ms"] = str(round(machine.waited_s * 1e3))
         return fields
 
@@ -134,6 +130,8 @@ class Exchange:
         finally:
             if self._timer is not None:
                 self._timer.cancel()
+            if record.kept is not None:
+                record.kept.close()
             record.status = record.status or response.status
             self._means.report(record.fact(self._means.view(), self._clock()))
         return response
@@ -151,6 +149,16 @@ class Exchange:
             self._reply = StreamReply(self._http, self.headers, self._settings, self._means.count)
         else:
             self._reply = WholeReply(self.headers, self._settings, self._means.count)
+        record.kept = self._means.keep.begin(lambda why: self._feed(Unkept(why)))
+        self._handover = Handover(record.kept, self._wanted.models, streamed=streamed)
+        self._carrier = Carrier(
+            self._means,
+            record,
+            self._handover,
+            feed=self._feed,
+            explain_late=self._explain_late,
+            learn=self._learn,
+        )
         now = self._clock()
         self._machine = record.machine = Attempts(
             record.id,
@@ -220,16 +228,16 @@ class Exchange:
     def _perform(self, effect: Effect) -> None:
         dispatch = self._means.dispatch
         match effect:
-            case AskFor(attempt, excluded, last_outcome):
-                request = self._placing(excluded)
-                dispatch.ask(request, attempt, self._clock() - self._record.began, last_outcome, self._answered)
+            case AskFor():
+                self._ask(effect)
             case Open():
                 self._to_open = effect
                 self._wake.set()
             case CloseUpstream():
-                self._to_open = self._carried = None
-                if self._scope is not None:
-                    self._scope.reschedule(self._clock())
+                assert self._machine is not None
+                assert self._carrier is not None
+                self._to_open = None
+                self._carrier.stop(over=self._machine.over)
             case Taken(id_, attempt):
                 dispatch.taken(id_, attempt)
             case First(id_, attempt, cached):
@@ -245,7 +253,21 @@ class Exchange:
                 self._record.end = effect
                 self._wake.set()
 
-    def _placing(self, excluded: tuple[NodeId, ...]) -> Request:
+    def _ask(self, ask: AskFor) -> None:
+        """Ask the coordinator where; of an answer that has begun, where it can go on."""
+        plan = Plan(models=self._wanted.models)
+        if ask.begun and self._generates:
+            assert self._handover is not None
+            plan = self._handover.plan(self._means.view(), ask.excluded, ask.cannot)
+        if plan.lost is not None:
+            self._feed(Hopeless(ask.attempt, plan.lost, plan.why))
+            return
+        self._record.left_out = plan.left_out
+        request = self._placing(ask.excluded, plan)
+        age_s = self._clock() - self._record.began
+        self._means.dispatch.ask(request, ask.attempt, age_s, ask.last_outcome, self._answered)
+
+    def _placing(self, excluded: tuple[NodeId, ...], plan: Plan) -> Request:
         asked, said = self._record.asked, self._record.said
         assert asked is not None
         assert said is not None
@@ -253,17 +275,17 @@ class Exchange:
         left_s = max(0.0, self._ends_at - self._clock())
         return Request(
             id=self._record.id,
-            models=self._wanted.models,
-            prompt_tokens=lengths.tokens(model, asked.prompt),
+            models=plan.models,
+            prompt_tokens=lengths.tokens(model, asked.prompt) + plan.given,
             blocks=asked.prompt.blocks,
             block_tokens=lengths.block_tokens(model),
             whole=asked.prompt.whole,
             follows=asked.prompt.follows,
-            max_tokens=asked.max_tokens,
+            max_tokens=max(1, asked.max_tokens - plan.given) if asked.max_tokens else 0,
             client=said.client,
             priority=said.priority,
             deadline=left_s - min(self._settings.placed_ahead_s, left_s / 20),
-            excluded=excluded,
+            excluded=tuple(dict.fromkeys((*excluded, *plan.left_out))),
         )
 
     def _answered(self, frame: CoordinatorFrame) -> None:
@@ -274,7 +296,10 @@ class Exchange:
                 if self._record.end is None:
                     self._record.granted = frame
                     self._decided(frame.decision)
-                self._feed(Placed(frame.attempt, frame.node, frame.model, frame.decision))
+                mode: Mode = "start"
+                if self._handover is not None and self._handover.begun:
+                    mode = self._handover.mode(self._means.view(), frame.node, frame.model)
+                self._feed(Placed(frame.attempt, frame.node, frame.model, frame.decision, mode))
             case Refused():
                 if self._record.end is None and frame.decision is not None:
                     self._decided(frame.decision)
@@ -298,99 +323,33 @@ class Exchange:
     # Carrying
 
     async def _carry(self, opened: Open, reply: Reply) -> None:
-        """One attempt, from its opening to its end, whatever that is. The machine hears of it once."""
-        asked, said = self._record.asked, self._record.said
+        asked, said, handover = self._record.asked, self._record.said, self._handover
         assert asked is not None
         assert said is not None
+        assert handover is not None
+        assert self._carrier is not None
+        on = handover.continuation if opened.mode == "continue" else None
         call = Call(
             id=self._record.id,
             attempt=opened.attempt,
             edge=self._means.view().self_id,
             model=opened.model,
             path=self._path,
-            body=self._body,
+            body=self._body if on is None else continued(self._body, on),
             wants_usage=asked.include_usage or not asked.stream,
             content_type="application/json" if self._generates else said.content_type,
             deadline_s=max(0.001, self._ends_at - self._clock()),
             keep_alive=asked.keep_alive,
             alone=self._means.view().alone,
+            resumes=on is not None,
         )
-        self._carried, self._record.first_at = opened, None
-        reply.restart()
-        scope = asyncio.timeout(None)
-        try:
-            async with scope:
-                self._scope = scope
-                try:
-                    hop = self._means.hop(opened.node)
-                    await (self._stream(hop, call, opened, reply) if self._generates else self._post(hop, call, opened))
-                finally:
-                    self._scope = None  # what is fed below closes nothing: this attempt's scope is over
-        except TimeoutError:
-            if not scope.expired():
-                raise
-        except NodeError as error:
-            self._feed(Broke(opened.attempt, error.code, error.message))
-        except ConnectionError:  # of the client: a hop's own are NodeErrors
-            self._feed(ClientLeft())
-        finally:
-            self._carried = None
-
-    async def _stream(self, hop: Hop, call: Call, opened: Open, reply: Reply) -> None:
-        usage, complete = Usage(), False
-        async with aclosing(hop.stream(call)) as blocks:
-            async for block in blocks:
-                if self._carried is not opened:
-                    return  # closed while this block was on its way up
-                if block.startswith(b":"):
-                    if block.startswith(_USAGE):
-                        usage = _usage(block)
-                    elif self._record.first_at is not None:
-                        await reply.keep_alive(block)
-                elif not is_done(block):
-                    if self._record.first_at is None:
-                        self._record.first_at = self._clock()
-                        early = usage_of(block)
-                        self._feed(FirstByte(opened.attempt, early.usage.cached if early is not None else 0))
-                        await self._explain_late(reply)
-                    await reply.block(block)
-                elif self._record.first_at is None:
-                    raise NodeError(NodeErrorCode.MODEL_FAILED, "the engine ended without an answer")
-                else:
-                    complete = True
-                    reply.seal(usage)
-                    self._learn(opened.model, usage)
-                    self._feed(Completed(opened.attempt, usage))
-                    await reply.finish()
-        if not complete:
-            raise NodeError(NodeErrorCode.UNREACHABLE, "the answer ended without [DONE]")
+        if isinstance(reply, WholeReply) and not self._generates:
+            await self._carrier.post(opened, call, reply)
+        else:
+            await self._carrier.stream(opened, call, reply)
 
     def _learn(self, served: str, usage: Usage) -> None:
         """How long the prompt really was, under the name asked for and the one that answered."""
         assert self._record.asked is not None
         for name in {self._wanted.models[0], served}:
             self._means.lengths.learn(name, self._record.asked.prompt, usage.prompt)
-
-    async def _post(self, hop: Hop, call: Call, opened: Open) -> None:
-        status, content_type, body = await hop.post(call)
-        if self._carried is not opened:
-            return
-        if status == 429:
-            raise NodeError(NodeErrorCode.NODE_BUSY, "the engine is full")
-        if status >= 500:
-            raise NodeError(NodeErrorCode.MODEL_FAILED, f"the engine answered {status}")
-        self._record.first_at = self._clock()
-        self._feed(FirstByte(opened.attempt))
-        assert isinstance(self._reply, WholeReply)
-        if status >= 400:
-            content_type, body = "application/json", envelope.engine_refusal(status, body)
-        self._reply.give(status, content_type, body)
-        self._feed(Completed(opened.attempt, Usage()))
-
-
-def _usage(block: bytes) -> Usage:
-    """The node's own count. One that cannot be read counts nothing; the answer is none the worse."""
-    try:
-        return msgspec.json.decode(block[len(_USAGE) :].strip(), type=Usage)
-    except msgspec.DecodeError:
-        return Usage()

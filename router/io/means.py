@@ -12,6 +12,7 @@ from router.facts import RouteFact
 from router.frames import CoordinatorFrame
 from router.io.bodies import Bodies
 from router.io.carry import Hop
+from router.kept import Keep
 from router.lengths import Lengths
 from router.settings import EdgeSettings
 from router.view import View
@@ -46,6 +47,7 @@ class Means:
     dispatch: Placing
     hop: Callable[[NodeId], Hop]
     bodies: Bodies
+    keep: Keep
     lengths: Lengths
     settings: EdgeSettings
     report: Callable[[RouteFact], None]

@@ -12,12 +12,14 @@ from msgspec import structs
 from node.types import NodeId, RequestId
 from router import catalog, explain
 from router.asked import Asked
-from router.attempts import Attempts, Fail, Finish
+from router.attempt_events import Fail, Finish
+from router.attempts import Attempts
 from router.errors import ErrorCode, Refusal
 from router.events import Decision
 from router.facts import RouteFact
 from router.frames import Granted
 from router.io.said import Said
+from router.kept import Kept
 from router.view import View
 
 _NOBODY = {ErrorCode.MODEL_NOT_FOUND, ErrorCode.NO_NODE_AVAILABLE}
@@ -42,6 +44,8 @@ class Record:
     first_at: float | None = None  # first byte of the attempt that counts; when not streamed: as it came in
     end: Finish | Fail | None = None
     refusal: Refusal | None = None  # before any attempt
+    kept: Kept | None = None  # what the client has of the answer
+    left_out: Mapping[NodeId, str] = field(default_factory=dict)  # by the edge, when an answer had to go on: why
     defect: bool = False  # of ours
     status: int = 0  # HTTP status sent; 0 = none, the client had left
 
@@ -73,6 +77,8 @@ class Record:
             attempts=tuple(structs.replace(f, node=names.get(NodeId(f.node), f.node)) for f in facts),
             decision=self.decision(view),
             error=self._error(),
+            resumable=self.kept is None or not self.kept.why_not,
+            lost=self.end.lost if isinstance(self.end, Fail) else None,
         )
 
     def decision(self, view: View) -> Decision | None:
@@ -82,7 +88,17 @@ class Record:
             model = catalog.shown(self.asked.model) if self.asked is not None else ""
             away = catalog.away(view, model) if refusal.code in _NOBODY else {}
             return _named(explain.refused_unasked(refusal, self.id, model, away), view.names())
-        return _named(self.decided, view.names()) if self.decided is not None else None
+        return _named(self._told(self.decided), view.names()) if self.decided is not None else None
+
+    def _told(self, decision: Decision) -> Decision:
+        """With the reasons of the edge for whom it had left out: the coordinator only knows that it did."""
+        if not self.left_out:
+            return decision
+        told = (
+            structs.replace(c, excluded=self.left_out.get(c.node, c.excluded)) if c.total_s is None else c
+            for c in decision.candidates
+        )
+        return structs.replace(decision, candidates=tuple(told))
 
     def _refused(self) -> Refusal | None:
         return self.end.refusal if isinstance(self.end, Fail) else self.refusal
@@ -98,7 +114,10 @@ class Record:
             return "failed" if tried and self.end.refusal.code is not ErrorCode.INVALID_REQUEST else "refused"
         if self.end is None or self.end.outcome == "cancelled":
             return "cancelled"
-        return "ok" if self.status < 400 else "refused"  # an engine's own 4xx
+        if self.status >= 400:
+            return "refused"  # an engine's own 4xx
+        went_on = self.machine is not None and self.machine.facts[-1].mode != "start"
+        return "resumed" if went_on else "ok"
 
     def _error(self) -> str | None:
         if self.defect:

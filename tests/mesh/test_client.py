@@ -47,6 +47,12 @@ def test_self_is_called_self_on_the_wire(admin: Any) -> None:
         (lambda c: c.add("h:1"), "POST /v1/mesh/peers", {"address": "h:1"}),
         (lambda c: c.remove("a~1"), "DELETE /v1/mesh/nodes/a~1", None),
         (lambda c: c.drain("a", 5.0), "POST /v1/mesh/drain", {"node": "a", "for_s": 5.0}),
+        (lambda c: c.drain("a", now=True), "POST /v1/mesh/drain", {"node": "a", "now": True}),
+        (
+            lambda c: c.drill("worker", "d", node="a", model="m"),
+            "POST /v1/mesh/drill",
+            {"ask": "worker", "drill": "d", "node": "a", "model": "m", "for_s": 10.0},
+        ),
         (lambda c: c.undrain("a"), "POST /v1/mesh/undrain", {"node": "a"}),
         (lambda c: c.routes(3), "GET /v1/mesh/routes?last=3", None),
         (lambda c: c.route("x/y"), "GET /v1/mesh/routes/x%2Fy", None),

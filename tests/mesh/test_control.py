@@ -51,6 +51,10 @@ async def test_a_drain_lasts_until_it_is_ended_or_its_time_is_up(daemon: Daemon)
     assert found["reason"].startswith("drained by hand until 20")
     await daemon.control.drain("solo", None)  # the later word counts
     assert daemon.host.drain_reason == "drained by hand"
+    broken: list[str] = []
+    daemon.host.break_off = broken.append  # type: ignore[method-assign]  # nothing runs here that could show it
+    await daemon.control.drain("solo", None, now=True)
+    assert broken == ["this node was drained at once"]
     assert '"draining":true' in (daemon.home.node / "drain.json").read_text(), "it is on disk when it is confirmed"
 
 

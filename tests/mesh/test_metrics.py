@@ -91,6 +91,22 @@ def test_an_ended_request_is_counted_once_everywhere() -> None:
     assert found["mlx_mesh_tokens_total", (("kind", "completion"), ("model", "m"))] == 30
 
 
+def test_answers_that_broke_off_are_counted_by_how_they_went_on() -> None:
+    metrics = Metrics()
+    cut = AttemptFact(node="c", outcome="failed", error="gone", cut=True)
+    again = AttemptFact(node="b", outcome="failed", mode="continue", cut=True)
+    vain = AttemptFact(node="b", outcome="failed", mode="continue")
+    metrics.route(
+        route(outcome="resumed", attempts=(cut, again, vain, AttemptFact(node="b", outcome="ok", mode="replay")))
+    )
+    metrics.route(route(outcome="failed", attempts=(cut,), lost="nobody", resumable=False))
+    found = samples(metrics)
+    assert found["mlx_mesh_handovers_total", (("mode", "continue"), ("model", "m"))] == 1
+    assert found["mlx_mesh_handovers_total", (("mode", "replay"), ("model", "m"))] == 1
+    assert found["mlx_mesh_streams_lost_total", (("reason", "nobody"),)] == 1
+    assert found["mlx_mesh_streams_unkept_total", ()] == 1
+
+
 def test_names_that_clients_invent_are_no_labels() -> None:
     metrics = Metrics()
     for number in range(50):

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from typing import get_args
+
 import pytest
+from msgspec import structs
 
 from mesh import answers, render, render_routes
 from mesh.answers import (
@@ -20,6 +24,7 @@ from mesh.answers import (
     Running,
     Term,
 )
+from router.facts import Lost
 
 MODEL = Model(
     name="smol", aliases=("fast",), engine="mlx-lm", state="ready", size_bytes=80 << 20, slots=4, decode_tps=12.34
@@ -133,6 +138,33 @@ def test_routes_and_their_gaps() -> None:
     assert "mac-d" in text
     assert render.plain(render_routes.routes(Routes())) == "No requests yet.\n"
     assert "2 attempts" in render_routes.route_line(ROUTE)
+
+
+def handed_over(outcome: str, *attempts: Attempt, lost: str | None = None) -> str:
+    return render.plain(
+        render_routes.why(structs.replace(ROUTE, outcome=outcome, attempts=attempts, lost=lost), {"mac-b": "studio"})
+    )
+
+
+def test_an_answer_that_went_on_elsewhere_says_from_whom_to_whom_and_how() -> None:
+    cut = Attempt(node="mac-c", outcome="failed", error="unreachable: reset", ms=2.0, cut=True)
+    text = handed_over("resumed", cut, Attempt(node="mac-b", outcome="ok", mode="continue"))
+    assert "cut        mac-c broke off in the middle of the answer; studio went on where it stopped" in text
+    assert re.search(r"1 +mac-c +began +cut +2 ms +unreachable: reset", text)
+    assert re.search(r"2 +studio +went on +ok", text)
+    text = handed_over("resumed", cut, Attempt(node="mac-b", outcome="ok", mode="replay"))
+    assert "studio ran it again, behind what had been sent" in text
+    text = handed_over("ok", cut, Attempt(node="mac-b", outcome="ok"))
+    assert "studio gave it anew: nothing had been sent" in text
+    assert "broke off on mac-c" in render_routes.route_line(structs.replace(ROUTE, attempts=(cut,)))
+
+
+@pytest.mark.parametrize("reason", get_args(Lost))
+def test_an_answer_that_could_not_go_on_says_why(reason: str) -> None:
+    cut = Attempt(node="mac-c", outcome="failed", error="unreachable: reset", ms=2.0, cut=True)
+    text = handed_over("failed", cut, lost=reason)
+    assert "it could not go on: " in text
+    assert "ended before it could" not in text
 
 
 def test_one_model_in_full() -> None:

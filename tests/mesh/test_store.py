@@ -74,7 +74,7 @@ def test_a_route_is_exactly_the_contracts(store: RouteStore) -> None:
     assert list(found["decision"]) == ["request", "chosen", "waited_ms", "candidates"]
     assert list(found["decision"]["candidates"][0]) == ["node", "model", "total_s", "terms", "excluded"]
     assert list(found["decision"]["candidates"][0]["terms"][0]) == ["name", "seconds", "why"]
-    assert list(found["attempts"][0]) == ["node", "outcome", "error", "ms"]
+    assert list(found["attempts"][0]) == ["node", "outcome", "error", "ms", "mode", "cut"]
     assert msgspec.convert(found, answers.Route).decision is not None
 
 

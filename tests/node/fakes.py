@@ -48,6 +48,10 @@ class FakeWorker:
         self.crash = asyncio.get_running_loop().create_future()
         self.alive = WorkerStats()
 
+    @property
+    def resume(self) -> Resume:
+        return self._engine.resume
+
     async def start(self) -> None:
         self.began = True
         self._engine.starting += 1

@@ -14,7 +14,7 @@ from node.io.calls import ALIVE
 from node.io.engine import ModelSpec, WorkerStats
 from node.openai import DONE
 from node.settings import EngineSettings, NodeSettings
-from node.types import ModelState
+from node.types import ModelState, Resume
 from tests.mesh.waiting import until
 from tests.node.fakes import FAST, GIB, Rig, call, data, ours, refused, running, spec, spoken, usage
 from tests.node.models import mlx_spec
@@ -269,3 +269,25 @@ async def test_hardware_and_budget_are_known_once_it_runs() -> None:
         assert rig.host.hardware().chip == "Test"
         assert rig.host.memory().budget_bytes == 12 * GIB
         assert rig.host.models() == ()
+
+
+async def test_an_answer_begun_elsewhere_goes_on_only_where_the_engine_can() -> None:
+    async with running(Rig(), spec()) as rig:
+        assert rig.model().resume is Resume.REPLAY
+        assert (await refused(rig, resumes=True)).code is NodeErrorCode.CANNOT_RESUME
+        rig.engine.resume = Resume.CONTINUE
+        assert rig.model().resume is Resume.CONTINUE
+        assert DONE in await rig.answer(call(resumes=True))
+        assert (rig.model().prefill_tps, rig.model().decode_tps) == (None, None)  # its usage is of the whole answer
+
+
+async def test_a_worker_that_cannot_do_what_its_engine_promised_refuses() -> None:
+    rig = Rig()
+    rig.engine.resume = Resume.CONTINUE
+    rig.engine.may_start.clear()
+    async with running(rig, spec()):
+        late = asyncio.create_task(refused(rig, resumes=True))
+        await until(lambda: rig.host.running() != ())
+        rig.engine.resume = Resume.REPLAY
+        rig.engine.may_start.set()
+        assert (await late).code is NodeErrorCode.CANNOT_RESUME

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 
 import pytest
 from msgspec import structs
@@ -95,6 +97,27 @@ async def test_a_cancelled_host_leaves_no_worker_and_no_reader_waiting() -> None
     results = await asyncio.gather(*tasks, return_exceptions=True)
     assert [r.code for r in results if isinstance(r, NodeError)] == [NodeErrorCode.DRAINING] * 2
     assert rig.host.running() == ()
+
+
+async def test_a_worker_is_killed_by_its_pid_and_nothing_else_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    killed: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "kill", lambda pid, number: killed.append((pid, number)))
+    async with running(Rig(), spec(), spec("b")) as rig:
+        await rig.host.load("a")
+        pid = rig.engine.workers[0].pid
+        assert rig.host.kill("a") == pid
+        assert killed == [(pid, signal.SIGKILL)]
+        rig.engine.workers[0].crash.set_result("killed by signal 9")
+        await until(lambda: rig.model().state is not ModelState.READY)
+        with pytest.raises(NodeError, match="no process"):
+            rig.host.kill("a")
+        with pytest.raises(NodeError, match="no model 'c'"):
+            rig.host.kill("c")
+        await rig.host.load("b")
+        rig.engine.workers[-1].pid = None
+        with pytest.raises(NodeError, match="no process"):
+            rig.host.kill(next(m.name for m in rig.host.models() if rig.engine.workers[-1].spec.name == m.name))
+    assert killed == [(pid, signal.SIGKILL)]
 
 
 async def test_new_names_do_not_restart_a_worker_but_new_arguments_do() -> None:

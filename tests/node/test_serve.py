@@ -108,6 +108,14 @@ async def test_keep_alive_comes_along(said: str, seconds: float | None) -> None:
     assert host.calls[0].keep_alive == seconds
 
 
+@pytest.mark.parametrize(("said", "resumes"), [("1", True), ("0", False), ("yes", False), (None, False)])
+async def test_that_the_body_carries_a_continuation_comes_along(said: str | None, resumes: bool) -> None:
+    host = FakeHost(DONE)
+    async with asked(host, headers=HEADERS if said is None else {**HEADERS, "x-mesh-resume": said}) as response:
+        assert response.status == 200
+    assert host.calls[0].resumes is resumes
+
+
 async def test_blocks_arrive_as_they_are_and_the_call_is_whole() -> None:
     host = FakeHost(ALIVE, data("Hel"), DONE)
     async with asked(host) as response:

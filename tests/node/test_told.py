@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from msgspec import structs
 
+from node.errors import NodeError, NodeErrorCode
 from node.facts import DrainFact, ModelFact, PressureFact
 from node.types import ModelState, Pressure
 from tests.mesh.waiting import until
@@ -86,6 +87,20 @@ async def test_draining_is_told_with_its_end() -> None:
         assert phases(rig) == ["begun", "drained", "ended"]
         rig.host.drain("again")
         assert phases(rig)[3:] == ["begun", "drained"]
+
+
+async def test_a_drain_at_once_breaks_off_what_runs_and_what_waits() -> None:
+    async with running(Rig(), spec(slots=1)) as rig:
+        await rig.host.load("a")
+        calls = [asyncio.create_task(rig.answer(call(str(n), body=b"gated"))) for n in range(2)]
+        await until(lambda: (rig.model().in_flight, rig.model().queue_depth) == (1, 1))
+        rig.host.drain("an update")
+        rig.host.break_off("drained at once")
+        for failed in await asyncio.gather(*calls, return_exceptions=True):
+            assert isinstance(failed, NodeError)
+            assert (failed.code, failed.message) == (NodeErrorCode.DRAINING, "drained at once")
+        await until(lambda: phases(rig) == ["begun", "drained"])
+        assert {fact.outcome for fact in rig.ended()} == {"busy"}
 
 
 async def test_pressure_is_told_when_it_changes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from node.continuation import TOKENS_HEADER
 from node.errors import NodeError, NodeErrorCode
 from node.io.engine import ModelSpec
 from node.io.external import ExternalEngine, base_of
@@ -69,6 +70,20 @@ async def failure(answer: Answer, **bounds: float) -> NodeError:
         with pytest.raises(NodeError) as caught:
             await heard(upstream)
     return caught.value
+
+
+async def test_only_our_own_launcher_is_asked_for_tokens() -> None:
+    asked: list[str | None] = []
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        asked.append(request.headers.get(TOKENS_HEADER))
+        return await saying(CHUNK, b"data: [DONE]\n\n")(request)
+
+    async with serving(answer) as upstream:
+        await heard(upstream)
+        upstream.names_tokens = True
+        await heard(upstream)
+    assert asked == [None, "1"]
 
 
 async def test_blocks_pass_untouched_up_to_done() -> None:

@@ -30,9 +30,9 @@ ALIVE = b": alive\n\n"
 ASK: Any = [{"role": "user", "content": "What is the capital of France?"}]
 
 
-def chunk(text: str, finish: str | None = None) -> bytes:
+def chunk(text: str, finish: str | None = None, *, id_: str = "c", **more: Any) -> bytes:
     choice = {"index": 0, "delta": {"role": "assistant", "content": text}, "finish_reason": finish}
-    body = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "chat-1", "choices": [choice]}
+    body = {"id": id_, "object": "chat.completion.chunk", "created": 1, "model": "chat-1", "choices": [choice], **more}
     return b"data: " + json.dumps(body).encode() + b"\n\n"
 
 
@@ -220,6 +220,7 @@ async def rigged(settings: EdgeSettings) -> AsyncIterator[tuple[Rig, Edge]]:
             await peer.cleanup()
     assert edge.open_requests == 0
     assert edge._means.bodies.held_bytes == 0
+    assert edge.kept_bytes == 0
 
 
 FAST = EdgeSettings(round_pause_s=0.02, busy_pause_s=0.01, silence_s=1.1)

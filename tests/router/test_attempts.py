@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from node.errors import NodeErrorCode
 from node.types import NodeId, RequestId, Usage
-from router.attempts import (
+from router.attempt_events import (
     AskFor,
-    Attempts,
     Broke,
     ClientLeft,
     CloseUpstream,
@@ -22,6 +21,7 @@ from router.attempts import (
     Placed,
     Tick,
 )
+from router.attempts import Attempts
 from router.errors import ErrorCode, Refusal
 from router.events import Decision
 from router.frames import CancelAsk, Done, First, Taken
@@ -70,21 +70,11 @@ def test_before_the_first_byte_a_failure_is_asked_for_again_elsewhere() -> None:
     assert m.facts[0].error == "model_failed: crashed"
 
 
-def test_after_the_first_byte_of_a_stream_a_failure_is_final() -> None:
-    m = machine()
-    opened(m)
-    m.step(FirstByte(1), 0.1)
-    done, fail = m.step(Broke(1, NodeErrorCode.UNREACHABLE, "reset"), 0.2)
-    assert done == Done(ID, 1, "failed")
-    assert isinstance(fail, Fail)
-    assert fail.refusal.code is ErrorCode.STREAM_LOST
-
-
 def test_a_non_streamed_answer_is_retried_until_it_is_whole() -> None:
     m = machine(streamed=False)
     opened(m)
     m.step(FirstByte(1), 0.1)
-    assert m.step(Broke(1, NodeErrorCode.UNREACHABLE, "reset"), 0.2) == [AskFor(2, (A,), "failed")]
+    assert m.step(Broke(1, NodeErrorCode.UNREACHABLE, "reset"), 0.2) == [AskFor(2, (A,), "failed", begun=True)]
     m.step(placed(2, B), 0.2)
     assert m.step(FirstByte(2), 0.3) == [First(ID, 2)]
 

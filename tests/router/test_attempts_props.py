@@ -7,9 +7,8 @@ from hypothesis import strategies as st
 
 from node.errors import NodeErrorCode
 from node.types import NodeId, RequestId, Usage
-from router.attempts import (
+from router.attempt_events import (
     AskFor,
-    Attempts,
     Broke,
     ClientLeft,
     CloseUpstream,
@@ -21,19 +20,26 @@ from router.attempts import (
     Fail,
     Finish,
     FirstByte,
+    Hopeless,
+    Joined,
+    Mismatch,
     NodeLost,
     Open,
     Placed,
     Tick,
+    Unkept,
 )
+from router.attempts import Attempts
 from router.errors import ErrorCode, Refusal
 from router.events import Decision
+from router.facts import Mode
 from router.frames import CancelAsk, Done, First, Taken
 from router.settings import EdgeSettings
 
 SETTINGS = EdgeSettings()
 DECISION = Decision(request={}, chosen=None, waited_ms=0.0, candidates=())
-MOST_ASKS = 1 + SETTINGS.failures_limit + 2 * SETTINGS.busy_limit + SETTINGS.rounds
+ROUND = SETTINGS.failures_limit + 2 * SETTINGS.busy_limit + SETTINGS.rounds + 3  # three nodes may say that they cannot
+MOST_ASKS = 1 + ROUND * (2 + SETTINGS.cuts_limit)
 
 attempts = st.integers(1, 6)
 nodes = st.sampled_from([NodeId(c * 16) for c in "abc"])
@@ -41,6 +47,11 @@ events = st.one_of(
     st.builds(Placed, st.just(0), nodes, st.just("m"), st.just(DECISION)),
     st.builds(Denied, st.just(0), st.builds(Refusal, st.sampled_from(ErrorCode), st.just("no"))),
     st.builds(FirstByte, st.just(0)),
+    st.builds(Joined, st.just(0)),
+    st.builds(Joined, st.just(0)),
+    st.builds(Mismatch, st.just(0), st.just("other")),
+    st.builds(Unkept, st.just("too much")),
+    st.builds(Hopeless, st.just(0), st.just("engine"), st.just("no")),
     st.builds(Broke, st.just(0), st.sampled_from(NodeErrorCode), st.just("broke")),
     st.builds(Completed, st.just(0), st.just(Usage())),
     st.builds(NodeLost, nodes),
@@ -56,31 +67,39 @@ class Watcher:
 
     def __init__(self, streamed: bool) -> None:
         self.streamed = streamed
+        self.mode: Mode = "start"
+        self.joined = False
         self.ends = self.asks = self.attempt = 0
-        self.waiting = self.upstream = self.first = self.answered = False
+        self.waiting = self.upstream = self.first = self.begun = False
+
+    @property
+    def flows(self) -> bool:
+        """The client gets something new from the upstream that is open."""
+        return self.upstream and self.first and (self.mode == "start" or self.joined)
 
     def saw(self, effect: Effect) -> None:
         assert self.ends == 0, "something after the end"
         match effect:
-            case AskFor(attempt):
+            case AskFor(attempt, begun=begun):
                 assert attempt == self.attempt + 1
                 assert not self.waiting
                 assert not self.upstream
-                assert not (self.streamed and self.first), "retried after the first byte"
+                assert begun == self.begun, "what goes on and what begins anew are not the same question"
                 self.attempt, self.waiting, self.asks = attempt, True, self.asks + 1
             case Taken(_, attempt):
                 assert self.waiting
                 assert attempt == self.attempt
                 self.waiting = False
-            case Open(attempt):
+            case Open(attempt, mode=mode):
                 assert not self.upstream
                 assert not self.waiting
                 assert attempt == self.attempt
-                self.upstream, self.first = True, False
+                self.upstream, self.first, self.joined, self.mode = True, False, False, mode
             case First():
                 assert self.upstream
                 assert not self.first
                 self.first = True
+                self.begun = True
             case CloseUpstream():
                 assert self.upstream
                 self.upstream = False
@@ -91,17 +110,24 @@ class Watcher:
                 self.waiting = False
             case Comfort():
                 assert self.streamed
-                assert not self.first
+                assert not self.flows, "comfort in the middle of an answer that flows"
             case Finish() | Fail():
                 assert not self.waiting
                 assert not self.upstream
                 self.ends += 1
 
 
-def with_attempt(event: Event, attempt: int) -> Event:
+def with_attempt(event: Event, attempt: int, watcher: Watcher) -> Event:
     match event:
         case Placed():
-            return Placed(attempt, event.node, event.model, event.decision)
+            mode: Mode = "start" if not watcher.begun else "replay" if event.node == "b" * 16 else "continue"
+            return Placed(attempt, event.node, event.model, event.decision, mode)
+        case Joined():
+            return Joined(attempt)
+        case Mismatch():
+            return Mismatch(attempt, event.message)
+        case Hopeless():
+            return Hopeless(attempt, event.lost, event.why)
         case Denied():
             return Denied(attempt, event.refusal)
         case FirstByte():
@@ -116,10 +142,13 @@ def with_attempt(event: Event, attempt: int) -> Event:
 
 def apply(machine: Attempts, watcher: Watcher, event: Event, now: float) -> None:
     effects = machine.step(event, now)
-    running = isinstance(event, Broke | Completed) and event.attempt == watcher.attempt
+    mine = not isinstance(event, NodeLost | ClientLeft | Tick | Unkept) and event.attempt == watcher.attempt
+    running = isinstance(event, Broke | Completed | Mismatch) and mine
+    if isinstance(event, Joined) and mine and watcher.upstream and watcher.first:
+        watcher.joined = True
     if running and effects:  # the shell says these when the upstream has closed by itself
         watcher.upstream = False
-    if isinstance(event, Denied) and event.attempt == watcher.attempt and not machine._asking:
+    if isinstance(event, Denied | Hopeless) and event.attempt == watcher.attempt and not machine._asking:
         watcher.waiting = False
     for effect in effects:
         watcher.saw(effect)
@@ -135,7 +164,7 @@ def test_every_walk_ends_once_and_breaks_no_rule(walk: list[tuple[Event, int, fl
         now += pause
         if not isinstance(event, Tick) and now >= machine.deadline:
             apply(machine, watcher, Tick(), now)
-        apply(machine, watcher, with_attempt(event, watcher.attempt + off), now)
+        apply(machine, watcher, with_attempt(event, watcher.attempt + off, watcher), now)
     ticks = 0
     while not machine.over:
         assert machine.deadline >= now or ticks == 0

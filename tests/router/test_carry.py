@@ -27,6 +27,7 @@ CALL = Call(
     wants_usage=True,
     deadline_s=12.5,
     keep_alive=float("inf"),
+    resumes=True,
 )
 POST = Call(id=CALL.id, attempt=1, edge=CALL.edge, model="m", path="embeddings", body=b"{}", deadline_s=5.0)
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
@@ -128,6 +129,7 @@ async def test_what_the_node_is_told() -> None:
             b"x-mesh-usage: 1",
             b"x-mesh-deadline-ms: 12500",
             b"x-mesh-keep-alive: inf",
+            b"x-mesh-resume: 1",
             b"content-type: application/json",
         } <= set(lines)
         assert body == CALL.body

@@ -23,6 +23,7 @@ from node.io.process import TOKEN_VARIABLE
 from node.io.registry import Registry
 from node.openai import is_comment, usage_of
 from node.settings import EngineSettings
+from node.types import Resume
 from tests.mesh.waiting import until
 from tests.server.talk import Start, blocks_of, broken, chat, chunks_of, fails, gone, shows, text_of
 
@@ -217,7 +218,9 @@ async def test_an_unknown_mlx_lm_runs_as_it_is(
     worker = engine.worker(ModelSpec(name="plain", path=str(tiny_model)), lambda _: None)
     try:
         await worker.start()
+        assert worker.resume is Resume.REPLAY
         blocks = await blocks_of(worker, chat(max_tokens=5), "plain")
+        assert not any("mesh_tokens" in chunk for chunk in chunks_of(blocks))
         assert {chunk["model"] for chunk in chunks_of(blocks)} == {"plain"}
         stats = await worker.stats()
         assert stats.alive

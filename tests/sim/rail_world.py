@@ -71,6 +71,8 @@ class SimFootprint(Footprint):
 class SimWorker:
     """Takes its time to start, answers for as long as the request's body says, can crash and takes time to end."""
 
+    resume = Resume.REPLAY
+
     def __init__(self, shape: Shape, world: World) -> None:
         self.shape, self._world = shape, world
         self.log_name, self.pid = shape.name, 1000 + world.spawned
