@@ -99,6 +99,23 @@ class HttpSettings(Struct, frozen=True, kw_only=True):
         assert self.chunk_line_bytes >= 16
 
 
+class FrontSettings(Struct, frozen=True, kw_only=True):
+    """Bounds of one connection of our HTTP server, as far as it reads requests itself. Sizes in bytes, times in seconds;
+    in brackets what a client hears."""
+
+    head_bytes: int = 32 * 1024  # request line and fields (431)
+    target_bytes: int = 8 * 1024  # (414)
+    fields_max: int = 100  # (431)
+    chunk_line_bytes: int = 128  # the size of a chunk and its extensions (400)
+    framing_bytes: int = 4 * 2**20  # such lines of one body, and what follows the last chunk (400)
+    ahead_bytes: int = 64 * 1024  # sent before the last answer was out; then the connection is not read
+    linger_s: float = 5.0  # what a refused client still sends is thrown away so long, so that it can read why
+
+    def __post_init__(self) -> None:
+        assert 0 < self.target_bytes < self.head_bytes
+        assert self.chunk_line_bytes >= 16
+
+
 class EngineSettings(Struct, frozen=True, kw_only=True):
     """Bounds of the engines and their workers. Times in seconds, sizes in bytes."""
 
