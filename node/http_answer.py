@@ -49,7 +49,9 @@ class AnswerReader:
     nothing or two things. `lasting`: another answer may follow on this connection; valid once `over`.
     """
 
-    __slots__ = ("_bodiless", "_held", "_interim", "_left", "_limits", "_part", "fault", "head", "lasting", "over")
+    __slots__ = (
+        "_bodiless", "_held", "_interim", "_left", "_limits", "_part", "fault", "head", "lasting", "over", "untouched",
+    )  # fmt: skip
 
     def __init__(self, limits: HttpSettings, *, bodiless: bool = False) -> None:
         """`bodiless`: the question was HEAD."""
@@ -57,6 +59,7 @@ class AnswerReader:
         self.head: AnswerHead | None = None
         self.over = self.lasting = False
         self.fault = ""
+        self.untouched = True  # nothing has come
         self._part = _HEAD_PART
         self._held = b""  # of a line that is not whole yet
         self._left = -1  # bytes of the body, or of the present chunk, still to come; -1: a chunk's size comes next
@@ -94,6 +97,7 @@ class AnswerReader:
     # One method for each part of an answer
 
     def _in_head(self, data: bytes) -> bytes:
+        self.untouched = self.untouched and not data
         data = self._held + data if self._held else data
         while True:
             end = data.find(b"\r\n\r\n")
