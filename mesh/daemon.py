@@ -167,11 +167,12 @@ class Daemon:
                 count_bytes=self.metrics.count_bytes,
                 metrics=self.metrics.text,
             )
-            edge_app = web.Application(
-                middlewares=guards(self.config.bind), client_max_size=EdgeSettings().body_limit_bytes
-            )
+            edge_app = web.Application(middlewares=guards(self.config.bind))
             edge_app.add_routes(self.edge.routes())
-            self._servers = {"edge": Server(edge_app), "admin": Server(admin_app(self.control), cancels=False)}
+            self._servers = {
+                "edge": Server(edge_app, raw=self.edge, guarded=not self.config.bind),
+                "admin": Server(admin_app(self.control), cancels=False),
+            }
             self._trap_signals()
             try:
                 async with asyncio.TaskGroup() as group:

@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping
 from enum import Enum, auto
 from typing import TypeAlias
+from urllib.parse import unquote
 
 from msgspec import Struct
 
@@ -62,6 +63,8 @@ _OTHER_VERSION = re.compile(r"[A-Z]+ [\x21-\x7e]+ HTTP/[0-9]\.[0-9]\r\n")
 _CHUNK = re.compile(rb"([0-9A-Fa-f]{1,8}+)(?:;[\t\x20-\x7e\x80-\xff]*+)?+\r\n")
 _CHUNK_BEGUN = re.compile(rb"(?:[0-9A-Fa-f]{1,8}+(?:;[\t\x20-\x7e\x80-\xff]*+)?+\r?+)?")
 _BARE_LF = re.compile(rb"(?<!\r)\n")
+
+_ABSOLUTE = re.compile(r"https?://[^/?#]++", re.IGNORECASE)
 
 _BARE = "a line of the request ends without CR"
 _BAD_CHUNK = "the chunked body is broken"
@@ -272,6 +275,15 @@ class RequestReader:
             return self._fault(400, _BAD_CHUNK)
         self._place = end + 4
         return self._done()
+
+
+def path_of(target: str) -> str:
+    """The path of a request's target, percent-decoded, without its query. Empty for `*` and the like."""
+    if not target.startswith("/"):
+        match = _ABSOLUTE.match(target)  # as to a proxy (RFC 9112, 3.2.2)
+        target = target[match.end() :] if match is not None else ""
+    path = target.partition("?")[0]
+    return unquote(path) if "%" in path else path
 
 
 def _joined(said: list[tuple[str, str]]) -> dict[str, str]:

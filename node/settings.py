@@ -100,8 +100,8 @@ class HttpSettings(Struct, frozen=True, kw_only=True):
 
 
 class FrontSettings(Struct, frozen=True, kw_only=True):
-    """Bounds of one connection of our HTTP server, as far as it reads requests itself. Sizes in bytes, times in seconds;
-    in brackets what a client hears."""
+    """Bounds of one connection of our HTTP server, as far as it reads requests itself. Times in seconds, sizes in
+    bytes, and in brackets what a client hears."""
 
     head_bytes: int = 32 * 1024  # request line and fields (431)
     target_bytes: int = 8 * 1024  # (414)

@@ -1,6 +1,6 @@
 """One request on its way: reads it, drives its attempts, carries the answer back, and reports what happened, once.
 
-All of it runs in the task of its handler. Events step the machine at the place where they happen, so that nothing is
+All of it runs in the task of its request. Events step the machine at the place where they happen, so that nothing is
 written to the client that the machine does not know of.
 """
 
@@ -13,10 +13,11 @@ from collections import deque
 from contextlib import aclosing
 
 import msgspec
-from aiohttp import web
 
 from node.errors import NodeError, NodeErrorCode
+from node.http_reply import Answer
 from node.io.calls import Call
+from node.io.turn import Incoming, Outgoing
 from node.openai import is_done, usage_of
 from node.types import NodeId, RequestId, Usage
 from router import asked as asking
@@ -59,8 +60,8 @@ _USAGE = b": usage "
 class Exchange:
     """One POST to `path` (below /v1). `run` it once."""
 
-    def __init__(self, means: Means, request: web.Request, path: str) -> None:
-        self._means, self._http, self._path = means, request, path
+    def __init__(self, means: Means, incoming: Incoming, outgoing: Outgoing, path: str) -> None:
+        self._means, self._in, self._out, self._path = means, incoming, outgoing, path
         self._settings = means.settings
         self._clock = asyncio.get_running_loop().time
         self._record = Record(RequestId(f"req-{secrets.token_hex(8)}"), self._clock())
@@ -107,19 +108,19 @@ class Exchange:
             return None
         return compact(decision, self._settings.explain_limit_bytes)
 
-    async def run(self, closed: Refusal | None) -> web.StreamResponse:
-        """`closed`: it is refused with this, unread. Raises nothing but CancelledError. The RouteFact is reported
-        before it returns."""
+    async def run(self, closed: Refusal | None) -> Answer | None:
+        """What is still to be sent; None: at most the end of what was. `closed`: it is refused with this, unread.
+        Raises nothing but CancelledError. The RouteFact is reported before it returns."""
         record = self._record
-        response: web.StreamResponse = web.Response(status=CLIENT_LEFT)
+        answer: Answer | None = None
         try:
             if closed is not None:
                 raise RouterError.of(closed)
-            async with self._means.bodies.hold(self._http) as self._body:
-                response = await self._run()
+            async with self._means.bodies.hold(self._in) as self._body:
+                answer = await self._run()
         except RouterError as error:
             record.refusal = error.refusal
-            response = envelope.refused(error.refusal, self.headers(), retry_after_s=self._settings.retry_after_s)
+            answer = envelope.refused(error.refusal, self.headers(), retry_after_s=self._settings.retry_after_s)
         except ConnectionError:
             log.debug("request %s: the client left while it sent the body", record.id)
         except asyncio.CancelledError:
@@ -130,25 +131,25 @@ class Exchange:
             log.exception("request %s failed in the edge", record.id)
             self._feed(ClientLeft())
             record.defect = True
-            response = envelope.defect(self.headers())
+            answer = envelope.defect(self.headers())
         finally:
             if self._timer is not None:
                 self._timer.cancel()
-            record.status = record.status or response.status
+            record.status = record.status or (answer.status if answer is not None else self._out.status or CLIENT_LEFT)
             self._means.report(record.fact(self._means.view(), self._clock()))
-        return response
+        return answer
 
-    async def _run(self) -> web.StreamResponse:
+    async def _run(self) -> Answer | None:
         record = self._record
         self._means.count("client_in", len(self._body))
-        record.said = said = Said.of(self._http)
+        record.said = said = Said.of(self._in.head.fields, self._in.client)
         if said.deadline_s is not None:
             self._ends_at = record.began + min(said.deadline_s, self._settings.request_timeout_s)
         record.asked = asked = asking.read(self._path, self._body, said.content_type, self._settings.prompt)
         self._wanted = catalog.wanted(self._means.view(), self._path, asked, self._settings.names_listed)
         streamed = asked.stream and self._generates
         if streamed:
-            self._reply = StreamReply(self._http, self.headers, self._settings, self._means.count)
+            self._reply = StreamReply(self._out, self.headers, self._settings, self._means.count)
         else:
             self._reply = WholeReply(self.headers, self._settings, self._means.count)
         now = self._clock()
@@ -162,7 +163,7 @@ class Exchange:
         )
         async with asyncio.TaskGroup() as self._tasks:
             await self._drive(self._reply)
-        return self._reply.response()
+        return self._reply.answer()
 
     async def _drive(self, reply: Reply) -> None:
         self._feed(Tick())
@@ -173,12 +174,11 @@ class Exchange:
                 self._to_open = None
                 await self._carry(opened, reply)
         end = self._record.end
-        if isinstance(end, Fail) and not await self._told(reply, end.refusal) and self._http.transport is not None:
-            self._http.transport.abort()
+        if end.outcome == "cancelled" if isinstance(end, Finish) else not await self._told(reply, end.refusal):
+            self._out.abort()
 
     async def _told(self, reply: Reply, refusal: Refusal) -> bool:
         """Whether the client took the news. One that left or does not read need not be told."""
-        task = asyncio.current_task()
         try:
             async with asyncio.timeout(self._settings.farewell_s):
                 if self._record.first_at is None:
@@ -186,10 +186,6 @@ class Exchange:
                 await reply.fail(refusal)
         except (ConnectionError, TimeoutError):
             return False
-        except asyncio.CancelledError:
-            if task is not None and task.cancelling():
-                raise
-            return False  # Of aiohttp's making: a write that the deadline broke off is over for all later ones too.
         return True
 
     @property
