@@ -144,6 +144,8 @@ class EngineSettings(Struct, frozen=True, kw_only=True):
     prompt_cache_bytes: int = 2**28  # for a spec that says no other
     buffer_bytes: int = 2**28  # freed GPU buffers a worker may keep; headroom budgets for them
 
+    http: HttpSettings = HttpSettings()
+
     def __post_init__(self) -> None:
         assert self.port_tries >= 1
         assert min(self.external_slots, self.command_slots, self.mlx_slots) >= 1

@@ -68,7 +68,7 @@ class Answer:
 
     def __init__(self, connection: Connection, settings: HttpSettings, silence_s: float, *, bodiless: bool) -> None:
         self._connection: Connection | None = connection  # None: this answer has nothing to do with it any more
-        self._settings, self.silence_s = settings, silence_s  # seconds of silence that are borne, from now on
+        self._settings, self.silence_s = settings, silence_s
         self._reader = AnswerReader(settings, bodiless=bodiless)
         self._parts: list[bytes] = []
         self._held = 0  # bytes in them
@@ -101,6 +101,13 @@ class Answer:
                 return None
         return b"".join(parts)
 
+    async def start(self, limit_bytes: int) -> bytes:
+        """The first bytes of the body, or all of it. Raises HttpError."""
+        found = b""
+        while len(found) < limit_bytes and (part := await self.read()):
+            found += part
+        return found[:limit_bytes]
+
     async def into(self, take: Callable[[bytes], None]) -> None:
         """Calls `take` with each part, in the callback that brings it, and returns at the end of the answer, or when
         `take` has called `leave` or `close`. Raises HttpError and whatever `take` raises."""
@@ -114,6 +121,12 @@ class Answer:
             self._on_part = None
         if self._error is not None:
             raise self._error
+
+    def bear(self, silence_s: float) -> None:
+        """So much silence is borne, from now on."""
+        self.silence_s = silence_s
+        if self._connection is not None and not self._left:
+            self._connection.bear(silence_s)
 
     def pause(self) -> None:
         """No more for now: the system's buffers fill, and the server has to wait."""

@@ -310,7 +310,7 @@ async def test_a_slow_reader_holds_the_server_back() -> None:
             await asyncio.sleep(0.3)  # longer than silence is borne: it is ours, not the server's
         assert sent[0] < whole / 2
         assert answer._held < 100_000 + 2**20
-        answer.silence_s = 30.0
+        answer.bear(30.0)
         found = await answer.whole(10**9)
         assert found is not None
         assert len(found) == size * whole
