@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 from node.io.turn import BrokenBodyError, Incoming
 from router.errors import ErrorCode, RouterError
@@ -16,6 +14,30 @@ _ANY_ZIP = 32 + zlib.MAX_WBITS  # zlib's word for gzip or zlib, by what comes fi
 _LONG_BYTES = 64 * 1024  # takes longer to unpack than the loop should stand still
 
 
+class Held:
+    """One body, as `async with`: given back at its end."""
+
+    __slots__ = ("_bodies", "_incoming", "size_bytes")
+
+    def __init__(self, bodies: Bodies, incoming: Incoming) -> None:
+        self._bodies, self._incoming = bodies, incoming
+        self.size_bytes = 0
+
+    async def __aenter__(self) -> bytes:
+        try:
+            return await self._bodies.read(self._incoming, self)
+        except BaseException:
+            self._give_back()
+            raise
+
+    async def __aexit__(self, *_: object) -> None:
+        self._give_back()
+
+    def _give_back(self) -> None:
+        self._bodies.held_bytes -= self.size_bytes
+        assert self._bodies.held_bytes >= 0
+
+
 class Bodies:
     """Counts what is held."""
 
@@ -23,40 +45,44 @@ class Bodies:
         self._settings = settings
         self.held_bytes = 0
 
-    @asynccontextmanager
-    async def hold(self, incoming: Incoming) -> AsyncIterator[bytes]:
+    def hold(self, incoming: Incoming) -> Held:
+        """Its body, counted as long as the context is open."""
+        return Held(self, incoming)
+
+    async def read(self, incoming: Incoming, held: Held) -> bytes:
         """The whole body, decompressed. Raises RouterError: too large, too slow, broken, or no room for it now."""
+        self._fits(incoming.head.length or 0)
         parts: list[bytes] = []
-        taken = 0
-        try:
-            self._fits(incoming.head.length or 0)
+        if incoming.whole:
+            self._take(incoming, held, parts)
+        else:
             try:
-                async with asyncio.timeout(None if incoming.whole else self._settings.body_timeout_s):
-                    while True:
-                        for part in incoming.take():
-                            parts.append(part)
-                            taken += len(part)
-                            self.held_bytes += len(part)
-                            self._fits(taken)
-                        if incoming.whole:
-                            break
+                async with asyncio.timeout(self._settings.body_timeout_s):
+                    self._take(incoming, held, parts)
+                    while not incoming.whole:
                         await incoming.more()
+                        self._take(incoming, held, parts)
             except TimeoutError as error:
                 message = f"the body did not arrive within {self._settings.body_timeout_s:.0f} s"
                 raise RouterError(ErrorCode.INVALID_REQUEST, message) from error
             except BrokenBodyError as error:
                 raise RouterError(ErrorCode.INVALID_REQUEST, str(error)) from error
-            body = parts[0] if len(parts) == 1 else b"".join(parts)
+        body = parts[0] if len(parts) == 1 else b"".join(parts)
+        if (coding := incoming.head.fields.get("content-encoding", "identity").lower()) != "identity":
             parts.clear()
-            if (coding := incoming.head.fields.get("content-encoding", "identity").lower()) != "identity":
-                body = await self._plain(body, coding)
-                self.held_bytes += len(body) - taken
-                taken = len(body)
-                self._fits(taken)
-            yield body
-        finally:
-            self.held_bytes -= taken
-            assert self.held_bytes >= 0
+            body = await self._plain(body, coding)
+            self._count(held, len(body) - held.size_bytes)
+        return body
+
+    def _take(self, incoming: Incoming, held: Held, parts: list[bytes]) -> None:
+        for part in incoming.take():
+            parts.append(part)
+            self._count(held, len(part))
+
+    def _count(self, held: Held, size_bytes: int) -> None:
+        held.size_bytes += size_bytes
+        self.held_bytes += size_bytes
+        self._fits(held.size_bytes)
 
     async def _plain(self, body: bytes, coding: str) -> bytes:
         if coding not in _ZIPPED:

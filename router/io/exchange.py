@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import secrets
 from collections import deque
 from contextlib import aclosing
@@ -74,11 +75,11 @@ class Exchange:
         self._inbox: deque[Event] = deque()
         self._stepping = False
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = math.inf  # the machine's deadline when it was set, which mostly moves away
         self._wake = asyncio.Event()  # something to open, or the end
         self._to_open: Open | None = None
         self._carried: Open | None = None  # the upstream that counts now
         self._scope: asyncio.Timeout | None = None  # rescheduled to now when that upstream must stop
-        self._tasks: asyncio.TaskGroup | None = None
 
     def node_lost(self, node: NodeId) -> None:
         """Membership says that `node` is dead."""
@@ -103,10 +104,10 @@ class Exchange:
 
     def _explained(self) -> str | None:
         """The decision, when the client wants to know."""
-        decision = self._record.decision(self._means.view())
-        if decision is None or self._record.said is None or not self._record.said.explain:
+        if self._record.said is None or not self._record.said.explain:
             return None
-        return compact(decision, self._settings.explain_limit_bytes)
+        decision = self._record.decision(self._means.view())
+        return compact(decision, self._settings.explain_limit_bytes) if decision is not None else None
 
     async def run(self, closed: Refusal | None) -> Answer | None:
         """What is still to be sent; None: at most the end of what was. `closed`: it is refused with this, unread.
@@ -161,8 +162,7 @@ class Exchange:
             now=now,
             barred=self._wanted.barred,
         )
-        async with asyncio.TaskGroup() as self._tasks:
-            await self._drive(self._reply)
+        await self._drive(self._reply)
         return self._reply.answer()
 
     async def _drive(self, reply: Reply) -> None:
@@ -208,10 +208,16 @@ class Exchange:
                     self._perform(effect)
         finally:
             self._stepping = False
-        if self._timer is not None:
-            self._timer.cancel()
-        loop = asyncio.get_running_loop()
-        self._timer = None if self._machine.over else loop.call_at(self._machine.deadline, self._feed, Tick())
+        if not self._machine.over and self._machine.deadline < self._timer_at:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer_at = self._machine.deadline
+            self._timer = asyncio.get_running_loop().call_at(self._timer_at, self._tick)
+
+    def _tick(self) -> None:
+        """May be early, as the deadline may have moved: that is harmless."""
+        self._timer, self._timer_at = None, math.inf
+        self._feed(Tick())
 
     def _perform(self, effect: Effect) -> None:
         dispatch = self._means.dispatch
@@ -235,8 +241,7 @@ class Exchange:
             case CancelAsk(id_, attempt):
                 dispatch.cancel(id_, attempt)
             case Comfort():
-                assert self._tasks is not None
-                self._tasks.create_task(self._comfort())
+                self._comfort()
             case Finish() | Fail():
                 self._record.end = effect
                 self._wake.set()
@@ -284,10 +289,10 @@ class Exchange:
         if reply.status and (explained := self._explained()) is not None:
             await reply.keep_alive(f": x-mesh-decision {explained}\n\n".encode())
 
-    async def _comfort(self) -> None:
+    def _comfort(self) -> None:
         assert self._reply is not None
         try:
-            await self._reply.comfort()
+            self._reply.comfort()
         except ConnectionError:
             self._feed(ClientLeft())
 

@@ -32,8 +32,8 @@ class Reply(Protocol):
     async def keep_alive(self, block: bytes) -> None:
         """A comment of the node: a sign of life."""
 
-    async def comfort(self) -> None:
-        """Nothing has come for long."""
+    def comfort(self) -> None:
+        """Nothing has come for long. Not waited for: a client that still has something to read needs none."""
 
     def restart(self) -> None:
         """The attempt failed; what it gave does not count. Only before anything was sent."""
@@ -65,19 +65,22 @@ class StreamReply:
         return self._out.status or (self._refused.status if self._refused is not None else 0)
 
     async def block(self, block: bytes) -> None:
-        out = self._out
-        if not out.status:
-            out.begin(200, {**_STREAM, **self._headers()})
+        self._write(block)
+        if self._out.full:
+            await self._out.drained()
+
+    def _write(self, block: bytes) -> None:
+        if not self._out.status:
+            self._out.begin(200, {**_STREAM, **self._headers()})
         self._count("client_out", len(block))
-        out.write(block)
-        if out.full:
-            await out.drained()
+        self._out.write(block)
 
     async def keep_alive(self, block: bytes) -> None:
         await self.block(block)
 
-    async def comfort(self) -> None:
-        await self.block(COMFORT)
+    def comfort(self) -> None:
+        if not self._out.full:
+            self._write(COMFORT)
 
     def restart(self) -> None:
         """Nothing is kept."""
@@ -117,7 +120,7 @@ class WholeReply:
     async def keep_alive(self, block: bytes) -> None:
         """Nothing can be said before the status is known."""
 
-    async def comfort(self) -> None:
+    def comfort(self) -> None:
         """Nor here."""
 
     def restart(self) -> None:
