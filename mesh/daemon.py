@@ -49,6 +49,7 @@ from node.io.command import CommandEngine
 from node.io.engine import ModelSpec
 from node.io.external import ExternalEngine
 from node.io.host import Host
+from node.io.http_client import HttpClient
 from node.io.identity import new_id, node_id
 from node.io.measured import Measured
 from node.io.mlx import MlxEngine
@@ -156,12 +157,15 @@ class Daemon:
             self.observer.life("orphan", said)
         specs = self._read_stack(self.config)
         timeout = aiohttp.ClientTimeout(total=None)
-        async with aiohttp.ClientSession(timeout=timeout, connector=self.sockets.connector()) as self.session:
+        async with (
+            aiohttp.ClientSession(timeout=timeout, connector=self.sockets.connector()) as self.session,
+            HttpClient(make=self.sockets.make) as http,
+        ):
             self.edge = Edge(
                 view=self.membership.view,
                 dispatch=self.dispatch,
                 host=self.host,
-                session=self.session,
+                http=http,
                 settings=EdgeSettings(request_timeout_s=self.config.request_timeout),
                 report=self.observer.report,
                 count_bytes=self.metrics.count_bytes,

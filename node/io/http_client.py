@@ -38,6 +38,12 @@ class HttpClient:
         self._shunned: dict[Origin, float] = {}  # until when; oldest first
         self._closed = False
 
+    async def __aenter__(self) -> HttpClient:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
     @property
     def connections(self) -> int:
         """Open now, idle ones included."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-import aiohttp
 from aiohttp import web
 
 from node.errors import NodeError, NodeErrorCode
 from node.http_reply import Answer
 from node.http_request import Fault, Head, path_of
+from node.io.http_client import HttpClient
 from node.io.turn import Incoming, Outgoing
 from node.types import NodeId
 from router import catalog
@@ -44,13 +44,13 @@ class Edge:
         view: Callable[[], View],
         dispatch: Placing,
         host: Serving,
-        session: aiohttp.ClientSession,
+        http: HttpClient,
         settings: EdgeSettings,
         report: Callable[[RouteFact], None],
         count_bytes: Callable[[str, int], None],
         metrics: Callable[[], bytes],
     ) -> None:
-        self._view, self._host, self._session, self._settings = view, host, session, settings
+        self._view, self._host, self._http, self._settings = view, host, http, settings
         self._count = count_bytes
         self._means = Means(
             view=view,
@@ -159,10 +159,9 @@ class Edge:
                 NodeErrorCode.UNREACHABLE, f"from here {found.report.name} cannot be reached: {found.reason}"
             )
         return HttpHop(
-            self._session,
+            self._http,
             addresses=found.addresses or found.report.addresses,
             port=found.report.peer_port,
-            rtt_s=found.rtt_s,
             settings=self._settings,
             count=self._count,
         )

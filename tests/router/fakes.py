@@ -16,6 +16,7 @@ from mesh.http import Server
 from mesh.settings import ServerSettings
 from node.errors import NodeError, NodeErrorCode
 from node.io.calls import Call
+from node.io.http_client import HttpClient
 from node.io.serve import routes as peer_routes
 from node.types import ModelReport, ModelState, NodeId, NodeReport, RequestId, Usage
 from router.errors import ErrorCode, Refusal
@@ -206,12 +207,12 @@ async def serving(routes: list[web.RouteDef]) -> tuple[web.AppRunner, int]:
 async def rigged(settings: EdgeSettings) -> AsyncIterator[tuple[Rig, Edge]]:
     rig = Rig(settings)
     peer, rig.peer_port = await serving(peer_routes(rig.peer))
-    async with aiohttp.ClientSession() as session:
+    async with HttpClient() as http:
         edge = Edge(
             view=rig.view,
             dispatch=rig.dispatch,
             host=rig.host,
-            session=session,
+            http=http,
             settings=settings,
             report=rig.facts.append,
             count_bytes=rig.count,
