@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 SIM_MINUTES ?= 30
 PACKAGES := mesh node router election demo bench
 
-.PHONY: help setup run test lint sim bench-node bench-mesh bench-exact bench-routing clean
+.PHONY: help setup run test lint sim bench-node bench-mesh bench-exact bench-routing bench-path clean
 
 help:  ## what can be made here
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -48,6 +48,9 @@ bench-exact: $(READY)  ## streams cut at random points, and whether their client
 
 bench-routing: $(READY)  ## the scheduler on request traces, against clairvoyants and other routers; writes bench/out/routing.json
 	@$(BIN)/python -m bench.routing $(ARGS)
+
+bench-path: $(READY)  ## what a request costs on its way, beside nginx and haproxy (Linux; apt: gcc nginx haproxy); writes bench/out/path.json
+	@$(BIN)/python -m bench.path $(ARGS)
 
 clean:  ## away with what is made here, the demo model's cache included
 	rm -rf $(VENV) .cache bench/out *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

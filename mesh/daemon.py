@@ -50,6 +50,7 @@ from node.io.command import CommandEngine
 from node.io.engine import ModelSpec
 from node.io.external import ExternalEngine
 from node.io.host import Host
+from node.io.http_client import HttpClient
 from node.io.identity import new_id, node_id
 from node.io.measured import Measured
 from node.io.mlx import MlxEngine
@@ -158,22 +159,26 @@ class Daemon:
             self.observer.life("orphan", said)
         specs = self._read_stack(self.config)
         timeout = aiohttp.ClientTimeout(total=None)
-        async with aiohttp.ClientSession(timeout=timeout, connector=self.sockets.connector()) as self.session:
+        async with (
+            aiohttp.ClientSession(timeout=timeout, connector=self.sockets.connector()) as self.session,
+            HttpClient(make=self.sockets.make) as http,
+        ):
             self.edge = Edge(
                 view=self.membership.view,
                 dispatch=self.dispatch,
                 host=self.host,
-                session=self.session,
+                http=http,
                 settings=EdgeSettings(request_timeout_s=self.config.request_timeout),
                 report=self.observer.report,
                 count_bytes=self.metrics.count_bytes,
                 metrics=self.metrics.text,
             )
-            edge_app = web.Application(
-                middlewares=guards(self.config.bind), client_max_size=EdgeSettings().body_limit_bytes
-            )
+            edge_app = web.Application(middlewares=guards(self.config.bind))
             edge_app.add_routes(self.edge.routes())
-            self._servers = {"edge": Server(edge_app), "admin": Server(admin_app(self.control), cancels=False)}
+            self._servers = {
+                "edge": Server(edge_app, raw=self.edge, guarded=not self.config.bind),
+                "admin": Server(admin_app(self.control), cancels=False),
+            }
             self._trap_signals()
             try:
                 async with asyncio.TaskGroup() as group:

@@ -18,11 +18,12 @@ from aiohttp.web_protocol import RequestHandler
 from mesh.addresses import plain
 from mesh.errors import MeshError
 from mesh.settings import ServerSettings
+from node.io.front import Application, Front, Fronts
 from node.io.probe import Holder
+from node.settings import FrontSettings
 
 _SHARED = ipaddress.ip_network("100.64.0.0/10")  # RFC 6598; Tailscale's addresses
 BACKLOG = 1024
-STOP_S = 5.0  # for handlers to end after their connections were told to
 
 
 @lru_cache(maxsize=1024)
@@ -95,27 +96,53 @@ def _why_not(e: OSError, address: str, port: int, holder: Holder | None) -> Mesh
 class Server:
     """One application on its sockets. With `cancels` a handler is cancelled when its client leaves: that is how a
     cancellation reaches the worker; without, what was asked for is carried out to its end. A connection on which nobody
-    asks anything is closed after a while, and sooner when there are many (`silent_closed` so far)."""
+    asks anything is closed after a while, and sooner when there are many (`silent_closed` so far).
 
-    def __init__(self, app: web.Application, *, cancels: bool = True, settings: ServerSettings | None = None) -> None:
+    `raw` takes what it carries before the application sees it; other connections are handed over, and end with the
+    answer to what made them so: the next request may be `raw`'s. `guarded`: what arrives at a public address is all the
+    application's, which has `guards`.
+    """
+
+    def __init__(
+        self,
+        app: web.Application,
+        *,
+        cancels: bool = True,
+        settings: ServerSettings | None = None,
+        raw: Application | None = None,
+        guarded: bool = False,
+    ) -> None:
         self._settings = settings or ServerSettings()
         self._runner = web.AppRunner(
             app,
             handler_cancellation=cancels,
             access_log=None,
-            shutdown_timeout=STOP_S,
+            shutdown_timeout=self._settings.stop_s,
             keepalive_timeout=self._settings.keepalive_s,
         )
         app.middlewares.insert(0, self._noted)
+        self._fronts: Fronts | None = None
+        if raw is not None:
+            self._fronts = Fronts(
+                raw,
+                self._framework,
+                settings=FrontSettings(),
+                carries_at=is_local if guarded else lambda _: True,
+            )
+        self._listening: list[asyncio.Server] = []  # of `raw`
         self._spoke: set[RequestHandler] = set()  # connections that have made a request
-        self._silent: dict[RequestHandler, float] = {}  # those that have not, and since when
+        self._silent: dict[RequestHandler | Front, float] = {}  # those that have not, and since when
         self._timer: asyncio.TimerHandle | None = None
         self.silent_closed = 0
 
     async def listen(self, sockets: Sequence[socket.socket]) -> None:
         await self._set_up()
+        loop = asyncio.get_running_loop()
         for s in sockets:
-            await web.SockSite(self._runner, s, backlog=BACKLOG).start()
+            if self._fronts is not None:
+                self._listening.append(await loop.create_server(self._fronts, sock=s, backlog=BACKLOG))
+            else:
+                await web.SockSite(self._runner, s, backlog=BACKLOG).start()
 
     async def listen_unix(self, path: Path) -> None:
         """The path must be free (home.prepare_socket); only this user may connect."""
@@ -131,7 +158,17 @@ class Server:
     @property
     def connections(self) -> int:
         """Open now."""
-        return len(self._runner.server.connections) if self._runner.server is not None else 0
+        return len(self._open())
+
+    def _open(self) -> list[RequestHandler | Front]:
+        handed_over = self._runner.server.connections if self._runner.server is not None else ()
+        return [*handed_over, *(self._fronts.connections if self._fronts is not None else ())]
+
+    def _framework(self) -> RequestHandler:
+        assert self._runner.server is not None
+        handler = self._runner.server()
+        assert isinstance(handler, RequestHandler)
+        return handler
 
     def end_at(self, mine: Collection[str]) -> None:
         """Ends connections to an address that is not one of `mine`, this machine's, any more: no answer reaches whoever
@@ -144,7 +181,7 @@ class Server:
         self._end("peername", lambda there: there in gone)
 
     def _end(self, side: str, gone: Callable[[str], bool]) -> None:
-        for connection in list(self._runner.server.connections) if self._runner.server is not None else []:
+        for connection in self._open():
             transport = connection.transport
             name = transport.get_extra_info(side) if transport is not None else None
             if transport is not None and isinstance(name, tuple) and gone(plain(str(name[0]))):
@@ -155,6 +192,11 @@ class Server:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        for listening in self._listening:
+            listening.close()
+        self._listening.clear()
+        if self._fronts is not None:
+            await self._fronts.close(self._settings.stop_s)
         await self._runner.cleanup()
 
     async def _set_up(self) -> None:
@@ -167,19 +209,32 @@ class Server:
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
         self._spoke.add(request.protocol)
-        return await handler(request)
+        try:
+            response = await handler(request)
+        except web.HTTPException as refused:
+            if self._fronts is not None:
+                refused.force_close()
+            raise
+        if self._fronts is not None:
+            response.force_close()
+        return response
 
     def _look(self) -> None:
         """aiohttp has no limit for the time to the first request: whoever opens a thousand connections and says nothing
         would keep a thousand of our file descriptors."""
         s, loop = self._settings, asyncio.get_running_loop()
         now = loop.time()
-        open_now = self._runner.server.connections if self._runner.server is not None else []
+        if self._fronts is not None:
+            self._fronts.look(now, s.keepalive_s)
+        open_now = self._open()
         self._spoke.intersection_update(open_now)
-        self._silent = {c: self._silent.get(c, now) for c in open_now if c not in self._spoke}
+        self._silent = {c: self._silent.get(c, now) for c in open_now if not self._has_spoken(c)}
         oldest_first = sorted(self._silent.items(), key=lambda item: item[1])
         for i, (connection, since) in enumerate(oldest_first):
             if now - since >= s.silent_s or i < len(oldest_first) - s.silent_max:
                 connection.force_close()
                 self.silent_closed += 1
         self._timer = loop.call_later(s.look_every_s, self._look)
+
+    def _has_spoken(self, connection: RequestHandler | Front) -> bool:
+        return connection.spoke if isinstance(connection, Front) else connection in self._spoke

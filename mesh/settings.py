@@ -109,6 +109,7 @@ class ServerSettings(Struct, frozen=True, kw_only=True):
     silent_s: float = 10.0  # a connection that has not made a request by then is closed
     silent_max: int = 256  # more of them: the oldest go at once
     keepalive_s: float = 75.0  # between two requests
+    stop_s: float = 5.0  # for what is answered to end, once the server was told to
 
 
 class HeartbeatSettings(Struct, frozen=True, kw_only=True):

@@ -73,6 +73,49 @@ class NodeSettings(Struct, frozen=True, kw_only=True):
         assert self.stream_blocks >= 1
 
 
+class HttpSettings(Struct, frozen=True, kw_only=True):
+    """Bounds of our HTTP client, on the way to model servers and to peers. Times in seconds, sizes in bytes."""
+
+    head_bytes: int = 64 * 1024  # of one answer; a longer one is refused
+    interim_heads: int = 8  # 1xx before an answer
+    chunk_line_bytes: int = 1024  # the size of a chunk, and what else its line says
+    trailer_bytes: int = 16 * 1024
+
+    buffer_bytes: int = 256 * 1024  # of an answer that nobody has read yet; then its connection is not read
+    slice_bytes: int = 256 * 1024  # of a question handed to the system at a time
+    open_max: int = 4096  # connections to one address; past it a question is refused, not queued
+    idle_max: int = 64  # of them kept for the next question,
+    idle_s: float = 30.0  # for so long
+    end_s: float = 1.0  # what follows the last event of a stream is waited for so long; then the connection is closed
+    stale_s: float = 5.0  # a kept connection that ends so soon after a question was stale: the question is sent again
+    beside_s: float = 0.25  # an address that has not answered by then: the next one is tried beside it
+    shun_s: float = 10.0  # and goes to the end of the line for so long
+    shunned_max: int = 1024  # addresses
+
+    def __post_init__(self) -> None:
+        assert self.buffer_bytes > 0
+        assert self.slice_bytes > 0
+        assert 0 <= self.idle_max <= self.open_max
+        assert self.chunk_line_bytes >= 16
+
+
+class FrontSettings(Struct, frozen=True, kw_only=True):
+    """Bounds of one connection of our HTTP server, as far as it reads requests itself. Times in seconds, sizes in
+    bytes, and in brackets what a client hears."""
+
+    head_bytes: int = 32 * 1024  # request line and fields (431)
+    target_bytes: int = 8 * 1024  # (414)
+    fields_max: int = 100  # (431)
+    chunk_line_bytes: int = 128  # the size of a chunk and its extensions (400)
+    framing_bytes: int = 4 * 2**20  # such lines of one body, and what follows the last chunk (400)
+    ahead_bytes: int = 64 * 1024  # sent before the last answer was out; then the connection is not read
+    linger_s: float = 5.0  # what a refused client still sends is thrown away so long, so that it can read why
+
+    def __post_init__(self) -> None:
+        assert 0 < self.target_bytes < self.head_bytes
+        assert self.chunk_line_bytes >= 16
+
+
 class EngineSettings(Struct, frozen=True, kw_only=True):
     """Bounds of the engines and their workers. Times in seconds, sizes in bytes."""
 
@@ -100,6 +143,8 @@ class EngineSettings(Struct, frozen=True, kw_only=True):
     prompt_cache_seqs: int = 1000  # many, because bytes are the bound that matters: ten lose agents' prefixes
     prompt_cache_bytes: int = 2**28  # for a spec that says no other
     buffer_bytes: int = 2**28  # freed GPU buffers a worker may keep; headroom budgets for them
+
+    http: HttpSettings = HttpSettings()
 
     def __post_init__(self) -> None:
         assert self.port_tries >= 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from enum import StrEnum
+from functools import cached_property
 
 from msgspec import Struct
 
@@ -34,7 +35,7 @@ class NodeView(Struct, frozen=True, kw_only=True):
     reachable: bool = True  # a link is up, or it is this node
 
 
-class View(Struct, frozen=True, kw_only=True):
+class View(Struct, frozen=True, kw_only=True, dict=True):  # a dict for what is worked out once
     """`nodes` holds this node too (`self_id`), always. `coordinator` None: nobody is known to coordinate."""
 
     self_id: NodeId
@@ -57,7 +58,11 @@ class View(Struct, frozen=True, kw_only=True):
 
     def names(self) -> dict[NodeId, str]:
         """Each node as people know it, unique in this view: its name, or `name~id4` where another has the same one
-        (but for capitals), with as much of the id as tells them apart."""
+        (but for capitals), with as much of the id as tells them apart. Not to be changed: each request asks for it."""
+        return self._names
+
+    @cached_property
+    def _names(self) -> dict[NodeId, str]:
         count = Counter(n.report.name.lower() for n in self.nodes)
         return {
             n.report.id: n.report.name if count[n.report.name.lower()] == 1 else self.long_name(n.report)

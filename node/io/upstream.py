@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+import base64
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
-import aiohttp
+from yarl import URL
 
 from node.continuation import TOKENS_HEADER
 from node.errors import NodeError, NodeErrorCode
+from node.io.dial import Origin
+from node.io.http_client import HttpClient
+from node.io.http_wire import Answer, FullError, HttpError, NotConnectedError, SilentError, question
 from node.openai import (
     DONE,
     SseSplitter,
@@ -24,8 +28,8 @@ from node.openai import (
 from node.settings import EngineSettings
 
 JSON = "application/json"
-PROBE = {"X-Mesh-Probe": "1"}  # our launcher does not log these; other servers do not mind
-NAME_TOKENS = {TOKENS_HEADER: "1"}
+PROBE = {"x-mesh-probe": "1"}  # our launcher does not log these; other servers do not mind
+NAME_TOKENS = {TOKENS_HEADER.lower(): "1"}
 CLIENTS_FAULT = frozenset({400, 411, 413, 415, 422})
 FULL = frozenset({429, 503})
 NO_SUCH_PATH = frozenset({404, 405, 501})
@@ -45,20 +49,38 @@ class Upstream:
         self.base, self.echoes = base, echoes
         self.names_tokens = False  # it is our launcher: chunks shall name their tokens
         self._settings, self._model, self._first_limit_s = settings, model, first_limit_s
-        self._session: aiohttp.ClientSession | None = None
+        self._http: HttpClient | None = None
 
     @property
-    def session(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            timeout = aiohttp.ClientTimeout(total=None, sock_connect=self._settings.connect_limit_s)
-            self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout)
-        return self._session
+    def http(self) -> HttpClient:
+        """Its connections."""
+        if self._http is None:
+            self._http = HttpClient(self._settings.http)
+        return self._http
 
     async def close(self) -> None:
         """Ends every connection. Idempotent."""
-        session, self._session = self._session, None
-        if session is not None:
-            await session.close()
+        http, self._http = self._http, None
+        if http is not None:
+            await http.close()
+
+    async def _ask(self, method: str, url: str, body: bytes, fields: dict[str, str], silence_s: float) -> Answer:
+        """Raises NodeError and HttpError."""
+        try:
+            place = URL(url)
+            origin = Origin(place.raw_host or "", place.port or 0, place.scheme == "https")
+            if place.user is not None:
+                said = base64.b64encode(f"{place.user}:{place.password or ''}".encode()).decode()
+                fields = {**fields, "authorization": f"Basic {said}"}
+            head = question(method, place.raw_authority.rpartition("@")[2], place.raw_path_qs, fields, len(body))
+        except ValueError as error:
+            raise NodeError(NodeErrorCode.BAD_REQUEST, f"it cannot be asked for: {error}") from error
+        connect_s = self._settings.connect_limit_s
+        answer = await self.http.ask([origin], head, body, connect_s=connect_s, silence_s=silence_s)
+        if answer.head.fields.get(b"content-encoding", b"identity").lower() != b"identity":
+            answer.close()
+            raise _failed("the model server's answer is compressed, which nobody asked for")
+        return answer
 
     async def stream(self, path: str, body: bytes, *, model_name: str) -> AsyncGenerator[bytes, None]:
         """Worker.stream of node/io/engine.py."""
@@ -79,45 +101,50 @@ class Upstream:
             raise _failed(f"the model server has no /v1/{path}") from None
         raise _failed("the model server closed the stream before its end")
 
-    async def _blocks(self, path: str, body: bytes, headers: Mapping[str, str]) -> AsyncGenerator[bytes, None]:
+    async def _blocks(self, path: str, body: bytes, fields: dict[str, str]) -> AsyncGenerator[bytes, None]:
         """What the server streams, block by block, until it closes. Closing the generator closes the connection."""
-        splitter = SseSplitter(self._settings.block_bytes)
-        limit_s, response = self._first_limit_s, None
-        headers = {"Content-Type": JSON, **headers}
+        splitter, answer = SseSplitter(self._settings.block_bytes), None
+        fields = {"content-type": JSON, **fields}
         try:
-            async with asyncio.timeout(limit_s):
-                response = await self.session.post(f"{self.base}/{path}", data=body, headers=headers)
-                if response.status != 200:
-                    raise await self._refused(response)
-            while True:
-                async with asyncio.timeout(limit_s):
-                    data = await response.content.readany()
-                if not data:
-                    return
-                for block in splitter.feed(data):
-                    limit_s = self._settings.silence_limit_s
+            answer = await self._ask("POST", f"{self.base}/{path}", body, fields, self._first_limit_s)
+            if answer.status != 200:
+                raise await self._refused(answer)
+            while data := await answer.read():
+                blocks = splitter.feed(data)
+                if blocks:
+                    answer.bear(self._settings.silence_limit_s)
+                for block in blocks:
+                    if is_done(block):
+                        answer.leave()
                     yield block
-        except aiohttp.ConnectionTimeoutError as error:
-            connect_s = self._settings.connect_limit_s
-            raise _failed(f"the model server took no connection within {connect_s:g} s") from error
-        except TimeoutError as error:
-            raise _failed(f"the model server said nothing for {limit_s:g} s") from error
-        except aiohttp.ClientConnectorError as error:
-            raise _failed(f"nothing answers at {self.base}: {error.os_error.strerror or error}") from error
-        except aiohttp.ClientError as error:
-            raise _failed(f"the connection to the model server broke: {error}") from error
+        except HttpError as error:
+            raise self._lost(error) from error
         finally:
-            if response is not None:
-                response.close()  # not release: closing is how a worker learns that nobody waits
+            if answer is not None:
+                answer.close()  # ends the connection, unless it said [DONE]: so a worker learns that nobody waits
 
-    async def _refused(self, response: aiohttp.ClientResponse) -> Exception:
+    def _lost(self, error: HttpError) -> NodeError:
+        """What a failure of the connection means for the mesh."""
+        match error:
+            case NotConnectedError(late=True):
+                return _failed(f"the model server took no connection within {self._settings.connect_limit_s:g} s")
+            case NotConnectedError():
+                return _failed(f"nothing answers at {self.base}: {error.why}")
+            case SilentError():
+                return _failed(f"the model server said nothing for {error.limit_s:g} s")
+            case FullError():
+                return NodeError(NodeErrorCode.NODE_BUSY, str(error))
+            case _:
+                return _failed(f"the connection to the model server broke: {error}")
+
+    async def _refused(self, answer: Answer) -> Exception:
         """What a status other than 200 means for the mesh."""
-        said = error_text(await response.content.read(self._settings.error_bytes))
-        status = response.status
+        said = error_text(await answer.start(self._settings.error_bytes))
+        status = answer.status
         if status in CLIENTS_FAULT:
             return NodeError(NodeErrorCode.BAD_REQUEST, said)
         if status in FULL:
-            return NodeError(NodeErrorCode.NODE_BUSY, said, retry_after_s=_seconds(response.headers.get("Retry-After")))
+            return NodeError(NodeErrorCode.NODE_BUSY, said, retry_after_s=_seconds(answer.head.text(b"retry-after")))
         if status in {405, 501} or (status == 404 and said in {"Not Found", "404 page not found", "404: Not Found"}):
             return NotServedError()
         return _failed(f"the model server answered {status}: {said}")
@@ -126,36 +153,37 @@ class Upstream:
         """Worker.post of node/io/engine.py. In a JSON body the model is renamed; others go as they are."""
         if content_type.partition(";")[0].strip().lower() == JSON:
             body = rename_request(body, model=self._model)
+        answer = None
         try:
-            async with (
-                asyncio.timeout(self._first_limit_s),
-                self.session.post(f"{self.base}/{path}", data=body, headers={"Content-Type": content_type}) as response,
-            ):
-                answer = await self._whole(response)
+            async with asyncio.timeout(self._first_limit_s):
+                fields = {"content-type": content_type}
+                answer = await self._ask("POST", f"{self.base}/{path}", body, fields, self._first_limit_s)
+                said = await answer.whole(self._settings.post_bytes)
         except TimeoutError as error:
             raise _failed(f"the model server said nothing for {self._first_limit_s:g} s") from error
-        except aiohttp.ClientError as error:
-            raise _failed(f"the connection to the model server broke: {error}") from error
-        if response.status in NO_SUCH_PATH:
+        except HttpError as error:
+            raise self._lost(error) from error
+        finally:
+            if answer is not None:
+                answer.close()
+        if said is None:
+            raise _failed(f"the model server's answer exceeds {self._settings.post_bytes} bytes")
+        if answer.status in NO_SUCH_PATH:
             raise NodeError(NodeErrorCode.PATH_NOT_SERVED, f"the model server has no /v1/{path}")
-        return response.status, response.headers.get("Content-Type", JSON), answer
-
-    async def _whole(self, response: aiohttp.ClientResponse) -> bytes:
-        parts, size = [], 0
-        async for part in response.content.iter_any():
-            parts.append(part)
-            size += len(part)
-            if size > self._settings.post_bytes:
-                raise _failed(f"the model server's answer exceeds {self._settings.post_bytes} bytes")
-        return b"".join(parts)
+        return answer.status, answer.head.text(b"content-type", JSON), said
 
     async def get(self, url: str, limit_s: float) -> tuple[int, bytes] | None:
         """Status and the start of the body, or None when nobody answers within `limit_s`."""
+        answer = None
         try:
-            async with asyncio.timeout(limit_s), self.session.get(url) as response:
-                return response.status, await response.content.read(self._settings.error_bytes)
-        except (TimeoutError, aiohttp.ClientError):
+            async with asyncio.timeout(limit_s):
+                answer = await self._ask("GET", url, b"", {}, limit_s)
+                return answer.status, await answer.start(self._settings.error_bytes)
+        except (TimeoutError, HttpError, NodeError):
             return None
+        finally:
+            if answer is not None:
+                answer.close()
 
     async def probe(self, *, chat_first: bool) -> None:
         """Returns when it has generated a token. Raises NodeError(MODEL_FAILED, NODE_BUSY or BAD_REQUEST)."""
@@ -179,7 +207,7 @@ def _failed(message: str) -> NodeError:
     return NodeError(NodeErrorCode.MODEL_FAILED, message)
 
 
-def _seconds(header: str | None) -> float | None:
+def _seconds(header: str) -> float | None:
     try:
         return max(0.0, float(header)) if header else None
     except ValueError:

@@ -3,13 +3,39 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import zlib
 
-from aiohttp import web
-
+from node.io.turn import BrokenBodyError, Incoming
 from router.errors import ErrorCode, RouterError
 from router.settings import EdgeSettings
+
+_ZIPPED = ("gzip", "x-gzip", "deflate")
+_ANY_ZIP = 32 + zlib.MAX_WBITS  # zlib's word for gzip or zlib, by what comes first
+_LONG_BYTES = 64 * 1024  # takes longer to unpack than the loop should stand still
+
+
+class Held:
+    """One body, as `async with`: given back at its end."""
+
+    __slots__ = ("_bodies", "_incoming", "size_bytes")
+
+    def __init__(self, bodies: Bodies, incoming: Incoming) -> None:
+        self._bodies, self._incoming = bodies, incoming
+        self.size_bytes = 0
+
+    async def __aenter__(self) -> bytes:
+        try:
+            return await self._bodies.read(self._incoming, self)
+        except BaseException:
+            self._give_back()
+            raise
+
+    async def __aexit__(self, *_: object) -> None:
+        self._give_back()
+
+    def _give_back(self) -> None:
+        self._bodies.held_bytes -= self.size_bytes
+        assert self._bodies.held_bytes >= 0
 
 
 class Bodies:
@@ -19,31 +45,53 @@ class Bodies:
         self._settings = settings
         self.held_bytes = 0
 
-    @asynccontextmanager
-    async def hold(self, request: web.Request) -> AsyncIterator[bytes]:
+    def hold(self, incoming: Incoming) -> Held:
+        """Its body, counted as long as the context is open."""
+        return Held(self, incoming)
+
+    async def read(self, incoming: Incoming, held: Held) -> bytes:
         """The whole body, decompressed. Raises RouterError: too large, too slow, broken, or no room for it now."""
-        body = bytearray()
-        taken = 0
-        try:
-            self._fits(request.content_length or 0)
+        self._fits(incoming.head.length or 0)
+        parts: list[bytes] = []
+        if incoming.whole:
+            self._take(incoming, held, parts)
+        else:
             try:
                 async with asyncio.timeout(self._settings.body_timeout_s):
-                    async for part in request.content.iter_any():
-                        body += part
-                        taken += len(part)
-                        self.held_bytes += len(part)
-                        self._fits(taken)
+                    self._take(incoming, held, parts)
+                    while not incoming.whole:
+                        await incoming.more()
+                        self._take(incoming, held, parts)
             except TimeoutError as error:
                 message = f"the body did not arrive within {self._settings.body_timeout_s:.0f} s"
                 raise RouterError(ErrorCode.INVALID_REQUEST, message) from error
-            except web.RequestPayloadError as error:
-                raise RouterError(ErrorCode.INVALID_REQUEST, "the body is broken") from error
-            whole = bytes(body)
-            body.clear()
-            yield whole
-        finally:
-            self.held_bytes -= taken
-            assert self.held_bytes >= 0
+            except BrokenBodyError as error:
+                raise RouterError(ErrorCode.INVALID_REQUEST, str(error)) from error
+        body = parts[0] if len(parts) == 1 else b"".join(parts)
+        if (coding := incoming.head.fields.get("content-encoding", "identity").lower()) != "identity":
+            parts.clear()
+            body = await self._plain(body, coding)
+            self._count(held, len(body) - held.size_bytes)
+        return body
+
+    def _take(self, incoming: Incoming, held: Held, parts: list[bytes]) -> None:
+        for part in incoming.take():
+            parts.append(part)
+            self._count(held, len(part))
+
+    def _count(self, held: Held, size_bytes: int) -> None:
+        held.size_bytes += size_bytes
+        self.held_bytes += size_bytes
+        self._fits(held.size_bytes)
+
+    async def _plain(self, body: bytes, coding: str) -> bytes:
+        if coding not in _ZIPPED:
+            message = "content-encoding can be gzip, deflate or identity"
+            raise RouterError(ErrorCode.INVALID_REQUEST, message, param="content-encoding")
+        limit = self._settings.body_limit_bytes
+        if len(body) <= _LONG_BYTES:
+            return _unzipped(body, limit)
+        return await asyncio.to_thread(_unzipped, body, limit)
 
     def _fits(self, size_bytes: int) -> None:
         if size_bytes > self._settings.body_limit_bytes:
@@ -52,3 +100,15 @@ class Bodies:
         if self.held_bytes > self._settings.bodies_limit_bytes:
             message = f"open requests hold {self._settings.bodies_limit_bytes} bytes here already"
             raise RouterError(ErrorCode.MESH_SATURATED, message)
+
+
+def _unzipped(body: bytes, limit: int) -> bytes:
+    """At most one byte more than `limit`. Raises RouterError when it is no zip, or not all of one."""
+    unzip = zlib.decompressobj(_ANY_ZIP)
+    try:
+        plain = unzip.decompress(body, limit + 1)
+    except zlib.error as error:
+        raise RouterError(ErrorCode.INVALID_REQUEST, "the body is not what content-encoding says") from error
+    if len(plain) <= limit and (not unzip.eof or unzip.unused_data):
+        raise RouterError(ErrorCode.INVALID_REQUEST, "the body is not what content-encoding says")
+    return plain

@@ -6,26 +6,22 @@ edge has one kind of failure to judge.
 
 from __future__ import annotations
 
-import asyncio
-import ipaddress
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import aclosing, suppress
 from typing import Protocol
 
-import aiohttp
 import msgspec
 from msgspec import Struct
-from yarl import URL
 
 from node.errors import NodeError, NodeErrorCode
 from node.io.calls import Call
+from node.io.dial import Origin
+from node.io.http_client import HttpClient
+from node.io.http_wire import Answer, FullError, HttpError, NotConnectedError, SilentError, question
 from node.openai import SseSplitter, data_of, is_done
 from router.settings import EdgeSettings
 
 log = logging.getLogger(__name__)
-
-_NEVER_ARRIVED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
 
 
 class Hop(Protocol):
@@ -100,62 +96,60 @@ def node_error(payload: bytes) -> NodeError | None:
 
 
 class HttpHop:
-    """To a peer: its addresses in order, each given a short time to accept, then the next.
+    """To a peer, by whichever of its addresses answers first, tried in order, the next beside one that takes long.
 
-    `addresses` are without port, `rtt_s` seconds there and back, `count` is told ("peer_in" | "peer_out", bytes).
+    `addresses` are without port, `count` is told ("peer_in" | "peer_out", bytes).
     """
 
     def __init__(
         self,
-        session: aiohttp.ClientSession,
+        http: HttpClient,
         *,
         addresses: Sequence[str],
         port: int,
-        rtt_s: float | None,
         settings: EdgeSettings,
         count: Callable[[str, int], None],
     ) -> None:
-        self._session, self._addresses, self._port = session, addresses, port
-        self._settings, self._count = settings, count
-        self._connect_s = min(max(4 * (rtt_s or 0.0), settings.connect_floor_s), settings.connect_cap_s)
+        self._http, self._settings, self._count = http, settings, count
+        self._origins = [Origin(address, port) for address in addresses]
 
     async def stream(self, call: Call) -> AsyncGenerator[bytes, None]:
-        silence_s = self._settings.silence_s  # counted by aiohttp from the moment the whole body is on its way
-        response = await self._open(call, silence_s)
+        answer = await self._open(call, self._settings.silence_s)
         try:
-            if response.status != 200:
-                refusal = await self._read(response, self._settings.refusal_limit_bytes)
-                raise node_error(refusal) or _odd(response.status)
-            async with aclosing(self._blocks(response)) as blocks:
-                async for block in blocks:
+            if answer.status != 200:
+                refusal = await self._read(answer, self._settings.refusal_limit_bytes)
+                raise node_error(refusal) or _odd(answer.status)
+            splitter = SseSplitter(self._settings.block_limit_bytes)
+            while data := await answer.read():
+                self._count("peer_in", len(data))
+                for block in splitter.feed(data):
                     if block.startswith(b"event: error"):
-                        raise node_error(data_of(block) or b"") or _odd(response.status)
-                    yield block
+                        raise node_error(data_of(block) or b"") or _odd(answer.status)
                     if is_done(block):
-                        await self._drain(response)
+                        answer.leave()
+                        yield block
                         return
-        except aiohttp.SocketTimeoutError as error:
-            raise NodeError(NodeErrorCode.UNREACHABLE, f"silent for {silence_s:.0f} s") from error
-        except (aiohttp.ClientError, OSError) as error:
-            raise NodeError(NodeErrorCode.UNREACHABLE, f"connection lost ({type(error).__name__})") from error
+                    yield block
+        except HttpError as error:
+            raise _lost(error) from error
         finally:
-            response.release()  # at its end: back to the pool; before it: closed, which cancels at the node
+            answer.close()  # before its end that cancels at the node
         raise NodeError(NodeErrorCode.UNREACHABLE, "the connection was closed in the middle of the answer")
 
     async def post(self, call: Call) -> tuple[int, str, bytes]:
-        response = await self._open(call, call.deadline_s)
+        answer = await self._open(call, call.deadline_s)
         try:
-            answer = await self._read(response, self._settings.answer_limit_bytes)
-            if response.status >= 400 and (refusal := node_error(answer)) is not None:
-                raise refusal
-            return response.status, response.headers.get("content-type", "application/octet-stream"), answer
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            raise NodeError(NodeErrorCode.UNREACHABLE, f"connection lost ({type(error).__name__})") from error
+            body = await self._read(answer, self._settings.answer_limit_bytes)
+        except HttpError as error:
+            raise _lost(error) from error
         finally:
-            response.release()
+            answer.close()
+        if answer.status >= 400 and (refusal := node_error(body)) is not None:
+            raise refusal
+        return answer.status, answer.head.text(b"content-type", "application/octet-stream"), body
 
-    async def _open(self, call: Call, silence_s: float) -> aiohttp.ClientResponse:
-        headers = {
+    async def _open(self, call: Call, silence_s: float) -> Answer:
+        fields = {
             "content-type": call.content_type,
             "x-mesh-request": call.id,
             "x-mesh-attempt": str(call.attempt),
@@ -165,61 +159,45 @@ class HttpHop:
             "x-mesh-deadline-ms": str(max(1, round(call.deadline_s * 1e3))),
         }
         if call.keep_alive is not None:
-            headers["x-mesh-keep-alive"] = str(call.keep_alive)
+            fields["x-mesh-keep-alive"] = str(call.keep_alive)
         if call.resumes:
-            headers["x-mesh-resume"] = "1"
-        failed = "no address is known"
-        for place, address in enumerate(self._addresses):
-            last = place == len(self._addresses) - 1
-            connect_s = self._settings.connect_cap_s if last else self._connect_s
-            url = peer_url(address, self._port, f"/mesh/v1/serve/{call.path}")
-            timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_s, sock_read=silence_s)
-            try:
-                response = await self._session.post(
-                    url, data=call.body, headers=headers, timeout=timeout, allow_redirects=False
-                )
-            except _NEVER_ARRIVED as error:
-                failed = f"no connection to {address} ({type(error).__name__})"
-                continue
-            except (aiohttp.ClientError, OSError, TimeoutError) as error:
-                # It may have arrived: another address is the same node, so another node is the better try.
-                raise NodeError(NodeErrorCode.UNREACHABLE, f"no answer ({type(error).__name__})") from error
-            self._count("peer_out", len(call.body))
-            return response
-        raise NodeError(NodeErrorCode.UNREACHABLE, failed)
+            fields["x-mesh-resume"] = "1"
+        try:
+            answer = await self._http.ask(
+                self._origins,
+                question("POST", "mesh", f"/mesh/v1/serve/{call.path}", fields, len(call.body)),
+                call.body,
+                connect_s=self._settings.connect_cap_s,
+                beside_s=self._settings.connect_floor_s,
+                silence_s=silence_s,
+            )
+        except HttpError as error:
+            raise _lost(error) from error
+        except ValueError as error:
+            raise NodeError(NodeErrorCode.BAD_REQUEST, f"it cannot be asked for: {error}") from error
+        self._count("peer_out", len(call.body))
+        return answer
 
-    async def _blocks(self, response: aiohttp.ClientResponse) -> AsyncGenerator[bytes, None]:
-        splitter = SseSplitter(self._settings.block_limit_bytes)
-        async for data in response.content.iter_any():
-            self._count("peer_in", len(data))
-            for block in splitter.feed(data):
-                yield block
+    async def _read(self, answer: Answer, limit: int) -> bytes:
+        body = await answer.whole(limit)
+        if body is None:
+            raise NodeError(NodeErrorCode.MODEL_FAILED, f"the answer is larger than {limit} bytes")
+        self._count("peer_in", len(body))
+        return body
 
-    async def _read(self, response: aiohttp.ClientResponse, limit: int) -> bytes:
-        parts = bytearray()
-        async for data in response.content.iter_any():
-            self._count("peer_in", len(data))
-            parts += data
-            if len(parts) > limit:
-                raise NodeError(NodeErrorCode.MODEL_FAILED, f"the answer is larger than {limit} bytes")
-        return bytes(parts)
 
-    async def _drain(self, response: aiohttp.ClientResponse) -> None:
-        """Read the end of the body, so that the connection can be used again; it is not worth waiting for."""
-        with suppress(TimeoutError, aiohttp.ClientError, OSError):
-            async with asyncio.timeout(self._settings.connect_floor_s):
-                async for _ in response.content.iter_any():
-                    pass
+def _lost(error: HttpError) -> NodeError:
+    """Once a question may have arrived, another address is the same node: another node is the better try."""
+    match error:
+        case NotConnectedError():
+            return NodeError(NodeErrorCode.UNREACHABLE, f"no connection to {error}")
+        case SilentError():
+            return NodeError(NodeErrorCode.UNREACHABLE, f"silent for {error.limit_s:.0f} s")
+        case FullError():
+            return NodeError(NodeErrorCode.NODE_BUSY, str(error))
+        case _:
+            return NodeError(NodeErrorCode.UNREACHABLE, f"connection lost ({error})")
 
 
 def _odd(status: int) -> NodeError:
     return NodeError(NodeErrorCode.INTERNAL, f"the node broke off without a reason that can be read (status {status})")
-
-
-def peer_url(address: str, port: int, path: str) -> URL:
-    """http://address:port/path; an IPv6 link-local address keeps its scope (RFC 9844)."""
-    host, _, scope = address.partition("%")
-    with suppress(ValueError):
-        if ipaddress.ip_address(host).version == 6:
-            host = f"[{host}%25{scope}]" if scope else f"[{host}]"
-    return URL(f"http://{host}:{port}{path}", encoded=True)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-import aiohttp
 from aiohttp import web
 
 from node.errors import NodeError, NodeErrorCode
+from node.http_reply import Answer
+from node.http_request import Fault, Head, path_of
+from node.io.http_client import HttpClient
+from node.io.turn import Incoming, Outgoing
 from node.types import NodeId
 from router import catalog
 from router.asked import CHAT, COMPLETIONS
@@ -29,8 +32,8 @@ _READ_ONLY = ("/v1/models", "/health", "/ready", "/metrics", "/.well-known/mlx-s
 
 
 class Edge:
-    """All of :4000. The application that serves `routes` must run with `handler_cancellation=True`: a client that goes
-    away cancels its handler, and that cancels through to the worker.
+    """All of :4000: what it carries is the front's (node/io/front.py), whose Application it is; `routes` are aiohttp's.
+    A client that goes away cancels `answer`, and that cancels through to the worker.
 
     `report` gets one RouteFact per POST, whatever happened. `count` is told ("client_in" | "client_out" | "peer_in" |
     "peer_out", bytes) of bodies and blocks. `metrics` gives the body of /metrics.
@@ -42,13 +45,13 @@ class Edge:
         view: Callable[[], View],
         dispatch: Placing,
         host: Serving,
-        session: aiohttp.ClientSession,
+        http: HttpClient,
         settings: EdgeSettings,
         report: Callable[[RouteFact], None],
         count_bytes: Callable[[str, int], None],
         metrics: Callable[[], bytes],
     ) -> None:
-        self._view, self._host, self._session, self._settings = view, host, session, settings
+        self._view, self._host, self._http, self._settings = view, host, http, settings
         self._count = count_bytes
         self._means = Means(
             view=view,
@@ -78,10 +81,8 @@ class Edge:
         return self._means.keep.held_bytes
 
     def routes(self) -> list[web.RouteDef]:
-        """The last one takes what the others do not, so that every error is an envelope."""
+        """All that is not carried. The last one takes what the others do not, so that every error is an envelope."""
         return [
-            web.post(f"/v1/{CHAT}", self._post),
-            web.post(f"/v1/{COMPLETIONS}", self._post),
             *self._models.routes(),
             web.route("*", "/{path:(?s:.*)}", self._other),
         ]
@@ -104,23 +105,41 @@ class Edge:
         path = request.path
         below = path.removeprefix("/v1/")
         if path in _READ_ONLY or path.startswith("/v1/models/"):
-            return envelope.wrong_method(f"{path} can only be read (GET)", "GET, HEAD")
-        if below == path or not catalog.known_path(self._view(), below):
-            return envelope.no_such_path(f"there is no {catalog.shown(path)} here")
-        if request.method != "POST":
-            return envelope.wrong_method(f"{catalog.shown(path)} takes POST only", "POST")
-        return await self._post(request)
+            return envelope.as_web(envelope.wrong_method(f"{path} can only be read (GET)", "GET, HEAD"))
+        if below == path or request.method == "POST" or not self._carried(below):
+            return envelope.as_web(envelope.no_such_path(f"there is no {catalog.shown(path)} here"))
+        return envelope.as_web(envelope.wrong_method(f"{catalog.shown(path)} takes POST only", "POST"))
 
-    async def _post(self, request: web.Request) -> web.StreamResponse:
+    def _carried(self, below: str) -> bool:
+        return below in (CHAT, COMPLETIONS) or catalog.known_path(self._view(), below)
+
+    def takes(self, head: Head) -> bool:
+        """Of the front: is this request carried?"""
+        if head.method != "POST":
+            return False
+        path = path_of(head.target)
+        return path.startswith("/v1/") and self._carried(path[4:])
+
+    def malformed(self, fault: Fault) -> Answer:
+        """Of the front."""
+        return envelope.malformed(fault)
+
+    async def answer(self, incoming: Incoming, outgoing: Outgoing) -> None:
+        """Of the front: one carried request, from its head to its answer's end."""
         closed = self._closed()  # before it counts itself
-        exchange = Exchange(self._means, request, request.path.removeprefix("/v1/"))
+        exchange = Exchange(self._means, incoming, outgoing, path_of(incoming.head.target)[4:])
         self._open.add(exchange)
         self._idle.clear()
         try:
-            response = await exchange.run(closed)
+            answer = await exchange.run(closed)
             if self._stopping:
-                response.force_close()  # the client's next request shall look for a node that stays
-            return response
+                outgoing.last()  # the client's next request shall look for a node that stays
+            if answer is not None:
+                outgoing.whole(answer)
+            elif outgoing.status:
+                outgoing.end()
+            else:
+                outgoing.abort()  # it has left
         finally:
             self._open.discard(exchange)
             if not self._open:
@@ -147,10 +166,9 @@ class Edge:
                 NodeErrorCode.UNREACHABLE, f"from here {found.report.name} cannot be reached: {found.reason}"
             )
         return HttpHop(
-            self._session,
+            self._http,
             addresses=found.addresses or found.report.addresses,
             port=found.report.peer_port,
-            rtt_s=found.rtt_s,
             settings=self._settings,
             count=self._count,
         )

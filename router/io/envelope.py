@@ -1,4 +1,4 @@
-"""Where a RouterError becomes what OpenAI's clients read: the envelope, its status and its headers."""
+"""Where an error becomes what OpenAI's clients read: the envelope, its status and its headers."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from collections.abc import Mapping
 import msgspec
 from aiohttp import web
 
+from node.http_reply import Answer
+from node.http_request import Fault
 from router.errors import STATUS, ErrorCode, Refusal
 
-_JSON = "application/json"
+_JSON = {"content-type": "application/json"}
 
 
 def body(refusal: Refusal) -> bytes:
@@ -18,15 +20,15 @@ def body(refusal: Refusal) -> bytes:
     return _body(refusal.message, _kind(STATUS[refusal.code]), refusal.param, refusal.code.value)
 
 
-def refused(refusal: Refusal, headers: Mapping[str, str], *, retry_after_s: float) -> web.Response:
-    """The whole response. 429 and 503 say when to come back: `retry_after_s` when the refusal does not know."""
+def refused(refusal: Refusal, headers: Mapping[str, str], *, retry_after_s: float) -> Answer:
+    """The whole answer. 429 and 503 say when to come back: `retry_after_s` when the refusal does not know."""
     status = STATUS[refusal.code]
-    fields = dict(headers)
+    fields = {**headers, **_JSON}
     if status in (429, 503):
         wait_s = refusal.retry_after_s if refusal.retry_after_s is not None else retry_after_s
         fields["retry-after"] = str(max(1, math.ceil(wait_s)))
         fields["retry-after-ms"] = str(max(1, math.ceil(wait_s * 1e3)))
-    return web.Response(status=status, body=body(refusal), content_type=_JSON, headers=fields)
+    return Answer(status, fields, body(refusal))
 
 
 def event(refusal: Refusal) -> bytes:
@@ -34,19 +36,30 @@ def event(refusal: Refusal) -> bytes:
     return b"event: error\ndata: " + body(refusal) + b"\n\n"
 
 
-def no_such_path(message: str) -> web.Response:
+def no_such_path(message: str) -> Answer:
     return refused(Refusal(ErrorCode.PATH_NOT_FOUND, message), {}, retry_after_s=0)
 
 
-def wrong_method(message: str, allowed: str) -> web.Response:
+def wrong_method(message: str, allowed: str) -> Answer:
     text = _body(message, _kind(405), None, "method_not_allowed")
-    return web.Response(status=405, body=text, content_type=_JSON, headers={"allow": allowed})
+    return Answer(405, {"allow": allowed, **_JSON}, text)
 
 
-def defect(headers: Mapping[str, str]) -> web.Response:
+def malformed(fault: Fault) -> Answer:
+    """What came is no request that can be understood in one way only."""
+    code = ErrorCode.REQUEST_TOO_LARGE if fault.status in (413, 414, 431) else ErrorCode.INVALID_REQUEST
+    return Answer(fault.status, _JSON, _body(fault.message, _kind(fault.status), None, code.value))
+
+
+def defect(headers: Mapping[str, str]) -> Answer:
     """Our own fault; the log has the rest."""
     text = _body("the edge failed; its log says why", _kind(500), None, "internal_error")
-    return web.Response(status=500, body=text, content_type=_JSON, headers=headers)
+    return Answer(500, {**headers, **_JSON}, text)
+
+
+def as_web(answer: Answer) -> web.Response:
+    """For a path that aiohttp serves."""
+    return web.Response(status=answer.status, body=answer.body, headers=answer.fields)
 
 
 def engine_refusal(status: int, answer: bytes) -> bytes:

@@ -1,6 +1,6 @@
 """One request on its way: reads it, drives its attempts, carries the answer back, and reports what happened, once.
 
-All of it runs in the task of its handler. Events step the machine at the place where they happen, so that nothing is
+All of it runs in the task of its request. Events step the machine at the place where they happen, so that nothing is
 written to the client that the machine does not know of.
 """
 
@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import secrets
 from collections import deque
 
-from aiohttp import web
-
 from node.continuation import continued
+from node.http_reply import Answer
 from node.io.calls import Call
+from node.io.turn import Incoming, Outgoing
 from node.types import NodeId, RequestId, Usage
 from router import asked as asking
 from router import catalog
@@ -55,8 +56,8 @@ log = logging.getLogger(__name__)
 class Exchange:
     """One POST to `path` (below /v1). `run` it once."""
 
-    def __init__(self, means: Means, request: web.Request, path: str) -> None:
-        self._means, self._http, self._path = means, request, path
+    def __init__(self, means: Means, incoming: Incoming, outgoing: Outgoing, path: str) -> None:
+        self._means, self._in, self._out, self._path = means, incoming, outgoing, path
         self._settings = means.settings
         self._clock = asyncio.get_running_loop().time
         self._record = Record(RequestId(f"req-{secrets.token_hex(8)}"), self._clock())
@@ -69,11 +70,11 @@ class Exchange:
         self._inbox: deque[Event] = deque()
         self._stepping = False
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = math.inf  # the machine's deadline when it was set, which mostly moves away
         self._wake = asyncio.Event()  # something to open, or the end
         self._to_open: Open | None = None
         self._handover: Handover | None = None
         self._carrier: Carrier | None = None
-        self._tasks: asyncio.TaskGroup | None = None
 
     def node_lost(self, node: NodeId) -> None:
         """Membership says that `node` is dead."""
@@ -98,24 +99,24 @@ class Exchange:
 
     def _explained(self) -> str | None:
         """The decision, when the client wants to know."""
-        decision = self._record.decision(self._means.view())
-        if decision is None or self._record.said is None or not self._record.said.explain:
+        if self._record.said is None or not self._record.said.explain:
             return None
-        return compact(decision, self._settings.explain_limit_bytes)
+        decision = self._record.decision(self._means.view())
+        return compact(decision, self._settings.explain_limit_bytes) if decision is not None else None
 
-    async def run(self, closed: Refusal | None) -> web.StreamResponse:
-        """`closed`: it is refused with this, unread. Raises nothing but CancelledError. The RouteFact is reported
-        before it returns."""
+    async def run(self, closed: Refusal | None) -> Answer | None:
+        """What is still to be sent; None: at most the end of what was. `closed`: it is refused with this, unread.
+        Raises nothing but CancelledError. The RouteFact is reported before it returns."""
         record = self._record
-        response: web.StreamResponse = web.Response(status=CLIENT_LEFT)
+        answer: Answer | None = None
         try:
             if closed is not None:
                 raise RouterError.of(closed)
-            async with self._means.bodies.hold(self._http) as self._body:
-                response = await self._run()
+            async with self._means.bodies.hold(self._in) as self._body:
+                answer = await self._run()
         except RouterError as error:
             record.refusal = error.refusal
-            response = envelope.refused(error.refusal, self.headers(), retry_after_s=self._settings.retry_after_s)
+            answer = envelope.refused(error.refusal, self.headers(), retry_after_s=self._settings.retry_after_s)
         except ConnectionError:
             log.debug("request %s: the client left while it sent the body", record.id)
         except asyncio.CancelledError:
@@ -126,27 +127,27 @@ class Exchange:
             log.exception("request %s failed in the edge", record.id)
             self._feed(ClientLeft())
             record.defect = True
-            response = envelope.defect(self.headers())
+            answer = envelope.defect(self.headers())
         finally:
             if self._timer is not None:
                 self._timer.cancel()
             if record.kept is not None:
                 record.kept.close()
-            record.status = record.status or response.status
+            record.status = record.status or (answer.status if answer is not None else self._out.status or CLIENT_LEFT)
             self._means.report(record.fact(self._means.view(), self._clock()))
-        return response
+        return answer
 
-    async def _run(self) -> web.StreamResponse:
+    async def _run(self) -> Answer | None:
         record = self._record
         self._means.count("client_in", len(self._body))
-        record.said = said = Said.of(self._http)
+        record.said = said = Said.of(self._in.head.fields, self._in.client)
         if said.deadline_s is not None:
             self._ends_at = record.began + min(said.deadline_s, self._settings.request_timeout_s)
         record.asked = asked = asking.read(self._path, self._body, said.content_type, self._settings.prompt)
         self._wanted = catalog.wanted(self._means.view(), self._path, asked, self._settings.names_listed)
         streamed = asked.stream and self._generates
         if streamed:
-            self._reply = StreamReply(self._http, self.headers, self._settings, self._means.count)
+            self._reply = StreamReply(self._out, self.headers, self._settings, self._means.count)
         else:
             self._reply = WholeReply(self.headers, self._settings, self._means.count)
         record.kept = self._means.keep.begin(lambda why: self._feed(Unkept(why)))
@@ -168,9 +169,8 @@ class Exchange:
             now=now,
             barred=self._wanted.barred,
         )
-        async with asyncio.TaskGroup() as self._tasks:
-            await self._drive(self._reply)
-        return self._reply.response()
+        await self._drive(self._reply)
+        return self._reply.answer()
 
     async def _drive(self, reply: Reply) -> None:
         self._feed(Tick())
@@ -181,12 +181,11 @@ class Exchange:
                 self._to_open = None
                 await self._carry(opened, reply)
         end = self._record.end
-        if isinstance(end, Fail) and not await self._told(reply, end.refusal) and self._http.transport is not None:
-            self._http.transport.abort()
+        if end.outcome == "cancelled" if isinstance(end, Finish) else not await self._told(reply, end.refusal):
+            self._out.abort()
 
     async def _told(self, reply: Reply, refusal: Refusal) -> bool:
         """Whether the client took the news. One that left or does not read need not be told."""
-        task = asyncio.current_task()
         try:
             async with asyncio.timeout(self._settings.farewell_s):
                 if self._record.first_at is None:
@@ -194,10 +193,6 @@ class Exchange:
                 await reply.fail(refusal)
         except (ConnectionError, TimeoutError):
             return False
-        except asyncio.CancelledError:
-            if task is not None and task.cancelling():
-                raise
-            return False  # Of aiohttp's making: a write that the deadline broke off is over for all later ones too.
         return True
 
     @property
@@ -220,10 +215,16 @@ class Exchange:
                     self._perform(effect)
         finally:
             self._stepping = False
-        if self._timer is not None:
-            self._timer.cancel()
-        loop = asyncio.get_running_loop()
-        self._timer = None if self._machine.over else loop.call_at(self._machine.deadline, self._feed, Tick())
+        if not self._machine.over and self._machine.deadline < self._timer_at:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer_at = self._machine.deadline
+            self._timer = asyncio.get_running_loop().call_at(self._timer_at, self._tick)
+
+    def _tick(self) -> None:
+        """May be early, as the deadline may have moved: that is harmless."""
+        self._timer, self._timer_at = None, math.inf
+        self._feed(Tick())
 
     def _perform(self, effect: Effect) -> None:
         dispatch = self._means.dispatch
@@ -247,8 +248,7 @@ class Exchange:
             case CancelAsk(id_, attempt):
                 dispatch.cancel(id_, attempt)
             case Comfort():
-                assert self._tasks is not None
-                self._tasks.create_task(self._comfort())
+                self._comfort()
             case Finish() | Fail():
                 self._record.end = effect
                 self._wake.set()
@@ -313,10 +313,10 @@ class Exchange:
         if reply.status and (explained := self._explained()) is not None:
             await reply.keep_alive(f": x-mesh-decision {explained}\n\n".encode())
 
-    async def _comfort(self) -> None:
+    def _comfort(self) -> None:
         assert self._reply is not None
         try:
-            await self._reply.comfort()
+            self._reply.comfort()
         except ConnectionError:
             self._feed(ClientLeft())
 

@@ -52,7 +52,7 @@ class ModelsApi:
                 return _json(model)
         message = catalog.not_found(view, name, self._settings.names_listed)
         refusal = Refusal(ErrorCode.MODEL_NOT_FOUND, message, param="model")
-        return envelope.refused(refusal, {}, retry_after_s=self._settings.retry_after_s)
+        return envelope.as_web(envelope.refused(refusal, {}, retry_after_s=self._settings.retry_after_s))
 
     async def _health(self, _: web.Request) -> web.Response:
         return _json({"status": "ok"})

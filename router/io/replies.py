@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from aiohttp import web
-
+from node.http_reply import Answer
+from node.io.turn import Outgoing
 from node.openai import DONE
 from node.types import Usage
 from router.assemble import Assembler
 from router.errors import Refusal
 from router.io import envelope
-from router.io.record import CLIENT_LEFT
 from router.settings import EdgeSettings
 
 Headers = Callable[[], Mapping[str, str]]
 COMFORT = b": working\n\n"
+_STREAM = {"content-type": "text/event-stream", "cache-control": "no-cache", "x-accel-buffering": "no"}
 
 
 class Reply(Protocol):
@@ -33,8 +32,8 @@ class Reply(Protocol):
     async def keep_alive(self, block: bytes) -> None:
         """A comment of the node: a sign of life."""
 
-    async def comfort(self) -> None:
-        """Nothing has come for long."""
+    def comfort(self) -> None:
+        """Nothing has come for long. Not waited for: a client that still has something to read needs none."""
 
     def restart(self) -> None:
         """The attempt failed; what it gave does not count. Only before anything was sent."""
@@ -48,38 +47,40 @@ class Reply(Protocol):
     async def fail(self, refusal: Refusal) -> None:
         """Instead of an answer, or of the rest of one."""
 
-    def response(self) -> web.StreamResponse:
-        """What the handler returns when it is over."""
+    def answer(self) -> Answer | None:
+        """What is still to be sent when it is over; None: at most the end of a stream."""
 
 
 class StreamReply:
     """Blocks pass through as bytes; a slow reader holds the writer up, and so the node."""
 
     def __init__(
-        self, request: web.Request, headers: Headers, settings: EdgeSettings, count: Callable[[str, int], None]
+        self, out: Outgoing, headers: Headers, settings: EdgeSettings, count: Callable[[str, int], None]
     ) -> None:
-        self._request, self._headers, self._settings, self._count = request, headers, settings, count
-        self._stream: web.StreamResponse | None = None
-        self._refused: web.Response | None = None
-        self._head = asyncio.Lock()  # comfort and the first byte may come together
+        self._out, self._headers, self._settings, self._count = out, headers, settings, count
+        self._refused: Answer | None = None
 
     @property
     def status(self) -> int:
-        response = self._stream or self._refused
-        return response.status if response is not None else 0
+        return self._out.status or (self._refused.status if self._refused is not None else 0)
 
     async def block(self, block: bytes) -> None:
-        stream = self._stream
-        if stream is None or not stream.prepared:
-            stream = await self._start()
+        self._write(block)
+        if self._out.full:
+            await self._out.drained()
+
+    def _write(self, block: bytes) -> None:
+        if not self._out.status:
+            self._out.begin(200, {**_STREAM, **self._headers()})
         self._count("client_out", len(block))
-        await stream.write(block)
+        self._out.write(block)
 
     async def keep_alive(self, block: bytes) -> None:
         await self.block(block)
 
-    async def comfort(self) -> None:
-        await self.block(COMFORT)
+    def comfort(self) -> None:
+        if not self._out.full:
+            self._write(COMFORT)
 
     def restart(self) -> None:
         """Nothing is kept."""
@@ -91,23 +92,14 @@ class StreamReply:
         await self.block(DONE)
 
     async def fail(self, refusal: Refusal) -> None:
-        if self._stream is not None:
+        if self._out.status:
             await self.block(envelope.event(refusal))
-            await self._stream.write_eof()  # returns when the client has taken it
+            await self._out.drained()
         else:
             self._refused = envelope.refused(refusal, self._headers(), retry_after_s=self._settings.retry_after_s)
 
-    def response(self) -> web.StreamResponse:
-        return self._stream or self._refused or web.Response(status=CLIENT_LEFT)
-
-    async def _start(self) -> web.StreamResponse:
-        async with self._head:
-            if self._stream is None:
-                fields = {"cache-control": "no-cache", "x-accel-buffering": "no", **self._headers()}
-                self._stream = web.StreamResponse(headers=fields)
-                self._stream.content_type = "text/event-stream"
-                await self._stream.prepare(self._request)
-            return self._stream
+    def answer(self) -> Answer | None:
+        return self._refused
 
 
 class WholeReply:
@@ -116,11 +108,11 @@ class WholeReply:
     def __init__(self, headers: Headers, settings: EdgeSettings, count: Callable[[str, int], None]) -> None:
         self._headers, self._settings, self._count = headers, settings, count
         self._assembler = Assembler(settings.answer_limit_bytes)
-        self._response: web.Response | None = None
+        self._answer: Answer | None = None
 
     @property
     def status(self) -> int:
-        return self._response.status if self._response is not None else 0
+        return self._answer.status if self._answer is not None else 0
 
     async def block(self, block: bytes) -> None:
         self._assembler.feed(block)
@@ -128,7 +120,7 @@ class WholeReply:
     async def keep_alive(self, block: bytes) -> None:
         """Nothing can be said before the status is known."""
 
-    async def comfort(self) -> None:
+    def comfort(self) -> None:
         """Nor here."""
 
     def restart(self) -> None:
@@ -140,14 +132,14 @@ class WholeReply:
     def give(self, status: int, content_type: str, body: bytes) -> None:
         """An answer that came in one piece."""
         fields = {**self._headers(), "content-type": content_type}
-        self._response = web.Response(status=status, body=body, headers=fields)
+        self._answer = Answer(status, fields, body)
         self._count("client_out", len(body))
 
     async def finish(self) -> None:
-        """It goes out when the handler returns it."""
+        """It goes out when all is reported."""
 
     async def fail(self, refusal: Refusal) -> None:
-        self._response = envelope.refused(refusal, self._headers(), retry_after_s=self._settings.retry_after_s)
+        self._answer = envelope.refused(refusal, self._headers(), retry_after_s=self._settings.retry_after_s)
 
-    def response(self) -> web.StreamResponse:
-        return self._response or web.Response(status=CLIENT_LEFT)
+    def answer(self) -> Answer | None:
+        return self._answer

@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from aiohttp import web
-
 from router.errors import ErrorCode, RouterError
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
@@ -28,16 +26,15 @@ class Said:
     explain: bool = False
 
     @classmethod
-    def of(cls, request: web.Request) -> Said:
-        """Raises RouterError when content-type is no text, x-mesh-deadline-ms no positive whole number, or another
-        header none of the words it may be."""
-        headers = request.headers
+    def of(cls, headers: Mapping[str, str], remote: str) -> Said:
+        """`headers` by their names in lower case, `remote` the client's address. Raises RouterError when content-type
+        is no text, x-mesh-deadline-ms no positive whole number, or another header none of the words it may be."""
         content_type = headers.get("content-type", "application/json")
         if not content_type.isascii():
             raise RouterError(ErrorCode.INVALID_REQUEST, "content-type must be ASCII", param="content-type")
         name = headers.get("x-request-id", "")
         return cls(
-            client=_client(headers.get("authorization", ""), request.remote or ""),
+            client=_client(headers.get("authorization", ""), remote),
             client_request_id=name if _SANE_ID.fullmatch(name) else None,
             priority="low" if _one_of(headers, "x-priority", ("normal", "low")) == "low" else "normal",
             deadline_s=_deadline_s(headers.get("x-mesh-deadline-ms")),

@@ -23,7 +23,7 @@ class PeerSockets:
 
     def connector(self) -> aiohttp.TCPConnector:
         """Its connections are kept in mind here."""
-        return aiohttp.TCPConnector(limit=0, socket_factory=self._make)
+        return aiohttp.TCPConnector(limit=0, socket_factory=self.make)
 
     def end_to(self, addresses: Collection[str]) -> int:
         """Ends connections to these addresses, and dials; how many. Who waits on one learns it at once."""
@@ -35,7 +35,8 @@ class PeerSockets:
         here = {bare(a) for a in mine}
         return sum(_ended(made) for made in list(self._made) if _local(made) not in here)
 
-    def _make(self, info: tuple[Any, ...]) -> socket.socket:
+    def make(self, info: tuple[Any, ...]) -> socket.socket:
+        """A socket for this entry of getaddrinfo, kept in mind here."""
         family, kind, protocol, _, (to, *_) = info
         made = socket.socket(family, kind, protocol)
         self._made[made] = bare(to)

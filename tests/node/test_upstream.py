@@ -16,6 +16,7 @@ from node.io.engine import ModelSpec
 from node.io.external import ExternalEngine, base_of
 from node.io.upstream import Upstream
 from node.settings import EngineSettings
+from tests.mesh.waiting import until
 
 CHUNK = b'data: {"model":"theirs","choices":[{"index":0,"delta":{"content":"hi"}}]}\n\n'
 BODY = b'{"messages":[]}'
@@ -201,3 +202,61 @@ async def test_an_external_server_that_is_not_there_is_named() -> None:
 def test_urls_with_and_without_v1() -> None:
     for url in ("http://x:1", "http://x:1/", "http://x:1/v1", "http://x:1/v1/", "x:1"):
         assert base_of(url) == "http://x:1/v1"
+
+
+async def test_a_connection_is_used_for_the_next_stream_and_question() -> None:
+    seen: set[object] = set()
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        seen.add(request.protocol)
+        return await saying(CHUNK, b"data: [DONE]\n\n")(request)
+
+    async with serving(answer) as upstream:
+        for _ in range(3):
+            await heard(upstream)
+            await until(lambda: upstream.http.idle == 1)
+        assert await upstream.get(f"{upstream.base}/none", 5.0) == (404, b"404: Not Found")
+        assert len(seen) == 1
+        assert upstream.http.connections == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        (b"content-length: 1\r\ncontent-length: 2\r\n", "content-length twice"),
+        (b"content-length: 1\r\ncontent-encoding: gzip\r\n", "compressed"),
+    ],
+)
+async def test_what_no_server_may_say_is_a_failure(fields: bytes, said: str) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\n" + fields + b"\r\nx")
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    base = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+    upstream = Upstream(base, EngineSettings(), model="m", echoes="m", first_limit_s=30.0)
+    with pytest.raises(NodeError, match=said) as caught:
+        await heard(upstream)
+    assert caught.value.code is NodeErrorCode.MODEL_FAILED
+    await upstream.close()
+    server.close()
+
+
+async def test_a_url_with_a_user_carries_the_password() -> None:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        assert request.headers["Authorization"] == "Basic dTpw"
+        assert request.headers["Host"] == base.removeprefix("http://").removesuffix("/v1")
+        return await saying(CHUNK, b"data: [DONE]\n\n")(request)
+
+    async with serving(answer) as upstream:
+        base = upstream.base
+        upstream.base = base.replace("http://", "http://u:p@")
+        assert await heard(upstream) == [CHUNK, b"data: [DONE]\n\n"]
+
+
+async def test_what_no_url_can_be_is_a_failure() -> None:
+    upstream = Upstream("http://x:99999/v1", EngineSettings(), model="m", echoes="m", first_limit_s=30.0)
+    with pytest.raises(NodeError, match="cannot be asked"):
+        await heard(upstream)
+    assert await upstream.get("http://x:99999/", 1.0) is None
+    await upstream.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -11,8 +12,11 @@ import aiohttp
 from aiohttp import web
 from openai import AsyncOpenAI
 
+from mesh.http import Server
+from mesh.settings import ServerSettings
 from node.errors import NodeError, NodeErrorCode
 from node.io.calls import Call
+from node.io.http_client import HttpClient
 from node.io.serve import routes as peer_routes
 from node.types import ModelReport, ModelState, NodeId, NodeReport, RequestId, Usage
 from router.errors import ErrorCode, Refusal
@@ -145,7 +149,7 @@ class Rig:
         self.coordinator: NodeId | None = OTHER
         self.peer_port = 0
         self.url = ""
-        self.connections: Callable[[], int] = lambda: 0  # open at the edge
+        self.server: Server
 
     def view(self) -> View:
         def node(node: NodeId, name: str, models: tuple[ModelReport, ...], draining: bool = False) -> NodeReport:
@@ -181,6 +185,10 @@ class Rig:
     def count(self, what: str, size: int) -> None:
         self.bytes[what] += size
 
+    def connections(self) -> int:
+        """Open at the edge."""
+        return self.server.connections
+
     def client(self, **more: Any) -> AsyncOpenAI:
         return AsyncOpenAI(base_url=f"{self.url}/v1", api_key="sk-secret", max_retries=0, **more)
 
@@ -199,24 +207,28 @@ async def serving(routes: list[web.RouteDef]) -> tuple[web.AppRunner, int]:
 async def rigged(settings: EdgeSettings) -> AsyncIterator[tuple[Rig, Edge]]:
     rig = Rig(settings)
     peer, rig.peer_port = await serving(peer_routes(rig.peer))
-    async with aiohttp.ClientSession() as session:
+    async with HttpClient() as http:
         edge = Edge(
             view=rig.view,
             dispatch=rig.dispatch,
             host=rig.host,
-            session=session,
+            http=http,
             settings=settings,
             report=rig.facts.append,
             count_bytes=rig.count,
             metrics=lambda: b"# none\n",
         )
-        runner, port = await serving(edge.routes())
-        rig.url = f"http://127.0.0.1:{port}"
-        rig.connections = lambda: len(runner.server.connections) if runner.server is not None else 0
+        app = web.Application()
+        app.add_routes(edge.routes())
+        server = Server(app, raw=edge, settings=ServerSettings(stop_s=0.1))
+        listening = socket.create_server(("127.0.0.1", 0), backlog=1024)
+        await server.listen([listening])
+        rig.url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        rig.server = server
         try:
             yield rig, edge
         finally:
-            await runner.cleanup()
+            await server.close()
             await peer.cleanup()
     assert edge.open_requests == 0
     assert edge._means.bodies.held_bytes == 0

@@ -8,13 +8,13 @@ import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
-import aiohttp
 import pytest
 
 from node.errors import NodeError, NodeErrorCode
 from node.io.calls import Call
+from node.io.http_client import HttpClient
 from node.types import NodeId, RequestId
-from router.io.carry import HttpHop, LocalHop, node_error, peer_url
+from router.io.carry import HttpHop, LocalHop, node_error
 from router.settings import EdgeSettings
 
 CALL = Call(
@@ -81,14 +81,13 @@ async def peered(settings: EdgeSettings = SETTINGS) -> AsyncIterator[tuple[Peer,
     peer = Peer()
     server = await asyncio.start_server(peer, "127.0.0.1", 0)
     peer.port = server.sockets[0].getsockname()[1]
-    async with aiohttp.ClientSession() as session:
+    async with HttpClient() as http:
 
         def hop(*addresses: str, port: int = 0) -> HttpHop:
             return HttpHop(
-                session,
+                http,
                 addresses=addresses or ("127.0.0.1",),
                 port=port or peer.port,
-                rtt_s=None,
                 settings=settings,
                 count=peer.count,
             )
@@ -213,12 +212,11 @@ async def test_an_address_that_does_not_answer_costs_little() -> None:
                 filler.connect_ex(("127.0.0.2", port))
             peer = Peer()
             server = await asyncio.start_server(peer, "127.0.0.1", port)
-            async with aiohttp.ClientSession() as session:
+            async with HttpClient() as http:
                 hop = HttpHop(
-                    session,
+                    http,
                     addresses=("127.0.0.2", "127.0.0.1"),
                     port=port,
-                    rtt_s=0.001,
                     settings=SETTINGS,
                     count=peer.count,
                 )
@@ -259,20 +257,6 @@ def test_a_word_of_a_later_version_is_a_failure_like_any() -> None:
     assert error is not None
     assert (error.code, error.message) == (NodeErrorCode.INTERNAL, "back in May")
     assert node_error(b'{"error":"text"}') is None
-
-
-@pytest.mark.parametrize(
-    ("address", "url"),
-    [
-        ("10.0.0.7", "http://10.0.0.7:4001/x"),
-        ("mini.local", "http://mini.local:4001/x"),
-        ("fd00::7", "http://[fd00::7]:4001/x"),
-        ("fe80::7%en0", "http://[fe80::7%25en0]:4001/x"),
-    ],
-)
-def test_addresses_of_every_kind(address: str, url: str) -> None:
-    assert str(peer_url(address, 4001, "/x")) == url
-    assert peer_url(address, 4001, "/x").host == address
 
 
 class Broken:

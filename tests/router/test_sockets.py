@@ -7,11 +7,11 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import aiohttp
 import pytest
 from aiohttp import web
 
 from node.errors import NodeError, NodeErrorCode
+from node.io.http_client import HttpClient
 from router.io.carry import HttpHop
 from router.io.sockets import PeerSockets, bare
 from router.settings import EdgeSettings
@@ -43,9 +43,9 @@ async def asking() -> AsyncIterator[tuple[Node, PeerSockets, HttpHop]]:
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     port = runner.addresses[0][1]
-    async with aiohttp.ClientSession(connector=sockets.connector()) as session:
+    async with HttpClient(make=sockets.make) as http:
         yield node, sockets, HttpHop(
-            session, addresses=("127.0.0.1",), port=port, rtt_s=None, settings=EdgeSettings(silence_s=60.0),
+            http, addresses=("127.0.0.1",), port=port, settings=EdgeSettings(silence_s=60.0),
             count=lambda _, __: None,
         )  # fmt: skip
     await runner.cleanup()
@@ -99,9 +99,9 @@ async def test_an_address_that_is_gone_while_it_is_dialled_is_given_up() -> None
     for sock in waiting:
         sock.setblocking(False)
         sock.connect_ex(("127.0.0.1", port))
-    async with aiohttp.ClientSession(connector=sockets.connector()) as session, asyncio.timeout(30.0):
+    async with HttpClient(make=sockets.make) as http, asyncio.timeout(30.0):
         hop = HttpHop(
-            session, addresses=("127.0.0.1",), port=port, rtt_s=None, settings=EdgeSettings(connect_cap_s=60.0),
+            http, addresses=("127.0.0.1",), port=port, settings=EdgeSettings(connect_cap_s=60.0),
             count=lambda _, __: None,
         )  # fmt: skip
         dialling = asyncio.ensure_future(take(hop))

@@ -1,0 +1,59 @@
+"""What open streams take: each subject anew, idle, then with 200 and 1,000 streams that say something each second."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.path.measures import held, measured
+from bench.path.subjects import Subject, subject
+from bench.path.usage import pss_bytes, tree
+from bench.report import Figure, within
+
+STREAMS = (200, 1000)
+SETTLE_S = 5.0
+WINDOW_S = 2.0
+PACE_US = 1_000_000
+GAP_US = 4000.0  # 250 streams begin in a second
+KIB, MIB = 2**10, 2**20
+IDLE_GOAL_MIB, IDLE_FLOOR_MIB = 40, 60
+STREAM_GOAL_KIB, STREAM_FLOOR_KIB = 10, 16
+
+
+def figures(names: Sequence[str], engine: Subject, folder: Path) -> list[Figure]:
+    """About half a minute each."""
+    found: list[Figure] = []
+    for name in names:
+        with subject(name, engine.port, folder / f"memory-{name}") as one:
+            found += _of(one, engine, folder)
+    return found
+
+
+def _of(one: Subject, engine: Subject, folder: Path) -> list[Figure]:
+    time.sleep(SETTLE_S)
+    name, pids, ours = one.name, tree(one.pids), one.name == "ours"
+    idle = pss_bytes(pids)
+    found = [_judged(f"memory idle: {name}", idle / MIB, "MiB", IDLE_GOAL_MIB, IDLE_FLOOR_MIB, ours)]
+    for streams in STREAMS:
+        sizes: list[int] = []
+        measure = held(f"memory{streams}", streams, WINDOW_S, PACE_US, GAP_US)
+        run = measured(measure, one, engine, folder, WINDOW_S, during=lambda: sizes.append(pss_bytes(pids)))  # noqa: B023 - called at once
+        found.append(within(f"memory with {streams} streams: {name}", sizes[0] / MIB, "MiB", None, None))
+        whole = run.load.good if run.load.peak == streams and not run.load.lost + run.load.wrong else 0
+        found.append(within(f"{streams} streams open at once that ended well: {name}", whole, "", streams, None))
+        per = (sizes[0] - idle) / streams / KIB
+    floor_missed = _judged(
+        f"memory per stream at {streams}: {name}", per, "KiB", STREAM_GOAL_KIB, STREAM_FLOOR_KIB, ours
+    )
+    return [*found, floor_missed]
+
+
+def _judged(name: str, value: float, unit: str, goal: float, floor: float, ours: bool) -> Figure:
+    """References have no goal."""
+    if not ours:
+        return within(name, value, unit, None, None)
+    figure = within(name, value, unit, None, goal)
+    return Figure(
+        name, figure.value, unit, f"{figure.goal}, floor {floor:g}{' (missed)' if value > floor else ''}", figure.holds
+    )

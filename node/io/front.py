@@ -1,0 +1,296 @@
+"""A raw HTTP server: requests that its application carries are read and answered on the transport itself, in the
+callback their bytes came in; any other connection is handed to a framework, with the bytes that were read.
+
+docs/adr/0010-hot-path.md says why. A connection serves one request at a time: what a client sends ahead waits, bounded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol, cast
+
+from node.http_reply import Answer
+from node.http_request import Data, End, Fault, Head, RequestReader
+from node.io.turn import Incoming, Outgoing
+from node.settings import FrontSettings
+
+log = logging.getLogger(__name__)
+
+
+class Application(Protocol):
+    """What carried requests are answered by."""
+
+    def takes(self, head: Head) -> bool:
+        """Whether it answers this one; all others are the framework's."""
+
+    def answer(self, incoming: Incoming, outgoing: Outgoing) -> Coroutine[Any, Any, None]:
+        """Answers one, to its end. Cancelled when the client leaves."""
+
+    def malformed(self, fault: Fault) -> Answer:
+        """To what is no request. The connection closes after it."""
+
+
+class Front(asyncio.Protocol):
+    """One connection, until it ends or is handed over."""
+
+    __slots__ = (
+        "_carries",
+        "_client",
+        "_incoming",
+        "_outgoing",
+        "_reader",
+        "_reading",
+        "_site",
+        "_task",
+        "_waiters",
+        "full",
+        "idle_since",
+        "keeps",
+        "lingers_until",
+        "spoke",
+        "transport",
+    )
+
+    def __init__(self, site: Fronts) -> None:
+        self._site = site
+        self._reader = RequestReader(site.settings)
+        self._incoming: Incoming | None = None  # the request that is read or answered
+        self._outgoing: Outgoing | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._waiters: list[asyncio.Future[None]] = []  # for the client to take what was written
+        self._carries = False
+        self._client = ""
+        self._reading = True
+        self.transport: asyncio.Transport | None = None
+        self.full = False  # enough waits in the transport
+        self.keeps = True  # the connection may serve another request
+        self.spoke = False  # a request has come
+        self.idle_since: float | None = None  # loop's time; None: a request is open, or none has come yet
+        self.lingers_until: float | None = None  # loop's time; all was said, and what comes is thrown away
+
+    # Of the transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)  # uvloop's are none by inheritance
+        here, there = transport.get_extra_info("sockname"), transport.get_extra_info("peername")
+        self._carries = not isinstance(here, tuple) or self._site.carries_at(str(here[0]))
+        self._client = str(there[0]) if isinstance(there, tuple) else ""
+        if (sock := transport.get_extra_info("socket")) is not None and sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # a small block never waits for an ACK
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        self._site.connections.add(self)
+
+    def data_received(self, data: bytes) -> None:
+        if self.lingers_until is not None:
+            return
+        self._reader.feed(data)
+        self._read()
+
+    def eof_received(self) -> None:
+        """A client that says no more has left: nothing tells it from one that was closed. The transport closes when
+        what it holds is sent, which a client that does not read may keep it from."""
+        if self.full:
+            self.abort()
+
+    def connection_lost(self, _exc: Exception | None) -> None:
+        self.transport = None
+        self._site.connections.discard(self)
+        if self._task is not None and self._outgoing is not None:
+            self._task.cancel()
+        self._wake()
+
+    def pause_writing(self) -> None:
+        self.full = True
+
+    def resume_writing(self) -> None:
+        self.full = False
+        self._wake()
+
+    # Reading
+
+    def _read(self) -> None:
+        while (event := self._reader.next()) is not None:
+            match event:
+                case Data(data):
+                    assert self._incoming is not None
+                    self._incoming.feed(data)
+                case Head():
+                    if not (self._carries and self._site.application.takes(event)):
+                        self._hand_over()
+                        return
+                    self._begin(event)
+                case End():
+                    assert self._incoming is not None
+                    self._incoming.end()
+                case Fault():
+                    self._refuse(event)
+                    return
+        if self._reader.whole and self._reader.waiting > self._site.settings.ahead_bytes and self._reading:
+            assert self.transport is not None
+            self.transport.pause_reading()  # from now on, that the client leaves shows by writing only
+            self._reading = False
+
+    def _begin(self, head: Head) -> None:
+        self.spoke, self.idle_since, self.keeps = True, None, head.keeps and not self._site.closing
+        self._incoming = incoming = Incoming(head, self._client, self.write)
+        self._outgoing = outgoing = Outgoing(self, head)
+        # Owned by this connection: it ends with it, and with its server.
+        self._task = task = asyncio.get_running_loop().create_task(self._answer(incoming, outgoing))
+        self._site.tasks.add(task)
+        task.add_done_callback(self._site.tasks.discard)  # one that is cancelled before it begins, too
+
+    async def _answer(self, incoming: Incoming, outgoing: Outgoing) -> None:
+        try:
+            await self._site.application.answer(incoming, outgoing)
+        except ConnectionError:
+            log.debug("a client left before its answer was written")
+        except Exception:
+            log.exception("an answer failed")
+        finally:
+            if not outgoing.ended:
+                self.abort()
+
+    def _refuse(self, fault: Fault) -> None:
+        self.keeps = False
+        if self._incoming is not None:
+            self._incoming.fail(fault)  # who reads the body answers
+            return
+        self._outgoing = Outgoing(self, Head("GET", "", {}, 0, False, 1, False))
+        self._outgoing.whole(self._site.application.malformed(fault))
+
+    def _hand_over(self) -> None:
+        """The framework goes on as if it had been there from the start."""
+        transport = self.transport
+        assert transport is not None
+        other = self._site.framework()
+        self._site.connections.discard(self)
+        self.transport = None
+        transport.set_protocol(other)
+        other.connection_made(transport)
+        if self.full:
+            other.pause_writing()
+        other.data_received(self._reader.unread())
+
+    # Writing, for Outgoing
+
+    @property
+    def keeping(self) -> bool:
+        """Whether the connection stays after this answer. It cannot when the answer comes before the whole request."""
+        return self.keeps and self._reader.whole
+
+    def write(self, data: bytes) -> None:
+        if self.transport is None or self.transport.is_closing():
+            raise ConnectionResetError("the client has gone")
+        self.transport.write(data)
+
+    async def drained(self) -> None:
+        if self.full and self.transport is not None:
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiters.append(waiter)
+            await waiter
+        if self.transport is None:
+            raise ConnectionResetError("the client has gone")
+
+    def _wake(self) -> None:
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def answered(self) -> None:
+        """The answer is written to its end."""
+        self._incoming = self._outgoing = None
+        if self.transport is None:
+            return
+        loop = asyncio.get_running_loop()
+        reader = self._reader
+        if not self.keeps or not reader.whole:
+            if reader.whole and not reader.waiting:
+                self.transport.close()
+            else:  # Closed with bytes unread, the system would tell the client to forget what it has not read yet.
+                self._linger(loop.time() + self._site.settings.linger_s)
+            return
+        reader.again()
+        self.idle_since = loop.time()
+        if reader.waiting:
+            loop.call_soon(self._read_on)
+
+    def _read_on(self) -> None:
+        """What the client sent ahead."""
+        if self.transport is None or self._outgoing is not None or self.lingers_until is not None:
+            return
+        self._resume()
+        self._read()
+
+    def _linger(self, until: float) -> None:
+        assert self.transport is not None
+        self.lingers_until = until
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self._resume()
+
+    def _resume(self) -> None:
+        if not self._reading and self.transport is not None:
+            self._reading = True
+            self.transport.resume_reading()
+
+    # Of the server
+
+    def last(self) -> None:
+        """The connection closes after this answer, or now when none is open."""
+        self.keeps = False
+        if self._outgoing is None and self.lingers_until is None and self.transport is not None:
+            self.transport.close()
+
+    def force_close(self) -> None:
+        if self.transport is not None:
+            self.transport.close()
+
+    def abort(self) -> None:
+        if self.transport is not None:
+            self.transport.abort()
+
+
+class Fronts:
+    """The connections of one server, and what they share. A protocol factory. `carries_at` is told at which address of
+    ours a connection arrived: where it says no, all is the framework's. `framework` makes a protocol of its own."""
+
+    def __init__(
+        self,
+        application: Application,
+        framework: Callable[[], asyncio.Protocol],
+        *,
+        settings: FrontSettings,
+        carries_at: Callable[[str], bool],
+    ) -> None:
+        self.application, self.framework = application, framework
+        self.settings, self.carries_at = settings, carries_at
+        self.connections: set[Front] = set()
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.closing = False
+
+    def __call__(self) -> Front:
+        return Front(self)
+
+    def look(self, now: float, keepalive_s: float) -> None:
+        """Closes connections that are idle for longer than that, and those whose time to linger is over."""
+        for front in list(self.connections):
+            if front.idle_since is not None and now - front.idle_since >= keepalive_s:
+                front.force_close()
+            elif front.lingers_until is not None and now >= front.lingers_until:
+                front.abort()
+
+    async def close(self, grace_s: float) -> None:
+        """Ends all connections: idle ones now, others after their answer, or after so many seconds."""
+        self.closing = True
+        for front in list(self.connections):
+            front.last()
+        if self.tasks:
+            await asyncio.wait(self.tasks, timeout=grace_s)
+        for front in list(self.connections):
+            front.abort()
+        if self.tasks:
+            await asyncio.wait(self.tasks, timeout=grace_s)
