@@ -24,7 +24,7 @@ from mesh.name_events import (
     Tick,
 )
 from mesh.name_rules import NameRules
-from tests.mesh.test_name_rules import ALONE, FALLBACK, HOSTS, NODES, STRANGER, F, L, One, S
+from tests.mesh.naming import ALONE, FALLBACK, HOSTS, NODES, STRANGER, F, L, One, S
 
 EVENTS = st.one_of(
     st.builds(Ruled, st.sampled_from(list(Role)), st.sampled_from(["a", "b", None])),
