@@ -111,7 +111,7 @@ def engine() -> Iterator[Engine]:
 
 
 def test_clients_ask_streamed_and_whole_in_turn_until_they_are_told_to_end(engine: Engine) -> None:
-    load = Load("127.0.0.1", engine.server_address[1], "smol", "drill-1", 3)
+    load = Load("127.0.0.1", engine.server_address[1], "smol", "drill-1", clients=3, limit_s=60.0)
     load.begin()
     wait_until(lambda: len(load.asked) >= 9, "each has asked some times")
     load.end()
@@ -127,7 +127,7 @@ def test_clients_ask_streamed_and_whole_in_turn_until_they_are_told_to_end(engin
 
 def test_an_answer_that_breaks_off_or_does_not_come_is_lost(engine: Engine) -> None:
     engine.broken = True
-    load = Load("127.0.0.1", engine.server_address[1], "smol", "d", 2)
+    load = Load("127.0.0.1", engine.server_address[1], "smol", "d", clients=2, limit_s=60.0)
     load.begin()
     wait_until(lambda: len(load.asked) >= 4, "both have tried both ways")
     load.end()
@@ -136,7 +136,7 @@ def test_an_answer_that_breaks_off_or_does_not_come_is_lost(engine: Engine) -> N
         (False, "status 200 without JSON"),
     }
     engine.server_close()
-    nobody = Load("127.0.0.1", engine.server_address[1], "smol", "d", 1)
+    nobody = Load("127.0.0.1", engine.server_address[1], "smol", "d", clients=1, limit_s=60.0)
     nobody.begin()
     wait_until(lambda: nobody.asked, "it has tried")
     nobody.end()
