@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Literal, TypeAlias, get_args
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from mesh.answers import MeshStatus, Model, Node, Route, Seen
 from mesh.errors import MeshError
@@ -113,18 +114,27 @@ def plan(status: MeshStatus, named: Sequence[str], *, model: str = "", only: Wha
     if not others:
         raise MeshError("self", "this node runs the drill and carries its requests", hint="name another node")
     model = model or _most_served(status)
-    serve = {n.name: m for n in status.nodes if (m := served(n, model)) is not None}
+    serve = _serve(status, model)
     if len(serve) < 2:
         who = f"only {next(iter(serve))} answers" if serve else "no node answers"
         hint = "load it on another node, or choose one with --model"
         raise MeshError("too_few", f"{who} for '{model}', so stopping a node would lose requests", hint=hint)
     well = [n for n in others if n.state == "ok"]
-    every = (_worker(well, serve), _node(well, serve), _coordinator(status, well, serve))
-    steps = tuple(step for step in every if only in (None, step.what))
+    steps = tuple(_step(what, status, well, serve) for what in WHATS if only in (None, what))
     if all(step.left_out for step in steps):
         why = "; ".join(dict.fromkeys(f"{step.what}: {step.left_out}" for step in steps))
         raise MeshError("nothing_to_stop", f"nothing of what is named can be stopped ({why})", hint="name other nodes")
     return Plan(model=model, steps=steps, serve=tuple(serve))
+
+
+def _serve(status: MeshStatus, model: str) -> dict[str, Model]:
+    return {n.name: m for n in status.nodes if (m := served(n, model)) is not None}
+
+
+def _step(what: What, status: MeshStatus, well: Sequence[Node], serve: Mapping[str, Model]) -> Step:
+    if what == "worker":
+        return _worker(well, serve)
+    return _node(well, serve) if what == "node" else _coordinator(status, well, serve)
 
 
 def _worker(well: Sequence[Node], serve: Mapping[str, Model]) -> Step:
@@ -197,6 +207,18 @@ def announced(step: Step, away_s: float) -> str:
             return f"cut {step.node} off the mesh for {away_s:.0f} s, as if it had crashed; {alone}"
         case "coordinator":
             return f"cut {step.node}, which coordinates, off the mesh for {away_s:.0f} s, as if it had crashed; {alone}"
+
+
+def afresh(step: Step, plan: Plan, status: MeshStatus) -> Step:
+    """`step` as it may be taken now: as it was planned; or, when another node has that part by now, there, if the same
+    was announced of that node; else left out."""
+    why = impossible(step, plan, status)
+    if not why:
+        return step
+    same = {s.id for s in plan.steps if s.id and (s.what == "worker") == (step.what == "worker")}
+    well = [n for n in status.nodes if n.id in same and n.state == "ok"]
+    other = _step(step.what, status, well, _serve(status, plan.model))
+    return replace(step, left_out=why) if other.left_out or impossible(other, plan, status) else other
 
 
 def impossible(step: Step, plan: Plan, status: MeshStatus) -> str:

@@ -125,10 +125,8 @@ class Run:
                 self._say(f"{step.what}: left out, {step.left_out}")
                 continue
             ran = self._runs_on(step)
-            why = drill.impossible(step, self._plan, self._mesh.mesh_status())
-            fault = None
-            if not why:
-                fault, why = self._stopped(step, ran)
+            now = drill.afresh(step, self._plan, self._mesh.mesh_status())
+            fault, why = (None, now.left_out) if now.left_out else self._stopped(now, ran)
             if fault is None:
                 left_out[step.what] = why
                 self._say(f"{step.what}: left out, {why}")

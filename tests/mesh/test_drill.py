@@ -127,6 +127,23 @@ def test_a_step_is_not_taken_when_things_have_changed() -> None:
     assert drill.impossible(worker, plan, loading) == "smol is not ready on c"
 
 
+def test_a_step_follows_its_part_to_where_the_same_was_announced() -> None:
+    plan = drill.plan(THREE, ["b", "c"])
+    swapped = mesh(node("a", SMOL), node("b", SMOL), node("c", SMOL, coordinator=True))
+    assert [(s.what, s.node, s.left_out) for s in (drill.afresh(step, plan, swapped) for step in plan.steps)] == [
+        ("worker", "c", ""),
+        ("node", "b", ""),
+        ("coordinator", "c", ""),
+    ]
+    ours = mesh(node("a", SMOL, coordinator=True), node("b", SMOL), node("c", SMOL))
+    found = drill.afresh(plan.steps[2], plan, ours)
+    assert (found.node, found.left_out) == ("b", "b does not coordinate any more")
+    only = drill.plan(THREE, ["b", "c"], only="node")
+    assert drill.afresh(only.steps[0], only, swapped).left_out == "c coordinates now", "of b nothing was announced"
+    without = mesh(node("a", SMOL), node("b", SMOL, coordinator=True), node("c"))
+    assert drill.afresh(plan.steps[0], plan, without).left_out == "smol is not ready on c"
+
+
 def test_it_waits_for_something_to_run_where_it_strikes() -> None:
     step = Step(what="node", node="c", id="c-id-0123", model="smol")
     busy = mesh(node("c", Model(name="smol", in_flight=1)))
