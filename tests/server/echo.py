@@ -24,8 +24,10 @@ TEMPLATE = (
 PROMPT = "<|im_start|>user<gh_stars>%s<|im_end|><|im_start|>assistant<gh_stars>"
 
 
-def build_echo(model: Path, target: Path) -> Path:
-    """Makes it in `target`, with the tokenizer of `model` and TAGS in place of tokens that nobody says."""
+def build_echo(model: Path, target: Path, *, plain_decoder: bool = True) -> Path:
+    """Makes it in `target`, with the tokenizer of `model` and TAGS in place of tokens that nobody says.
+
+    Without `plain_decoder` its decoder is one that mlx_lm does not know: it decodes whole lines anew at each token."""
     target.mkdir()
     shutil.copy(echo_model.__file__, target / "echo_model.py")
     mx.save_safetensors(str(target / "model.safetensors"), {"sharpness": mx.ones((1,))})
@@ -33,6 +35,10 @@ def build_echo(model: Path, target: Path) -> Path:
     for theirs, ours in TAGS.items():
         assert theirs in tokenizer
         tokenizer = tokenizer.replace(theirs, ours)
+    if not plain_decoder:
+        fields = json.loads(tokenizer)
+        fields["decoder"] = {"type": "Sequence", "decoders": [fields["decoder"]]}
+        tokenizer = json.dumps(fields)
     (target / "tokenizer.json").write_text(tokenizer)
     known = Tokenizer.from_str(tokenizer)
     config = {"model_type": "echo", "model_file": "echo_model.py", "vocab_size": known.get_vocab_size()}

@@ -96,8 +96,8 @@ def delta_text(blocks: list[bytes], field: str) -> str:
 async def echo(started: Start, tiny_model: Path, tmp_path: Path) -> Callable[..., Awaitable[MlxWorker]]:
     """echo(): a worker that says what the last message says."""
 
-    async def start(**fields: Any) -> MlxWorker:
-        model = build_echo(tiny_model, tmp_path / "echo")
+    async def start(*, plain_decoder: bool = True, **fields: Any) -> MlxWorker:
+        model = build_echo(tiny_model, tmp_path / "echo", plain_decoder=plain_decoder)
         return await started(model, name="m", extra_args=(*TRUSTED, *fields.pop("extra_args", ())), **fields)
 
     return start
@@ -113,6 +113,13 @@ async def test_text_comes_out_as_if_never_cut(echo: Callable[..., Awaitable[MlxW
             assert choices(whole)[-1]["finish_reason"] == "stop"
             body = json.dumps({"prompt": PROMPT % text, "temperature": 0, **more}).encode()
             assert text_of(await goes_on_everywhere(worker, body, TEXT)) == text.removeprefix(" ")
+
+
+async def test_a_tokenizer_that_decodes_whole_lines_says_the_same(echo: Callable[..., Awaitable[MlxWorker]]) -> None:
+    worker = await echo(plain_decoder=False)
+    for text in (UNICODE, CODE, SPACES, THINK):
+        for more in ({}, {"seed": 1}):
+            await goes_on_everywhere(worker, chat(text, temperature=0, **more))
 
 
 async def test_reasoning_and_tool_calls_come_out_as_if_never_cut(echo: Callable[..., Awaitable[MlxWorker]]) -> None:
