@@ -124,8 +124,7 @@ class Run:
             if step.left_out:
                 self._say(f"{step.what}: left out, {step.left_out}")
                 continue
-            ran = self._runs_on(step)
-            now = drill.afresh(step, self._plan, self._mesh.mesh_status())
+            now, ran = self._due(step)
             fault, why = (None, now.left_out) if now.left_out else self._stopped(now, ran)
             if fault is None:
                 left_out[step.what] = why
@@ -135,9 +134,17 @@ class Run:
         later = [*(fault.at for fault in faults[1:]), float("inf")]
         return [replace(fault, until=at) for fault, at in zip(faults, later, strict=True)], left_out
 
-    def _runs_on(self, step: Step) -> bool:
-        """Waits a while for something to run where the next fault comes."""
-        return self._until(lambda: drill.runs_on(step, self._mesh.mesh_status()), self._settings.ran_s)
+    def _due(self, step: Step) -> tuple[Step, bool]:
+        """`step` as it may be taken now, and whether something runs there, for which it waits a while."""
+        limit_at = self._clock() + self._settings.ran_s
+        while True:
+            status = self._mesh.mesh_status()
+            now = drill.afresh(step, self._plan, status)
+            ran = not now.left_out and drill.runs_on(now, status)
+            if ran or (not now.left_out and not now.model) or self._clock() > limit_at:
+                return now, ran
+            self._look()
+            self._pause(self._settings.look_s)
 
     def _stopped(self, step: Step, ran: bool) -> tuple[Fault | None, str]:
         """Has it stopped; the fault, or why not."""
