@@ -130,8 +130,7 @@ class Attempts:
             case FirstByte() | Joined() | Mismatch() | Broke() | Completed():
                 return self._upstream(event, now) if self._runs(event.attempt) else []
             case Unkept():
-                self._unkept = event.why
-                return []
+                return self._dropped(event.why, now)
             case NodeLost() if event.node == self._node:
                 lost = Broke(self._attempt, NodeErrorCode.UNREACHABLE, "the node is gone")
                 return [CloseUpstream(), *self._broke(lost, now)]
@@ -191,6 +190,14 @@ class Attempts:
         self._failures = self._busies = self._rounds = self._pauses = 0
         self._failed.clear()
         self._busy.clear()
+
+    def _dropped(self, why: str, now: float) -> list[Effect]:
+        """From now on a cut is the end; and of a hand-over that has not succeeded yet this is the end, too."""
+        self._unkept = why
+        if not self._sent or self._flows:
+            return []
+        refusal = Refusal(ErrorCode.STREAM_LOST, f"{self._last_message()}; {why}")
+        return self._abandon(Fail(refusal, "not_kept"), why, now)
 
     def _denied(self, refusal: Refusal, now: float) -> list[Effect]:
         hard = refusal.code is ErrorCode.DEADLINE_EXCEEDED if self._sent else refusal.code not in _NOBODY_LEFT

@@ -141,6 +141,25 @@ def test_what_is_not_kept_cannot_go_on() -> None:
     assert lost(effects) == ("not_kept", "reset (after 1 attempt); more than 8 bytes of it were sent")
 
 
+def test_what_is_dropped_during_a_hand_over_cannot_go_on_either() -> None:
+    m = flowing()
+    cut(m)
+    cancel, fail = m.step(Unkept("younger streams took the room"), 1.5)
+    assert cancel == CancelAsk(ID, 2)
+    assert lost([fail]) == ("not_kept", "reset (after 1 attempt); younger streams took the room")
+    m = flowing()
+    cut(m)
+    m.step(placed(2, B, "replay"), 1.0)
+    m.step(FirstByte(2), 1.1)
+    close, done, fail = m.step(Unkept("too much"), 1.5)
+    assert (close, done) == (CloseUpstream(), Done(ID, 2, "cancelled"))
+    assert lost([fail])[0] == "not_kept"
+    m = flowing()
+    cut(m)
+    m.step(Denied(2, NOBODY), 1.0)
+    assert lost(m.step(Unkept("too much"), 1.5))[0] == "not_kept"
+
+
 def test_what_nobody_could_ever_go_on_with_ends_at_once() -> None:
     m = flowing()
     cut(m)
