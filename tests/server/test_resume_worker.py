@@ -17,7 +17,7 @@ from node.errors import NodeErrorCode
 from node.io.mlx import MlxWorker
 from node.openai import DONE, usage_of
 from node.types import Resume
-from tests.server.echo import PROMPT, TRUSTED, build_echo
+from tests.server.echo import PROMPT, TRUSTED, Kind, build_echo
 from tests.server.talk import Start, blocks_of, chat, chunks_of, fails, stands_still, text_of
 
 pytestmark = pytest.mark.server
@@ -96,8 +96,8 @@ def delta_text(blocks: list[bytes], field: str) -> str:
 async def echo(started: Start, tiny_model: Path, tmp_path: Path) -> Callable[..., Awaitable[MlxWorker]]:
     """echo(): a worker that says what the last message says."""
 
-    async def start(*, plain_decoder: bool = True, **fields: Any) -> MlxWorker:
-        model = build_echo(tiny_model, tmp_path / "echo", plain_decoder=plain_decoder)
+    async def start(kind: Kind = "bytes", **fields: Any) -> MlxWorker:
+        model = build_echo(tiny_model, tmp_path / "echo", kind)
         return await started(model, name="m", extra_args=(*TRUSTED, *fields.pop("extra_args", ())), **fields)
 
     return start
@@ -115,10 +115,13 @@ async def test_text_comes_out_as_if_never_cut(echo: Callable[..., Awaitable[MlxW
             assert text_of(await goes_on_everywhere(worker, body, TEXT)) == text.removeprefix(" ")
 
 
-async def test_a_tokenizer_that_decodes_whole_lines_says_the_same(echo: Callable[..., Awaitable[MlxWorker]]) -> None:
-    worker = await echo(plain_decoder=False)
+@pytest.mark.parametrize("kind", ["lines", "sentences"])
+async def test_other_kinds_of_tokenizers_say_the_same(echo: Callable[..., Awaitable[MlxWorker]], kind: Kind) -> None:
+    worker = await echo(kind)
     for text, more in ((UNICODE, {}), (CODE, {"seed": 1}), (SPACES, {}), (THINK, {})):
-        await goes_on_everywhere(worker, chat(text, temperature=0, **more))
+        whole = await goes_on_everywhere(worker, chat(text, temperature=0, **more))
+        if text != THINK:
+            assert text_of(whole) in (text, text.removeprefix(" "))
 
 
 async def test_reasoning_and_tool_calls_come_out_as_if_never_cut(echo: Callable[..., Awaitable[MlxWorker]]) -> None:
