@@ -78,7 +78,8 @@ class Bench:
     # The small model
 
     async def _certain(self, model: Path, name: str, first: bool) -> None:
-        questions, tally = certain(model.name), self.certain
+        wanted, tally = self._options.questions, self.certain
+        questions = [one for one in certain(model.name) if not wanted or one.name in wanted]
         async with meshed(model, 1, name) as mesh:
             if first:
                 self._references.set_result(await self._asked_twice(mesh, questions, tally, 1))
@@ -217,6 +218,8 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--streams", type=int, default=500, help="to cut, of the small model; 0: none")
     parser.add_argument("--batched", type=int, default=48, help="to cut, of SmolLM2; 0: none")
     parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
+    names = [question.name for question in certain("")]
+    parser.add_argument("--questions", nargs="+", choices=names, default=[], help="to the small model; all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--meshes", type=int, default=2, help="that are cut side by side")
     parser.add_argument("--minutes", type=float, default=180.0, help="no further cut after so long")
