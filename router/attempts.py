@@ -218,13 +218,13 @@ class Attempts:
 
     def _broke(self, broke: Broke, now: float) -> list[Effect]:
         assert self._node is not None
-        node, cut, flowed = self._node, self._first, self._flows
+        node, flowed = self._node, self._flows
         outcome = _OUTCOMES.get(broke.code, "failed")
         if self._begun and broke.code is NodeErrorCode.BAD_REQUEST:
             outcome = "failed"  # The first node took the request: the fault is not the client's.
         self._last = broke
         error = f"{broke.code.value}: {broke.message}"
-        self._close("busy" if outcome == "busy" else "failed", error, now, cut=cut)
+        self._close("busy" if outcome == "busy" else "failed", error, now, cut=flowed)
         done = self._last_done = Done(self._id, self._attempt, outcome)
         if broke.code is NodeErrorCode.BAD_REQUEST and not self._begun:
             return [done, *self._end(Fail(Refusal(ErrorCode.INVALID_REQUEST, broke.message)), now)]

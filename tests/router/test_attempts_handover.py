@@ -111,6 +111,15 @@ def test_the_client_is_comforted_until_something_new_comes() -> None:
     assert m.deadline == 60.0
 
 
+def test_one_that_only_repeated_what_was_sent_has_cut_nothing() -> None:
+    m = flowing()
+    cut(m)
+    m.step(placed(2, B, "replay"), 1.0)
+    m.step(FirstByte(2), 1.1)
+    assert m.step(reset(2), 1.2) == [AskFor(3, (A, B), "failed", begun=True)]
+    assert [fact.cut for fact in m.facts] == [True, False]
+
+
 def test_a_node_that_cannot_continue_may_run_it_again() -> None:
     m = flowing()
     cut(m)
