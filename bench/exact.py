@@ -46,7 +46,8 @@ class Bench:
     def __init__(self, options: argparse.Namespace) -> None:
         self._options = options
         self._rng = random.Random(options.seed)
-        self._ends_at = time.monotonic() + 60 * options.minutes
+        self._began = time.monotonic()
+        self._ends_at = self._began + 60 * options.minutes
         self.certain, self.batched, self.drawn = Tally(), Tally(), Tally()
 
     async def run(self) -> list[Figure]:
@@ -186,7 +187,7 @@ class Bench:
             cut = Cut(kind=kind, question=one.name, node=node, entry=entry.name, outcome=outcome, how=how, why=why,
                       gap_s=answer.gap_s)  # fmt: skip
             tally.cuts.append(cut)
-            _tell(tally, cut, at)
+            self._tell(tally, cut, at)
         await mesh.mended()
 
     async def _victim(self, mesh: Pair, opened: Open, question: Question, wait_s: float) -> Mac | None:
@@ -198,12 +199,12 @@ class Bench:
         await asyncio.wait([opened.answer], timeout=wait_s)
         return None if opened.answer.done() else found
 
-
-def _tell(tally: Tally, cut: Cut, at: int) -> None:
-    hit, exact = len(tally.hit()), tally.count("exact")
-    words = f"{cut.outcome}{f' ({cut.how})' if cut.how else ''}{f': {cut.why}' if cut.why else ''}"
-    where = f"{cut.kind} at {cut.node}, asked at {cut.entry}, after block {at}"
-    print(f"{hit:4} cut, {exact} exact | {cut.question}; {where}: {words}", flush=True)
+    def _tell(self, tally: Tally, cut: Cut, at: int) -> None:
+        words = f"{cut.outcome}{f' ({cut.how})' if cut.how else ''}{f': {cut.why}' if cut.why else ''}"
+        where = f"{cut.kind} at {cut.node}, asked at {cut.entry}, after block {at}"
+        minutes = (time.monotonic() - self._began) / 60
+        counts = f"{len(tally.hit()):4} cut, {tally.count('exact')} exact"
+        print(f"{minutes:5.1f} min {counts} | {cut.question}; {where}: {words}", flush=True)
 
 
 @asynccontextmanager
