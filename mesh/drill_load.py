@@ -22,8 +22,9 @@ ANSWER_BYTES = 16 << 20
 
 
 class Load:
-    """`begin()` it, `end()` it; `asked` are all requests that are over. Requests go to this host and port and bear ids
-    that start with `name`. `limit_s` is the edge's own for a whole answer, after which it says so itself."""
+    """`begin()` it, `end()` it; `asked` are all requests that are over, `open` those under way. They go to this host
+    and port and bear ids that start with `name`. `limit_s` is the edge's own for a whole answer, after which it says so
+    itself."""
 
     def __init__(self, host: str, port: int, model: str, name: str, *, clients: int, limit_s: float) -> None:
         self._host, self._port, self._model, self._name = host, port, model, name
@@ -32,6 +33,7 @@ class Load:
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
         self._done: list[Asked] = []
+        self._open: dict[int, float] = {}  # the requests under way, and when they began
         self._threads = [
             threading.Thread(target=self._work, args=(i,), name=f"drill client {i}", daemon=True)
             for i in range(clients)
@@ -56,13 +58,21 @@ class Load:
         with self._lock:
             return list(self._done)
 
+    @property
+    def open(self) -> list[float]:
+        """When each request that is under way began."""
+        with self._lock:
+            return list(self._open.values())
+
     def _work(self, client: int) -> None:
         for turn in itertools.count(client):
             with self._lock:
                 number = next(self._numbers)
+                self._open[number] = time.monotonic()
             one = self._ask(f"{self._name}-{number}", number, stream=turn % 2 == 0)
             with self._lock:
                 self._done.append(one)
+                del self._open[number]
             if self._over.wait(LOST_PAUSE_S if one.lost else PAUSE_S):
                 return
 
