@@ -59,6 +59,7 @@ class Handover:
         if self.begun and self._streamed:
             return False
         self.begun = self._spoilt = False
+        self._tokens, self._read = None, -1
         self.kept.restart()
         return True
 
