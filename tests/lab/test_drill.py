@@ -50,7 +50,7 @@ def test_a_drill_stops_each_in_turn_and_nothing_is_lost(
     macs: list[Mac], model: Path, figure: Callable[[str, float], None]
 ) -> None:
     began = time.monotonic()
-    code, out, err = drill(macs[2], "mac1", "mac2", "--yes", "--json", "--seconds", "15")
+    code, out, err = drill(macs[2], "mac1", "mac2", "--yes", "--json", "--clients", "10", "--seconds", "15")
     assert out, err
     found = json.loads(out)
     print(json.dumps(found, indent=1))
