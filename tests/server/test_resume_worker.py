@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 from node.continuation import RESUME_FIELD, TOKENS_FIELD, TOKENS_HEADER, Continuation, continued
 from node.errors import NodeErrorCode
 from node.io.mlx import MlxWorker
-from node.openai import DONE, usage_of
+from node.openai import DONE, is_comment, usage_of
 from node.types import Resume
 from tests.server.echo import PROMPT, TRUSTED, Kind, build_echo
 from tests.server.talk import Start, blocks_of, chat, chunks_of, fails, stands_still, text_of
@@ -258,3 +259,15 @@ async def test_tokens_are_named_to_those_who_ask_and_in_streams_only(echo: Calla
         said = {"id": "c", "created": 1, "tokens": [], "blocks": 0}
         async with session.post(url, json={**body, "stream": False, RESUME_FIELD: said}) as answer:
             assert answer.status == 400
+
+
+async def test_what_goes_on_is_stopped_when_its_caller_leaves(started: Start, tiny_model: Path) -> None:
+    worker = await started(tiny_model, name="m")
+    body = chat("Hello", temperature=0, max_tokens=6000)
+    said = Continuation(id="c", created=1, tokens=(625, 444, 1967), blocks=3)
+    async with aclosing(worker.stream(CHAT, continued(body, said), model_name="m")) as blocks:
+        async for block in blocks:
+            if not is_comment(block):
+                break
+    stats = await stands_still(worker)
+    assert 0 < stats.generated_tokens < 6000
