@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 SIM_MINUTES ?= 30
 PACKAGES := mesh node router election demo bench
 
-.PHONY: help setup run test lint sim bench-node bench-mesh bench-exact bench-routing bench-path clean
+.PHONY: help setup run test lint sim bench-node bench-mesh bench-exact bench-audit bench-routing bench-path clean
 
 help:  ## what can be made here
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -45,6 +45,9 @@ bench-mesh: $(READY)  ## a mesh of real daemons under faults, on good and bad ne
 
 bench-exact: $(READY)  ## streams cut at random points, and whether their clients notice; writes bench/out/exact.json
 	@$(BIN)/python -m bench.exact $(ARGS)
+
+bench-audit: $(READY)  ## thirty clients and a fault every ten seconds, each answer compared; writes bench/out/audit.json
+	@$(BIN)/python -m bench.audit $(ARGS)
 
 bench-routing: $(READY)  ## the scheduler on request traces, against clairvoyants and other routers; writes bench/out/routing.json
 	@$(BIN)/python -m bench.routing $(ARGS)

@@ -46,7 +46,8 @@ class Bench:
     def __init__(self, options: argparse.Namespace) -> None:
         self._options = options
         self._rng = random.Random(options.seed)
-        self._ends_at = time.monotonic() + 60 * options.minutes
+        self._began = time.monotonic()
+        self._ends_at = self._began + 60 * options.minutes
         self.certain, self.batched, self.drawn = Tally(), Tally(), Tally()
 
     async def run(self) -> list[Figure]:
@@ -78,7 +79,8 @@ class Bench:
     # The small model
 
     async def _certain(self, model: Path, name: str, first: bool) -> None:
-        questions, tally = certain(model.name), self.certain
+        wanted, tally = self._options.questions, self.certain
+        questions = [one for one in certain(model.name) if not wanted or one.name in wanted]
         async with meshed(model, 1, name) as mesh:
             if first:
                 self._references.set_result(await self._asked_twice(mesh, questions, tally, 1))
@@ -185,7 +187,7 @@ class Bench:
             cut = Cut(kind=kind, question=one.name, node=node, entry=entry.name, outcome=outcome, how=how, why=why,
                       gap_s=answer.gap_s)  # fmt: skip
             tally.cuts.append(cut)
-            _tell(tally, cut, at)
+            self._tell(tally, cut, at)
         await mesh.mended()
 
     async def _victim(self, mesh: Pair, opened: Open, question: Question, wait_s: float) -> Mac | None:
@@ -197,12 +199,12 @@ class Bench:
         await asyncio.wait([opened.answer], timeout=wait_s)
         return None if opened.answer.done() else found
 
-
-def _tell(tally: Tally, cut: Cut, at: int) -> None:
-    hit, exact = len(tally.hit()), tally.count("exact")
-    words = f"{cut.outcome}{f' ({cut.how})' if cut.how else ''}{f': {cut.why}' if cut.why else ''}"
-    where = f"{cut.kind} at {cut.node}, asked at {cut.entry}, after block {at}"
-    print(f"{hit:4} cut, {exact} exact | {cut.question}; {where}: {words}", flush=True)
+    def _tell(self, tally: Tally, cut: Cut, at: int) -> None:
+        words = f"{cut.outcome}{f' ({cut.how})' if cut.how else ''}{f': {cut.why}' if cut.why else ''}"
+        where = f"{cut.kind} at {cut.node}, asked at {cut.entry}, after block {at}"
+        minutes = (time.monotonic() - self._began) / 60
+        counts = f"{len(tally.hit()):4} cut, {tally.count('exact')} exact"
+        print(f"{minutes:5.1f} min {counts} | {cut.question}; {where}: {words}", flush=True)
 
 
 @asynccontextmanager
@@ -217,6 +219,8 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--streams", type=int, default=500, help="to cut, of the small model; 0: none")
     parser.add_argument("--batched", type=int, default=48, help="to cut, of SmolLM2; 0: none")
     parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
+    names = [question.name for question in certain("")]
+    parser.add_argument("--questions", nargs="+", choices=names, default=[], help="to the small model; all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--meshes", type=int, default=2, help="that are cut side by side")
     parser.add_argument("--minutes", type=float, default=180.0, help="no further cut after so long")

@@ -33,6 +33,16 @@ class MeshError(Exception):
     """The mesh does not become what the bench needs."""
 
 
+async def comes(holds: Callable[[], object], limit_s: float) -> bool:
+    """Whether it holds within that time; asked in a thread, again and again."""
+    end = time.monotonic() + limit_s
+    while time.monotonic() < end:
+        if await asyncio.to_thread(holds):
+            return True
+        await asyncio.sleep(LOOK_S)
+    return False
+
+
 @dataclass
 class Pair:
     """The mesh of three."""
@@ -56,11 +66,8 @@ class Pair:
 
     async def whole(self, limit_s: float = WHOLE_S) -> None:
         """Until all agree and both can answer. Raises MeshError."""
-        end = time.monotonic() + limit_s
-        while not await asyncio.to_thread(agreed, self.macs):
-            if time.monotonic() > end:
-                raise MeshError(f"the mesh is not whole within {limit_s:.0f} s: {self.macs[0].tail()}")
-            await asyncio.sleep(LOOK_S)
+        if not await comes(lambda: agreed(self.macs), limit_s):
+            raise MeshError(f"the mesh is not whole within {limit_s:.0f} s: {self.macs[0].tail()}")
 
     async def mended(self) -> None:
         """Takes back what was done, and waits until nothing of it is to be seen. Raises MeshError."""

@@ -23,7 +23,7 @@ from tokenizers import Tokenizer
 from demo import making
 from demo.model import build_chat
 
-LAYERS, IDLE_LAYERS, WIDTH = 2, 22, 64
+LAYERS, IDLE_LAYERS, WIDTH = 2, 10, 64
 STEPS, RATE = 600, 4e-3
 KNOWN, WORST = 0.02, 0.1  # nats a token, on average and at the worst one: below them every answer is certain
 TAGS = {"<repo_name>": "<think>", "<reponame>": "</think>", "<file_sep>": "<tool_call>", "<filename>": "</tool_call>"}

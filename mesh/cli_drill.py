@@ -53,7 +53,9 @@ def drill_command(
             click.echo(line)
         click.confirm("Go on?", abort=True)
     name = f"drill-{secrets.token_hex(4)}"
-    load = Load(_host(), daemon.status().port, plan.model, name, clients)
+    settings = config.load(home())
+    host = settings.bind[0] if settings.bind else "localhost"  # where this node's edge is reached from here
+    load = Load(host, daemon.status().port, plan.model, name, clients=clients, limit_s=settings.request_timeout)
 
     def say(line: str) -> None:
         if not as_json:
@@ -71,12 +73,6 @@ def drill_command(
 def _asks() -> bool:
     """Somebody is there to answer."""
     return sys.stdin.isatty()
-
-
-def _host() -> str:
-    """Where this node's edge is reached from here."""
-    bind = config.load(home()).bind
-    return bind[0] if bind else "localhost"
 
 
 def _announcement(plan: Plan, clients: int) -> Iterator[str]:

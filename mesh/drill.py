@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Literal, TypeAlias, get_args
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from mesh.answers import MeshStatus, Model, Node, Route, Seen
 from mesh.errors import MeshError
@@ -52,19 +53,19 @@ class Asked(Struct, frozen=True, kw_only=True):
 
 
 class Fault(Struct, frozen=True, kw_only=True):
-    """A step that was carried out `at` a time; `until` the next one began. `back_at`: all was as before again."""
+    """A step that was carried out `at` a time. `back_at`: all was as before again."""
 
     step: Step
     at: float
-    until: float
     back_at: float | None = None
     ran: bool = False  # something of the drill's own was running there
 
 
 class Stopped(Struct, frozen=True, kw_only=True):
-    """What came of one step; counts are of the requests that ended after it and before the next. `detected_s` from the
-    fault until this node knew, `handed_over_s` until the last request that ran there was on another node (and, with the
-    coordinator, another one had taken over), `back_s` until all was as before; None: it was not seen."""
+    """What came of one step. Counts are of the requests it broke off, and of those that ended until the next one began
+    and that none before had broken off. `detected_s` from the fault until this node knew, `handed_over_s` until the
+    last request that ran there was on another node (and, with the coordinator, another one had taken over), `back_s`
+    until all was as before; None: it was not seen."""
 
     what: What
     node: str = ""
@@ -113,18 +114,27 @@ def plan(status: MeshStatus, named: Sequence[str], *, model: str = "", only: Wha
     if not others:
         raise MeshError("self", "this node runs the drill and carries its requests", hint="name another node")
     model = model or _most_served(status)
-    serve = {n.name: m for n in status.nodes if (m := served(n, model)) is not None}
+    serve = _serve(status, model)
     if len(serve) < 2:
         who = f"only {next(iter(serve))} answers" if serve else "no node answers"
         hint = "load it on another node, or choose one with --model"
         raise MeshError("too_few", f"{who} for '{model}', so stopping a node would lose requests", hint=hint)
     well = [n for n in others if n.state == "ok"]
-    every = (_worker(well, serve), _node(well, serve), _coordinator(status, well, serve))
-    steps = tuple(step for step in every if only in (None, step.what))
+    steps = tuple(_step(what, status, well, serve) for what in WHATS if only in (None, what))
     if all(step.left_out for step in steps):
         why = "; ".join(dict.fromkeys(f"{step.what}: {step.left_out}" for step in steps))
         raise MeshError("nothing_to_stop", f"nothing of what is named can be stopped ({why})", hint="name other nodes")
     return Plan(model=model, steps=steps, serve=tuple(serve))
+
+
+def _serve(status: MeshStatus, model: str) -> dict[str, Model]:
+    return {n.name: m for n in status.nodes if (m := served(n, model)) is not None}
+
+
+def _step(what: What, status: MeshStatus, well: Sequence[Node], serve: Mapping[str, Model]) -> Step:
+    if what == "worker":
+        return _worker(well, serve)
+    return _node(well, serve) if what == "node" else _coordinator(status, well, serve)
 
 
 def _worker(well: Sequence[Node], serve: Mapping[str, Model]) -> Step:
@@ -199,6 +209,18 @@ def announced(step: Step, away_s: float) -> str:
             return f"cut {step.node}, which coordinates, off the mesh for {away_s:.0f} s, as if it had crashed; {alone}"
 
 
+def afresh(step: Step, plan: Plan, status: MeshStatus) -> Step:
+    """`step` as it may be taken now: as it was planned; or, when another node has that part by now, there, if the same
+    was announced of that node; else left out."""
+    why = impossible(step, plan, status)
+    if not why:
+        return step
+    same = {s.id for s in plan.steps if s.id and (s.what == "worker") == (step.what == "worker")}
+    well = [n for n in status.nodes if n.id in same and n.state == "ok"]
+    other = _step(step.what, status, well, _serve(status, plan.model))
+    return replace(step, left_out=why) if other.left_out or impossible(other, plan, status) else other
+
+
 def impossible(step: Step, plan: Plan, status: MeshStatus) -> str:
     """Why `step` must not be taken now, though it could be when it was planned; "" when it may."""
     node = next((n for n in status.nodes if n.id == step.id), None)
@@ -253,19 +275,44 @@ def changed(before: MeshStatus, now: MeshStatus) -> tuple[str, ...]:
 
 
 def judge(
-    fault: Fault, asked: Iterable[Asked], routes: Mapping[str, Route], seen: Iterable[Seen], wall_s: float
+    faults: Sequence[Fault],
+    asked: Iterable[Asked],
+    routes: Mapping[str, Route],
+    seen: Sequence[Seen],
+    wall_s: float,
+) -> list[Stopped]:
+    """What came of each fault. `routes` by the ids of `asked`; `wall_s` is what a wall clock's time is ahead of the
+    monotonic one."""
+    theirs: list[list[Asked]] = [[] for _ in faults]
+    for one in asked:
+        if (number := _whose(one, routes.get(one.id), faults)) is not None:
+            theirs[number].append(one)
+    ends = [*(fault.at for fault in faults[1:]), float("inf")][: len(faults)]
+    return [
+        _judged(fault, mine, routes, [s for s in seen if fault.at - _EARLY_S <= s.at < end], wall_s)
+        for fault, mine, end in zip(faults, theirs, ends, strict=True)
+    ]
+
+
+def _whose(one: Asked, route: Route | None, faults: Sequence[Fault]) -> int | None:
+    """The number of the fault that a request counts with: the first that broke it off, else the last before its end."""
+    broke = {a.node for a in route.attempts if a.outcome == "failed"} if route is not None else set()
+    for number, fault in enumerate(faults):
+        if one.began <= fault.at <= one.ended and fault.step.node in broke:
+            return number
+    before = [number for number, fault in enumerate(faults) if fault.at <= one.ended]
+    return before[-1] if before else None
+
+
+def _judged(
+    fault: Fault, mine: Sequence[Asked], routes: Mapping[str, Route], seen: Sequence[Seen], wall_s: float
 ) -> Stopped:
-    """`routes` by the ids of `asked`; `wall_s` is what a wall clock's time is ahead of the monotonic one."""
     step = fault.step
-    mine = [a for a in asked if fault.at <= a.ended < fault.until]
     known = [routes[a.id] for a in mine if a.id in routes]
     moved = [at for route in known if (at := _moved(route, step.node, wall_s)) is not None and at >= fault.at]
-    heirs = [
-        s.at for s in seen if s.kind == "coordinator" and s.node not in ("", step.node) and _within(s.at, fault)
-    ]  # fmt: skip
-    signs = [s.at for s in seen if _tells(s, step) and _within(s.at, fault)]
+    signs = [s.at for s in seen if _tells(s, step)]
     if step.what == "coordinator":
-        moved += heirs[:1]
+        moved += [s.at for s in seen if s.kind == "coordinator" and s.node not in ("", step.node)][:1]
     lost = [a for a in mine if a.lost]
     return Stopped(
         what=step.what,
@@ -281,10 +328,6 @@ def judge(
         why_lost=dict(Counter(a.lost for a in lost)),
         ran=fault.ran,
     )
-
-
-def _within(at: float, fault: Fault) -> bool:
-    return fault.at - _EARLY_S <= at < fault.until
 
 
 def _tells(seen: Seen, step: Step) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 
 from mesh.drill import Asked
 
-SILENCE_S = 120.0  # nothing came for so long: lost
+SILENCE_S = 60.0  # a node says each second that it lives: a stream on which nothing came for so long is lost
 TOKENS = 48
 PAUSE_S = 0.05  # a client thinks so long before it asks again,
 LOST_PAUSE_S = 0.5  # and after a failure: what is refused at once is not worth a thousand tries
@@ -22,15 +22,18 @@ ANSWER_BYTES = 16 << 20
 
 
 class Load:
-    """`begin()` it, `end()` it; `asked` are all requests that are over. Requests go to this host and port and bear ids
-    that start with `name`."""
+    """`begin()` it, `end()` it; `asked` are all requests that are over, `open` those under way. They go to this host
+    and port and bear ids that start with `name`. `limit_s` is the edge's own for a whole answer, after which it says so
+    itself."""
 
-    def __init__(self, host: str, port: int, model: str, name: str, clients: int) -> None:
+    def __init__(self, host: str, port: int, model: str, name: str, *, clients: int, limit_s: float) -> None:
         self._host, self._port, self._model, self._name = host, port, model, name
+        self._limit_s = limit_s + SILENCE_S
         self._over = threading.Event()
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
         self._done: list[Asked] = []
+        self._open: dict[int, float] = {}  # the requests under way, and when they began
         self._threads = [
             threading.Thread(target=self._work, args=(i,), name=f"drill client {i}", daemon=True)
             for i in range(clients)
@@ -41,7 +44,7 @@ class Load:
             thread.start()
 
     def end(self) -> None:
-        """No new requests; returns when those that are open have ended, each within SILENCE_S of its last sign."""
+        """No new requests; returns when those that are open have ended."""
         self._over.set()
         for thread in self._threads:
             thread.join()
@@ -55,13 +58,21 @@ class Load:
         with self._lock:
             return list(self._done)
 
+    @property
+    def open(self) -> list[float]:
+        """When each request that is under way began."""
+        with self._lock:
+            return list(self._open.values())
+
     def _work(self, client: int) -> None:
         for turn in itertools.count(client):
             with self._lock:
                 number = next(self._numbers)
+                self._open[number] = time.monotonic()
             one = self._ask(f"{self._name}-{number}", number, stream=turn % 2 == 0)
             with self._lock:
                 self._done.append(one)
+                del self._open[number]
             if self._over.wait(LOST_PAUSE_S if one.lost else PAUSE_S):
                 return
 
@@ -76,7 +87,8 @@ class Load:
                 "stream": stream,
             }
         )
-        connection = http.client.HTTPConnection(self._host, self._port, timeout=SILENCE_S)
+        silence_s = SILENCE_S if stream else self._limit_s
+        connection = http.client.HTTPConnection(self._host, self._port, timeout=silence_s)
         began, heard = time.monotonic(), Heard()
         try:
             connection.request(
@@ -88,7 +100,7 @@ class Load:
             else:
                 lost = streamed(lambda: answer.readline(LINE_BYTES), heard)
         except TimeoutError:
-            lost = f"silent for {SILENCE_S:.0f} s"
+            lost = f"silent for {silence_s:.0f} s"
         except (OSError, http.client.HTTPException) as error:
             lost = f"broken off ({type(error).__name__})"
         finally:

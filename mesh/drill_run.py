@@ -47,6 +47,8 @@ class Clients(Protocol):
 
     @property
     def asked(self) -> list[Asked]: ...
+    @property
+    def open(self) -> list[float]: ...
     def begin(self) -> None: ...
     def end(self) -> None: ...
     def abandon(self) -> None: ...
@@ -124,22 +126,26 @@ class Run:
             if step.left_out:
                 self._say(f"{step.what}: left out, {step.left_out}")
                 continue
-            ran = self._runs_on(step)
-            why = drill.impossible(step, self._plan, self._mesh.mesh_status())
-            fault = None
-            if not why:
-                fault, why = self._stopped(step, ran)
+            now, ran = self._due(step)
+            fault, why = (None, now.left_out) if now.left_out else self._stopped(now, ran)
             if fault is None:
                 left_out[step.what] = why
                 self._say(f"{step.what}: left out, {why}")
                 continue
             faults.append(self._watched(fault, before))
-        later = [*(fault.at for fault in faults[1:]), float("inf")]
-        return [replace(fault, until=at) for fault, at in zip(faults, later, strict=True)], left_out
+        return faults, left_out
 
-    def _runs_on(self, step: Step) -> bool:
-        """Waits a while for something to run where the next fault comes."""
-        return self._until(lambda: drill.runs_on(step, self._mesh.mesh_status()), self._settings.ran_s)
+    def _due(self, step: Step) -> tuple[Step, bool]:
+        """`step` as it may be taken now, and whether something runs there, for which it waits a while."""
+        limit_at = self._clock() + self._settings.ran_s
+        while True:
+            status = self._mesh.mesh_status()
+            now = drill.afresh(step, self._plan, status)
+            ran = not now.left_out and drill.runs_on(now, status)
+            if ran or (not now.left_out and not now.model) or self._clock() > limit_at:
+                return now, ran
+            self._look()
+            self._pause(self._settings.look_s)
 
     def _stopped(self, step: Step, ran: bool) -> tuple[Fault | None, str]:
         """Has it stopped; the fault, or why not."""
@@ -151,15 +157,16 @@ class Run:
         if answer.why:
             return None, f"{step.node} says: {answer.why}"
         self._say(drill.announced(step, self._settings.away_s))
-        return Fault(step=step, at=answer.at + answer.in_s, until=float("inf"), ran=ran), ""
+        return Fault(step=step, at=answer.at + answer.in_s, ran=ran), ""
 
     def _watched(self, fault: Fault, before: answers.MeshStatus) -> Fault:
-        """Goes on asking for the seconds that were wanted, and until all is as before."""
+        """Goes on asking for the seconds that were wanted, and until all is as before and what was open when it struck
+        has ended."""
         back_at: float | None = None
         ends_at = fault.at + self._seconds
         limit_at = ends_at + self._settings.whole_s
         away_at = fault.at + (0.0 if fault.step.what == "worker" else self._settings.away_s)
-        while (now := self._clock()) < ends_at or (back_at is None and now < limit_at):
+        while (now := self._clock()) < ends_at or (now < limit_at and (back_at is None or self._open_since(fault.at))):
             self._look()
             status = self._mesh.mesh_status()
             if drill.missing(before, status) or self._clock() < away_at:
@@ -169,6 +176,10 @@ class Run:
             self._pause(self._settings.look_s)
         self._say("all is as before" if back_at is not None else "not all is as before yet")
         return replace(fault, back_at=back_at)
+
+    def _open_since(self, at: float) -> bool:
+        """A request that was open then still is."""
+        return any(began <= at for began in self._load.open)
 
     def _noticed(self, fault: Fault) -> bool:
         """This node has seen that it was stopped; or it is so long ago that it will not."""
@@ -196,13 +207,12 @@ class Run:
         asked, plan = self._load.asked, self._plan
         self._look()
         routes, wall_s = self._routes(asked), time.time() - time.monotonic()
-        steps = []
-        for step in plan.steps:
-            fault = next((f for f in faults if f.step.what == step.what), None)
-            if fault is None:
-                steps.append(drill.Stopped(what=step.what, node=step.node, left_out=left_out.get(step.what, "")))
-            else:
-                steps.append(drill.judge(fault, asked, routes, self._seen.values(), wall_s))
+        stopped = drill.judge(faults, asked, routes, list(self._seen.values()), wall_s)
+        found = {step.what: step for step in stopped}
+        steps = [
+            found.get(s.what, drill.Stopped(what=s.what, node=s.node, left_out=left_out.get(s.what, "")))
+            for s in plan.steps
+        ]
         now = self._mesh.mesh_status()
         return Report(
             model=plan.model,

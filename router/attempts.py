@@ -130,8 +130,7 @@ class Attempts:
             case FirstByte() | Joined() | Mismatch() | Broke() | Completed():
                 return self._upstream(event, now) if self._runs(event.attempt) else []
             case Unkept():
-                self._unkept = event.why
-                return []
+                return self._dropped(event.why, now)
             case NodeLost() if event.node == self._node:
                 lost = Broke(self._attempt, NodeErrorCode.UNREACHABLE, "the node is gone")
                 return [CloseUpstream(), *self._broke(lost, now)]
@@ -192,6 +191,14 @@ class Attempts:
         self._failed.clear()
         self._busy.clear()
 
+    def _dropped(self, why: str, now: float) -> list[Effect]:
+        """From now on a cut is the end; and of a hand-over that has not succeeded yet this is the end, too."""
+        self._unkept = why
+        if not self._sent or self._flows:
+            return []
+        refusal = Refusal(ErrorCode.STREAM_LOST, f"{self._last_message()}; {why}")
+        return self._abandon(Fail(refusal, "not_kept"), why, now)
+
     def _denied(self, refusal: Refusal, now: float) -> list[Effect]:
         hard = refusal.code is ErrorCode.DEADLINE_EXCEEDED if self._sent else refusal.code not in _NOBODY_LEFT
         if hard or self._last is None:
@@ -211,13 +218,13 @@ class Attempts:
 
     def _broke(self, broke: Broke, now: float) -> list[Effect]:
         assert self._node is not None
-        node, cut, flowed = self._node, self._first, self._flows
+        node, flowed = self._node, self._flows
         outcome = _OUTCOMES.get(broke.code, "failed")
         if self._begun and broke.code is NodeErrorCode.BAD_REQUEST:
             outcome = "failed"  # The first node took the request: the fault is not the client's.
         self._last = broke
         error = f"{broke.code.value}: {broke.message}"
-        self._close("busy" if outcome == "busy" else "failed", error, now, cut=cut)
+        self._close("busy" if outcome == "busy" else "failed", error, now, cut=flowed)
         done = self._last_done = Done(self._id, self._attempt, outcome)
         if broke.code is NodeErrorCode.BAD_REQUEST and not self._begun:
             return [done, *self._end(Fail(Refusal(ErrorCode.INVALID_REQUEST, broke.message)), now)]

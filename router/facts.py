@@ -20,8 +20,8 @@ Lost: TypeAlias = Literal["not_kept", "not_understood", "engine", "mismatch", "n
 
 
 class AttemptFact(Struct, frozen=True, kw_only=True):
-    """One try on one node. `error` is a code and a sentence, never prompt text. `cut`: it broke off when some of the
-    answer had come from it."""
+    """One try on one node. `error` is a code and a sentence, never prompt text. `cut`: it broke off when something
+    new of the answer had come from it."""
 
     node: str  # node name
     outcome: Literal["ok", "busy", "failed", "cancelled"]

@@ -38,7 +38,6 @@ class Handover:
         self.kept, self._names, self._streamed = kept, names, streamed
         self.begun = False  # some of the answer has come
         self._model = self._fingerprint = ""  # of who began it
-        self._blocks: list[bytes] = []
         self._read = -1  # bytes that were kept when they were last read
         self._tokens: Continuation | None = None
         self._on = False  # the plan that counts is to go on from them
@@ -60,6 +59,7 @@ class Handover:
         if self.begun and self._streamed:
             return False
         self.begun = self._spoilt = False
+        self._tokens, self._read = None, -1
         self.kept.restart()
         return True
 
@@ -69,8 +69,8 @@ class Handover:
         if self._spoilt or self.kept.why_not:
             return None
         if self._read != self.kept.size:
-            self._blocks, self._read = self.kept.blocks(), self.kept.size
-            self._tokens = continuation(self._blocks)
+            self._tokens = continuation(self.kept.blocks())
+            self._read = self.kept.size
         return self._tokens
 
     def seam(self) -> Seam:

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from node.continuation import TOKENS_FIELD, Continuation
-from router.seam import read, says
+import msgspec
+from msgspec import Struct
+
+from node.continuation import Continuation
+from router.seam import SeamError, payload, read, says
 
 
 class Keep:
@@ -83,26 +86,36 @@ class Kept:
         return [block + b"\n\n" for block in bytes(self._data).split(b"\n\n") if block]
 
 
+class _Named(Struct):
+    """The chunk as far as it must be read when it names its tokens."""
+
+    id: str | None = None
+    created: int | None = None
+    mesh_tokens: list[int] | None = None
+
+
+_named = msgspec.json.Decoder(_Named)
+
+
 def continuation(blocks: Sequence[bytes]) -> Continuation | None:
     """What a worker must know to go on after `blocks`; None when they do not carry the tokens of all their text.
-    Raises SeamError when one is no chunk."""
+    Raises SeamError when one is no chunk. Many long answers may break off at once, so little of each is read."""
     tokens: list[int] = []
-    head: tuple[str, int] | None = None
+    head: _Named | None = None
     carried = False
     for block in blocks:
-        chunk = read(block)
-        if head is None:
-            head = str(chunk.get("id", "")), _whole(chunk.get("created"))
-        made = chunk.get(TOKENS_FIELD)
-        if isinstance(made, list) and all(type(token) is int for token in made):
-            tokens += made
+        try:
+            chunk = _named.decode(payload(block))
+        except msgspec.ValidationError:
+            chunk = _Named()
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise SeamError("a chunk of the answer is not understood") from error
+        head = head or chunk
+        if chunk.mesh_tokens is not None:
+            tokens += chunk.mesh_tokens
             carried = True
-        elif any(says(choice) for choice in chunk.get("choices") or ()):
+        elif any(says(choice) for choice in read(block).get("choices") or ()):
             return None
     if head is None or not carried:
         return None
-    return Continuation(id=head[0], created=head[1], tokens=tuple(tokens), blocks=len(blocks))
-
-
-def _whole(value: object) -> int:
-    return value if isinstance(value, int) else 0
+    return Continuation(id=head.id or "", created=head.created or 0, tokens=tuple(tokens), blocks=len(blocks))

@@ -32,12 +32,19 @@ class SeamError(Exception):
 def read(block: bytes) -> Json:
     """The chunk of a `data:` block. Raises SeamError when it is none."""
     try:
-        chunk = _chunk.decode(data_of(block) or b"")
+        chunk = _chunk.decode(payload(block))
         if not all(isinstance(choice, dict) for choice in chunk.get("choices") or ()):
             raise SeamError("a chunk of the answer is not understood")
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, TypeError) as error:
         raise SeamError("a chunk of the answer is not understood") from error
     return chunk
+
+
+def payload(block: bytes) -> bytes:
+    """What stands behind `data:`; a block is mostly one line, and then nothing is looked for."""
+    if block.startswith(b"data: ") and block.count(b"\n") == 2:
+        return block[6:]
+    return data_of(block) or b""
 
 
 def says(choice: Json) -> bool:

@@ -70,7 +70,8 @@ class Worker(Protocol):
 
         Yields whole SSE blocks, each ending in a blank line: `data: {...}` as the engine sent it with `model` =
         `model_name`, comments (`: ...`) as signs of life, and `data: [DONE]` last. Ends without [DONE] never:
-        it raises NodeError instead. Closing the iterator cancels the generation.
+        it raises NodeError instead. Closing the iterator cancels the generation. A worker whose `resume` is CONTINUE
+        names the tokens of each chunk, and goes on where a `mesh_resume` in the body says (node/continuation.py).
         """
 
     async def post(self, path: str, body: bytes, content_type: str) -> tuple[int, str, bytes]:

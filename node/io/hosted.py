@@ -97,7 +97,7 @@ class Hosted:
         if self.fingerprint or self.problem or self.spec.hub or self.spec.engine != "mlx-lm":
             return False
         try:
-            self.fingerprint = await asyncio.to_thread(_fingerprint, self.spec.path)
+            self.fingerprint = await asyncio.to_thread(_fingerprint, self.spec)
         except NodeError:
             return False  # The files changed under us; the start will say what is wrong.
         return True
@@ -253,11 +253,11 @@ def same_worker(old: ModelSpec, new: ModelSpec) -> bool:
     )
 
 
-def _fingerprint(source: str) -> str:
+def _fingerprint(spec: ModelSpec) -> str:
     try:
-        return weights.fingerprint(weights.locate(source))
+        return weights.fingerprint(weights.locate(spec.path), spec.extra_args)
     except OSError as error:
-        raise _unreadable(source, error) from error
+        raise _unreadable(spec.path, error) from error
 
 
 def _unreadable(source: str, error: OSError) -> NodeError:

@@ -19,6 +19,7 @@ import msgspec
 from node.continuation import RESUME_FIELD, Continuation
 
 LAST = b"data: [DONE]"
+_DRAWS = 64  # random numbers in one go
 Reason: TypeAlias = Literal["stop", "length"]
 
 # Whatever of mlx_lm is made or unpacked here, by the names of its fields.
@@ -108,8 +109,8 @@ def reseed(args: Any, sampler: Any, times: int, vocabulary: int) -> None:
     width = vocabulary if args.sampling.xtc_probability > 0 else args.sampling.top_k + 2  # XTC spares certain tokens
     anything = mx.zeros((1, width))
     mx.random.seed(args.seed)
-    for _ in range(times):
-        mx.eval(sampler(anything))
+    for done in range(0, times, _DRAWS):
+        mx.eval([sampler(anything) for _ in range(min(_DRAWS, times - done))])
     state: Any = mx.random.state
     high, low = state[0].tolist()
     args.seed = high << 32 | low

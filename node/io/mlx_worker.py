@@ -233,6 +233,7 @@ class Handler(server.APIHandler):  # type: ignore[misc]  # mlx_lm has no types
     _call: Call | None = None
     _continuation: Continuation | None = None
     _seam: mlx_resume.Seam
+    _names_tokens = False
 
     def do_GET(self) -> None:  # noqa: N802 - http.server's name
         """GET: our counters beside upstream's paths."""
@@ -271,14 +272,15 @@ class Handler(server.APIHandler):  # type: ignore[misc]  # mlx_lm has no types
     def handle_completion(self, request: Any, stop_words: Any) -> None:
         """Runs the request with its caller, and what it has of the answer, attached to it."""
         self._call = request.mesh_call = Call(self.connection, quiet=PROBE_HEADER in self.headers)
-        working = self.response_generator.counters.working()
-        with working, mlx_resume.going_on(self, request, self._continuation) as self._seam:
+        counters = self.response_generator.counters
+        self._names_tokens = self.stream and counters.continues and TOKENS_HEADER in self.headers
+        with counters.working(), mlx_resume.going_on(self, request, self._continuation) as self._seam:
             super().handle_completion(request, stop_words)
 
     def generate_response(self, *args: Any, **kwargs: Any) -> Any:
         """A chunk or an answer under our model's name; a chunk with its tokens, if they are asked for."""
         made = {**super().generate_response(*args, **kwargs), "model": self.response_generator.name}
-        if self.stream and TOKENS_HEADER in self.headers and self.response_generator.counters.continues:
+        if self._names_tokens:
             made[TOKENS_FIELD] = self._seam.taken()
         return made
 

@@ -6,7 +6,7 @@ All functions block on the disk: call them in a thread. They raise NodeError(MOD
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, TypeAlias
@@ -15,6 +15,7 @@ import msgspec
 
 from node.errors import NodeError, NodeErrorCode
 from node.headroom import Shape
+from node.io.flags import value_of
 
 _JSON_LIMIT = 8 * 2**20  # config.json
 _HEADER_LIMIT = 100 * 2**20  # safetensors' own limit
@@ -33,6 +34,7 @@ _ALONGSIDE = (  # what shapes an answer besides the weights; files that are abse
     "chat_template.jinja",
     "chat_template.json",
 )
+_SHAPING = ("--adapter-path", "--chat-template", "--chat-template-args", "--use-default-chat-template")
 
 _FLOATS = {"F32": 4, "F16": 2, "BF16": 2}
 _MEANT: dict[str, dict[str, int]] = {
@@ -133,9 +135,13 @@ def identity(directory: Path) -> str:
     return digest.hexdigest()
 
 
-def fingerprint(directory: Path) -> str:
-    """32 hex digits: equal for models that answer alike. Computed again only when a file changed."""
-    return _fingerprint(_signature(directory))
+def fingerprint(directory: Path, flags: Sequence[str] = ()) -> str:
+    """32 hex digits: equal for models that answer alike. Computed again only when a file changed. `flags` are the
+    user's own for mlx_lm.server: with an adapter or another chat template the same files answer otherwise."""
+    files = _fingerprint(_signature(directory))
+    given = {flag.partition("=")[0] for flag in flags}
+    shaping = [(name, value_of(flags, name)) for name in _SHAPING if name in given]
+    return hashlib.blake2b(repr((files, shaping)).encode(), digest_size=16).hexdigest() if shaping else files
 
 
 def _signature(directory: Path) -> Signature:

@@ -127,6 +127,23 @@ def test_a_step_is_not_taken_when_things_have_changed() -> None:
     assert drill.impossible(worker, plan, loading) == "smol is not ready on c"
 
 
+def test_a_step_follows_its_part_to_where_the_same_was_announced() -> None:
+    plan = drill.plan(THREE, ["b", "c"])
+    swapped = mesh(node("a", SMOL), node("b", SMOL), node("c", SMOL, coordinator=True))
+    assert [(s.what, s.node, s.left_out) for s in (drill.afresh(step, plan, swapped) for step in plan.steps)] == [
+        ("worker", "c", ""),
+        ("node", "b", ""),
+        ("coordinator", "c", ""),
+    ]
+    ours = mesh(node("a", SMOL, coordinator=True), node("b", SMOL), node("c", SMOL))
+    found = drill.afresh(plan.steps[2], plan, ours)
+    assert (found.node, found.left_out) == ("b", "b does not coordinate any more")
+    only = drill.plan(THREE, ["b", "c"], only="node")
+    assert drill.afresh(only.steps[0], only, swapped).left_out == "c coordinates now", "of b nothing was announced"
+    without = mesh(node("a", SMOL), node("b", SMOL, coordinator=True), node("c"))
+    assert drill.afresh(plan.steps[0], plan, without).left_out == "smol is not ready on c"
+
+
 def test_it_waits_for_something_to_run_where_it_strikes() -> None:
     step = Step(what="node", node="c", id="c-id-0123", model="smol")
     busy = mesh(node("c", Model(name="smol", in_flight=1)))
@@ -165,11 +182,35 @@ def route(name: str, ended: float, *tries: tuple[str, str, float], outcome: str 
 
 
 def judged(
-    what: Any, requests: list[Asked], routes: list[Route], seen: list[Seen], until: float = 200.0
+    what: Any, requests: list[Asked], routes: list[Route], seen: list[Seen], next_at: float = 200.0
 ) -> drill.Stopped:
+    """Of the first of two faults, at 100 s on c; the other one is on b."""
     step = Step(what=what, node="c", id="c-id", model="smol")
-    fault = Fault(step=step, at=100.0, until=until, back_at=112.0, ran=True)
-    return drill.judge(fault, requests, {r.id: r for r in routes}, seen, WALL_S)
+    first = Fault(step=step, at=100.0, back_at=112.0, ran=True)
+    other = Fault(step=Step(what="node", node="b", id="b-id"), at=next_at)
+    found = drill.judge([first, other], requests, {r.id: r for r in routes}, seen, WALL_S)
+    assert len(found) == 2
+    return found[0]
+
+
+def test_a_request_counts_with_what_broke_it_off_however_late_it_ends() -> None:
+    steps = [Step(what="worker", node="c"), Step(what="node", node="c"), Step(what="coordinator", node="b")]
+    faults = [Fault(step=step, at=at) for step, at in zip(steps, (100.0, 130.0, 160.0), strict=True)]
+    requests = [
+        asked("slow", 170.0, began=99.0),  # broken off by the first
+        asked("later", 165.0, began=120.0),  # by the second, of which a route tells the same node
+        asked("whole", 168.0, began=99.0),
+        asked("between", 140.0, lost="gone"),
+        asked("before", 99.5),
+    ]
+    routes = {
+        "slow": route("slow", 170.0, ("c", "failed", 1.0), ("a", "ok", 69.9), outcome="resumed"),
+        "later": route("later", 165.0, ("c", "failed", 10.0), ("a", "ok", 34.0)),
+        "whole": route("whole", 168.0, ("a", "ok", 69.0)),
+    }
+    found = drill.judge(faults, requests, routes, [], WALL_S)
+    assert [(s.requests, s.lost, s.resumed, s.retried) for s in found] == [(1, 0, 1, 0), (2, 1, 0, 1), (1, 0, 0, 0)]
+    assert drill.judge([], requests, routes, [], WALL_S) == []
 
 
 def test_what_was_handed_over_is_counted_and_timed() -> None:
@@ -212,7 +253,7 @@ def test_what_was_lost_is_counted_by_its_reason() -> None:
         asked("r4", 99.9, lost="before it"),
         asked("r5", 150.0, lost="after the next one"),
     ]
-    found = judged("worker", requests, [], [Seen(at=100.5, kind="lost", node="c", model="other")], until=150.0)
+    found = judged("worker", requests, [], [Seen(at=100.5, kind="lost", node="c", model="other")], next_at=150.0)
     assert (found.lost, found.why_lost) == (3, {"stream_lost": 2, "broken off": 1})
     assert (found.detected_s, found.handed_over_s) == (None, None), "another model's trouble is no sign"
 

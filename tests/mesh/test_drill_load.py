@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 
 from mesh.drill_load import Heard, Load, streamed, verdict
-from tests.lab.macs import wait_until
 
 CHUNK = {"choices": [{"delta": {"content": "x"}, "finish_reason": None}]}
 LAST = {"choices": [{"delta": {}, "finish_reason": "length"}]}
 ENVELOPE = {"error": {"message": "no", "type": "server_error", "code": "stream_lost"}}
+
+
+def wait_until(holds: Callable[[], object], limit_s: float = 60.0) -> None:
+    """Polls; an AssertionError at the limit."""
+    end = time.monotonic() + limit_s
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def sse(*events: Any) -> bytes:
@@ -111,9 +119,9 @@ def engine() -> Iterator[Engine]:
 
 
 def test_clients_ask_streamed_and_whole_in_turn_until_they_are_told_to_end(engine: Engine) -> None:
-    load = Load("127.0.0.1", engine.server_address[1], "smol", "drill-1", 3)
+    load = Load("127.0.0.1", engine.server_address[1], "smol", "drill-1", clients=3, limit_s=60.0)
     load.begin()
-    wait_until(lambda: len(load.asked) >= 9, "each has asked some times")
+    wait_until(lambda: len(load.asked) >= 9)
     load.end()
     asked = load.asked
     assert len(asked) == len(engine.asked)
@@ -127,17 +135,17 @@ def test_clients_ask_streamed_and_whole_in_turn_until_they_are_told_to_end(engin
 
 def test_an_answer_that_breaks_off_or_does_not_come_is_lost(engine: Engine) -> None:
     engine.broken = True
-    load = Load("127.0.0.1", engine.server_address[1], "smol", "d", 2)
+    load = Load("127.0.0.1", engine.server_address[1], "smol", "d", clients=2, limit_s=60.0)
     load.begin()
-    wait_until(lambda: len(load.asked) >= 4, "both have tried both ways")
+    wait_until(lambda: len(load.asked) >= 4)
     load.end()
     assert {(a.stream, a.lost) for a in load.asked} == {
         (True, "the stream ended without [DONE]"),
         (False, "status 200 without JSON"),
     }
     engine.server_close()
-    nobody = Load("127.0.0.1", engine.server_address[1], "smol", "d", 1)
+    nobody = Load("127.0.0.1", engine.server_address[1], "smol", "d", clients=1, limit_s=60.0)
     nobody.begin()
-    wait_until(lambda: nobody.asked, "it has tried")
+    wait_until(lambda: nobody.asked)
     nobody.end()
     assert nobody.asked[0].lost.startswith("broken off (Connection")

@@ -35,6 +35,7 @@ class World:
         self.seen: list[Seen] = []
         self.notes: list[str] = []
         self.dead = False
+        self.open_since, self.open_until = 0.0, 0.0  # one slow request
 
     def pause(self, seconds: float) -> None:
         self.now += seconds
@@ -96,6 +97,10 @@ class World:
             for i, e in enumerate(ends)
         ]
 
+    @property
+    def open(self) -> list[float]:
+        return [self.open_since] if self.now < self.open_until else []
+
     def begin(self) -> None:
         self.began = True
 
@@ -138,6 +143,15 @@ def test_one_after_another_is_stopped_and_each_waits_for_the_one_before() -> Non
     assert sum(s.requests for s in found.steps) < found.requests, "some ended before the first"
     assert world.ended
     assert world.said[-1][1] == "release"
+
+
+def test_the_next_stop_waits_for_what_was_open_at_the_one_before() -> None:
+    world = World()
+    world.open_since, world.open_until = 1000.5, 1050.0
+    run(world)
+    times = [at for at, ask, _ in world.said if ask in ("worker", "node")]
+    assert times[1] >= 1050.0
+    assert times[2] - times[1] < 20.0
 
 
 def test_it_says_again_and_again_that_it_runs() -> None:

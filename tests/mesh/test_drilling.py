@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from mesh import switch
 from mesh.daemon import Daemon
 from mesh.errors import MeshError
 from mesh.wire import Drill, Drilled
@@ -103,6 +105,20 @@ async def test_a_fallen_node_told_to_leave_the_mesh_stays_out(tmp_path: Path) ->
         await until(lambda: two.mesh.fallen == "")
         assert two.overlay is None
         assert two.config.mesh_enabled is False
+
+
+async def test_a_fallen_node_whose_port_somebody_has_taken_tries_until_it_is_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(switch, "REJOIN_S", 0.1)
+    async with pair(tmp_path) as (one, two):
+        await one.control.drill("hold", "d", "two", "", 1.0)
+        await one.control.drill("node", "d", "two", "", 0.5)
+        await until(lambda: two.overlay is None)
+        with socket.create_server(("127.0.0.1", two.config.peer_port)):
+            await until(lambda: two.mesh.fallen == "")
+            assert two.overlay is None
+        await until(lambda: met(one, two) and met(two, one))
 
 
 async def test_the_coordinator_that_falls_is_succeeded(tmp_path: Path) -> None:

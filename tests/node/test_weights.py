@@ -193,6 +193,17 @@ def test_what_shapes_an_answer_changes_the_fingerprint(tmp_path: Path, change: s
     assert weights.fingerprint(directory) != before
 
 
+def test_flags_that_shape_an_answer_change_the_fingerprint(tmp_path: Path) -> None:
+    directory = model_directory(tmp_path)
+    plain = weights.fingerprint(directory)
+    assert weights.fingerprint(directory, ("--prefill-step-size", "512", "--log-level=DEBUG")) == plain
+    adapted = weights.fingerprint(directory, ("--adapter-path", "/a"))
+    assert adapted == weights.fingerprint(directory, ("--log-level", "INFO", "--adapter-path=/a"))
+    others = [("--adapter-path", "/b"), ("--chat-template", "/a"), ("--use-default-chat-template",)]
+    assert len({plain, adapted, *(weights.fingerprint(directory, flags) for flags in others)}) == 5
+    assert len(adapted) == 32
+
+
 def test_a_changed_weight_of_the_same_size_changes_the_fingerprint(tmp_path: Path) -> None:
     directory = model_directory(tmp_path)
     before = weights.fingerprint(directory)

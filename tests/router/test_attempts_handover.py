@@ -111,6 +111,15 @@ def test_the_client_is_comforted_until_something_new_comes() -> None:
     assert m.deadline == 60.0
 
 
+def test_one_that_only_repeated_what_was_sent_has_cut_nothing() -> None:
+    m = flowing()
+    cut(m)
+    m.step(placed(2, B, "replay"), 1.0)
+    m.step(FirstByte(2), 1.1)
+    assert m.step(reset(2), 1.2) == [AskFor(3, (A, B), "failed", begun=True)]
+    assert [fact.cut for fact in m.facts] == [True, False]
+
+
 def test_a_node_that_cannot_continue_may_run_it_again() -> None:
     m = flowing()
     cut(m)
@@ -139,6 +148,25 @@ def test_what_is_not_kept_cannot_go_on() -> None:
     effects = cut(m)
     assert effects[0] == Done(ID, 1, "failed")
     assert lost(effects) == ("not_kept", "reset (after 1 attempt); more than 8 bytes of it were sent")
+
+
+def test_what_is_dropped_during_a_hand_over_cannot_go_on_either() -> None:
+    m = flowing()
+    cut(m)
+    cancel, fail = m.step(Unkept("younger streams took the room"), 1.5)
+    assert cancel == CancelAsk(ID, 2)
+    assert lost([fail]) == ("not_kept", "reset (after 1 attempt); younger streams took the room")
+    m = flowing()
+    cut(m)
+    m.step(placed(2, B, "replay"), 1.0)
+    m.step(FirstByte(2), 1.1)
+    close, done, fail = m.step(Unkept("too much"), 1.5)
+    assert (close, done) == (CloseUpstream(), Done(ID, 2, "cancelled"))
+    assert lost([fail])[0] == "not_kept"
+    m = flowing()
+    cut(m)
+    m.step(Denied(2, NOBODY), 1.0)
+    assert lost(m.step(Unkept("too much"), 1.5))[0] == "not_kept"
 
 
 def test_what_nobody_could_ever_go_on_with_ends_at_once() -> None:

@@ -243,6 +243,24 @@ async def test_what_was_sent_is_kept_up_to_a_bound() -> None:
         assert not rig.facts[0].resumable
 
 
+async def test_what_other_streams_push_out_during_a_hand_over_is_not_begun_anew() -> None:
+    """The oldest loses what was kept of it while it waits for a place: nothing may be sent twice then."""
+    settings = EdgeSettings(round_pause_s=60.0, kept_stream_bytes=900, kept_limit_bytes=1000)
+    async with rigged(settings) as (rig, _):
+        resuming(rig)
+        rig.other_models = ()
+        rig.host.scripts = [says(*HEAD, failed()), says(*HEAD, *TAIL)]
+        nobody = Refusal(ErrorCode.NO_NODE_AVAILABLE, "nobody is left")
+        rig.dispatch.place = lambda request: nobody if request.excluded else ME
+        first = asyncio.create_task(send(rig, "/v1/chat/completions", json=message(stream=True)))
+        await until(lambda: len(rig.dispatch.asked) == 2)
+        assert (await read(rig))[0] == TEXT
+        _, text, _ = await first
+        assert text.count(HEAD[0]) == 1
+        assert json.loads(text.split(b"data: ")[-1])["error"]["code"] == "stream_lost"
+        assert {fact.lost for fact in rig.facts} == {None, "not_kept"}
+
+
 async def test_an_answer_that_is_not_streamed_and_not_kept_begins_again() -> None:
     async with rigged(EdgeSettings(round_pause_s=0.02, kept_stream_bytes=0, kept_limit_bytes=0)) as (rig, _):
         resuming(rig)

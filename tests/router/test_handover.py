@@ -153,6 +153,11 @@ def test_an_answer_that_was_not_sent_goes_on_or_begins_anew() -> None:
     assert it.mode(seen, B, "m") == "start"
     assert it.restart()
     assert (it.begun, it.kept.size) == (False, 0)
+    it.began(seen, A, "m")
+    it.kept.add(block([8, 9]))
+    found = it.continuation
+    assert found is not None
+    assert found.tokens == (8, 9), "of as many bytes as before, but not the same"
     assert not handover(seen).restart()
 
 

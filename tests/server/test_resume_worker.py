@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,9 @@ import pytest
 from node.continuation import RESUME_FIELD, TOKENS_FIELD, TOKENS_HEADER, Continuation, continued
 from node.errors import NodeErrorCode
 from node.io.mlx import MlxWorker
-from node.openai import DONE, usage_of
+from node.openai import DONE, is_comment, usage_of
 from node.types import Resume
-from tests.server.echo import PROMPT, TRUSTED, build_echo
+from tests.server.echo import PROMPT, TRUSTED, Kind, build_echo
 from tests.server.talk import Start, blocks_of, chat, chunks_of, fails, stands_still, text_of
 
 pytestmark = pytest.mark.server
@@ -96,8 +97,8 @@ def delta_text(blocks: list[bytes], field: str) -> str:
 async def echo(started: Start, tiny_model: Path, tmp_path: Path) -> Callable[..., Awaitable[MlxWorker]]:
     """echo(): a worker that says what the last message says."""
 
-    async def start(**fields: Any) -> MlxWorker:
-        model = build_echo(tiny_model, tmp_path / "echo")
+    async def start(kind: Kind = "bytes", **fields: Any) -> MlxWorker:
+        model = build_echo(tiny_model, tmp_path / "echo", kind)
         return await started(model, name="m", extra_args=(*TRUSTED, *fields.pop("extra_args", ())), **fields)
 
     return start
@@ -113,6 +114,15 @@ async def test_text_comes_out_as_if_never_cut(echo: Callable[..., Awaitable[MlxW
             assert choices(whole)[-1]["finish_reason"] == "stop"
             body = json.dumps({"prompt": PROMPT % text, "temperature": 0, **more}).encode()
             assert text_of(await goes_on_everywhere(worker, body, TEXT)) == text.removeprefix(" ")
+
+
+@pytest.mark.parametrize("kind", ["lines", "sentences"])
+async def test_other_kinds_of_tokenizers_say_the_same(echo: Callable[..., Awaitable[MlxWorker]], kind: Kind) -> None:
+    worker = await echo(kind)
+    for text, more in ((UNICODE, {}), (CODE, {"seed": 1}), (SPACES, {}), (THINK, {})):
+        whole = await goes_on_everywhere(worker, chat(text, temperature=0, **more))
+        if text != THINK:
+            assert text_of(whole) in (text, text.removeprefix(" "))
 
 
 async def test_reasoning_and_tool_calls_come_out_as_if_never_cut(echo: Callable[..., Awaitable[MlxWorker]]) -> None:
@@ -161,7 +171,7 @@ async def test_an_answer_ends_after_the_cut_when_the_context_is_full(echo: Calla
 
 async def test_a_model_that_reads_its_own_answer_says_the_same(started: Start, chat_model: Path) -> None:
     worker = await started(chat_model, name="m")
-    whole = await goes_on_everywhere(worker, chat("What is the capital of France?", temperature=0, max_tokens=12))
+    whole = await goes_on_everywhere(worker, chat("What is the capital of France?", temperature=0, max_tokens=8))
     assert "Paris" in text_of(whole)
 
 
@@ -249,3 +259,15 @@ async def test_tokens_are_named_to_those_who_ask_and_in_streams_only(echo: Calla
         said = {"id": "c", "created": 1, "tokens": [], "blocks": 0}
         async with session.post(url, json={**body, "stream": False, RESUME_FIELD: said}) as answer:
             assert answer.status == 400
+
+
+async def test_what_goes_on_is_stopped_when_its_caller_leaves(started: Start, tiny_model: Path) -> None:
+    worker = await started(tiny_model, name="m")
+    body = chat("Hello", temperature=0, max_tokens=6000)
+    said = Continuation(id="c", created=1, tokens=(625, 444, 1967), blocks=3)
+    async with aclosing(worker.stream(CHAT, continued(body, said), model_name="m")) as blocks:
+        async for block in blocks:
+            if not is_comment(block):
+                break
+    stats = await stands_still(worker)
+    assert 0 < stats.generated_tokens < 6000
