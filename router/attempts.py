@@ -14,7 +14,7 @@ from msgspec import Struct
 from node.errors import NodeErrorCode
 from node.types import NodeId, RequestId, Usage
 from router.errors import ErrorCode, Refusal
-from router.events import Decision, Outcome
+from router.events import Outcome, Why
 from router.facts import AttemptFact
 from router.frames import CancelAsk, Done, First, Taken
 from router.settings import EdgeSettings
@@ -28,7 +28,7 @@ class Placed(Struct, frozen=True):
     attempt: int
     node: NodeId
     model: str
-    decision: Decision
+    why: Why
 
 
 class Denied(Struct, frozen=True):

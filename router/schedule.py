@@ -35,6 +35,7 @@ from router.events import (
     Submit,
     Term,
     Tick,
+    Why,
 )
 from router.fair import Queue, Waiting
 from router.fleet import Fleet, Options
@@ -184,7 +185,7 @@ class Scheduler:
             choice = found.choice(request, settings, fleet)
             return explain.granted(explain.Case(request, now - since, None, options), choice, settings)
 
-        return Grant(request.id, node, name, why)
+        return Grant(request.id, node, name, Why(why))
 
     def _first(self, request: RequestId, cached_tokens: int, now: float) -> None:
         flight = self._ledger.get(request)
@@ -307,7 +308,7 @@ class Scheduler:
         self._passed.pop(lane.key, None)
         case = explain.Case(request, now - waiting.since, waiting.held, options)
         why = partial(explain.granted, case, choice, self._settings)
-        return Grant(request.id, lane.status.node, lane.model.name, why)
+        return Grant(request.id, lane.status.node, lane.model.name, Why(why))
 
     def _fly(self, request: Request, price: Price, now: float) -> None:
         """It takes its slot."""

@@ -41,7 +41,7 @@ from router.attempts import (
     Tick,
 )
 from router.errors import Refusal, RouterError
-from router.events import Decision, Request
+from router.events import Request, Why
 from router.explain import compact
 from router.frames import CancelAsk, CoordinatorFrame, Done, First, Granted, Queued, Refused, Taken
 from router.io import envelope
@@ -102,10 +102,10 @@ class Exchange:
 
     def _explained(self) -> str | None:
         """The decision, when the client wants to know."""
-        decision = self._record.decision(self._means.view())
-        if decision is None or self._record.said is None or not self._record.said.explain:
+        if self._record.said is None or not self._record.said.explain:
             return None
-        return compact(decision, self._settings.explain_limit_bytes)
+        decision = self._record.decision(self._means.view())
+        return compact(decision, self._settings.explain_limit_bytes) if decision is not None else None
 
     async def run(self, closed: Refusal | None) -> web.StreamResponse:
         """`closed`: it is refused with this, unread. Raises nothing but CancelledError. The RouteFact is reported
@@ -273,15 +273,15 @@ class Exchange:
             case Granted():
                 if self._record.end is None:
                     self._record.granted = frame
-                    self._decided(frame.decision)
-                self._feed(Placed(frame.attempt, frame.node, frame.model, frame.decision))
+                    self._decided(frame.why)
+                self._feed(Placed(frame.attempt, frame.node, frame.model, frame.why))
             case Refused():
                 if self._record.end is None and frame.decision is not None:
-                    self._decided(frame.decision)
+                    self._decided(Why(frame.decision))
                 self._feed(Denied(frame.attempt, frame.error))
 
-    def _decided(self, decision: Decision) -> None:
-        self._record.decided, self._record.coordinator = decision, self._means.view().coordinator
+    def _decided(self, why: Why) -> None:
+        self._record.decided, self._record.coordinator = why, self._means.view().coordinator
 
     async def _explain_late(self, reply: Reply) -> None:
         """The head went out before the decision was known."""

@@ -14,7 +14,7 @@ from router import catalog, explain
 from router.asked import Asked
 from router.attempts import Attempts, Fail, Finish
 from router.errors import ErrorCode, Refusal
-from router.events import Decision
+from router.events import Decision, Why
 from router.facts import RouteFact
 from router.frames import Granted
 from router.io.said import Said
@@ -37,7 +37,7 @@ class Record:
     asked: Asked | None = None
     machine: Attempts | None = None
     granted: Granted | None = None  # the last grant
-    decided: Decision | None = None  # the coordinator's last word, a grant or a refusal,
+    decided: Why | None = None  # the coordinator's last word, a grant or a refusal,
     coordinator: NodeId | None = None  # and whose that was
     first_at: float | None = None  # first byte of the attempt that counts; when not streamed: as it came in
     end: Finish | Fail | None = None
@@ -82,7 +82,7 @@ class Record:
             model = catalog.shown(self.asked.model) if self.asked is not None else ""
             away = catalog.away(view, model) if refusal.code in _NOBODY else {}
             return _named(explain.refused_unasked(refusal, self.id, model, away), view.names())
-        return _named(self.decided, view.names()) if self.decided is not None else None
+        return _named(self.decided.decision, view.names()) if self.decided is not None else None
 
     def _refused(self) -> Refusal | None:
         return self.end.refusal if isinstance(self.end, Fail) else self.refusal

@@ -27,12 +27,12 @@ from router.attempts import (
     Tick,
 )
 from router.errors import ErrorCode, Refusal
-from router.events import Decision
+from router.events import Decision, Why
 from router.frames import CancelAsk, Done, First, Taken
 from router.settings import EdgeSettings
 
 SETTINGS = EdgeSettings()
-DECISION = Decision(request={}, chosen=None, waited_ms=0.0, candidates=())
+DECISION = Why(Decision(request={}, chosen=None, waited_ms=0.0, candidates=()))
 MOST_ASKS = 1 + SETTINGS.failures_limit + 2 * SETTINGS.busy_limit + SETTINGS.rounds
 
 attempts = st.integers(1, 6)
@@ -101,7 +101,7 @@ class Watcher:
 def with_attempt(event: Event, attempt: int) -> Event:
     match event:
         case Placed():
-            return Placed(attempt, event.node, event.model, event.decision)
+            return Placed(attempt, event.node, event.model, event.why)
         case Denied():
             return Denied(attempt, event.refusal)
         case FirstByte():
