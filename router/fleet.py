@@ -282,7 +282,7 @@ class Fleet:
 
     def spot(self, status: NodeStatus, now: float) -> Spot:
         tally = self._ledger.tally(status.node)
-        spot = Spot(tally.busy_s(now) if tally.reading else 0.0, tally.streams)
+        spot = Spot(tally.busy_s(now) if tally.reading else 0.0, tally.streams, quick=tally.quick)
         spot.streams += max(0, status.foreign_in_flight)
         return spot
 

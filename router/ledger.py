@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import inf
 
 from node.types import NodeId, RequestId
 from router.events import Request
@@ -77,6 +78,7 @@ class Tally:
         "_settings",
         "busy_until",
         "count",
+        "first_s",
         "flights",
         "reading",
         "since",
@@ -90,6 +92,7 @@ class Tally:
         self.flights: dict[str, dict[RequestId, Flight]] = {}
         self.reading: dict[RequestId, Flight] = {}
         self.count = 0  # of all flights
+        self.first_s = inf  # from a grant to its first token, on average of the latest ones
         self.busy_until = self.since = 0.0  # the prompts granted will have been read; those being read began
         self.stalled = self.streamed = self.summed_at = 0.0
 
@@ -97,9 +100,15 @@ class Tally:
     def streams(self) -> int:
         return self.count - len(self.reading)
 
+    @property
+    def quick(self) -> bool:
+        """First tokens come at once there: no local model is so fast, nor would one wait for another's prompt."""
+        return self.first_s < self._settings.quick_s
+
     def busy_s(self, now: float) -> float:
-        """Expected seconds until all that was granted has been read. One that is late is believed for a while."""
-        if not self.reading:
+        """Expected seconds until all that was granted has been read. One that is late is believed for a while. Where
+        first tokens come at once, prompts need not be read one after the other."""
+        if not self.reading or self.quick:
             return 0.0
         left = self.busy_until - now
         return left if left > 0.0 else max(0.0, 0.1 * (self.late_until - now))
@@ -116,6 +125,11 @@ class Tally:
         if past_s > 0.0:
             self.streamed += (self.count - len(self.reading)) * past_s
         self.summed_at = now
+
+    def answered(self, first_s: float) -> None:
+        """A first token came so long after its grant."""
+        mean, part = self.first_s, self._settings.quick_forget
+        self.first_s = first_s if mean == inf else mean + part * (first_s - mean)
 
     def expect(self, now: float) -> None:
         """Whose prompts are still to be read is known: they are read from now on."""
@@ -180,6 +194,7 @@ class Ledger:
         """Its first token: what is still to be read there is read from now on."""
         tally = self._tallies[flight.node]
         tally.sum_up(now)
+        tally.answered(now - flight.begin)
         tally.stalled += max(0.0, now - max(tally.since, flight.begin))
         flight.first_at, flight.stalled, flight.streamed = now, tally.stalled, tally.streamed
         tally.reading.pop(flight.request.id, None)

@@ -102,6 +102,8 @@ class RouterSettings(Struct, frozen=True, kw_only=True):
     # The cost (docs/scoring.md)
     begin_s: float = 0.03  # from a grant to the first prompt token read
     decode_weight: float = 0.25  # of seconds of decoding against seconds to the first token
+    quick_s: float = 0.02  # a node whose first tokens come sooner after their grants reads prompts side by side,
+    quick_forget: float = 0.2  # as a mean of its latest ones says
     stream_slowdown: float = 0.15  # one more stream makes a decode step this much longer
     hurt_weight: float = 0.25  # of seconds that those who run there lose
     guard_weight: float = 1.0  # of seconds that requests for a machine's own model will lose
