@@ -18,6 +18,7 @@ from mesh.errors import MeshError
 from mesh.settings import DRAIN_MAX_S, DRILL_AWAY_MAX_S
 from node.types import NodeId, NodeReport, Port
 from router.account import Account
+from router.events import Decision, Why
 from router.frames import CoordinatorFrame, EdgeFrame
 
 PROTOCOL = 1  # the major version: nodes of another one are shown as incompatible
@@ -189,8 +190,20 @@ class _MessageKind(Struct, frozen=True):
     kind: str
 
 
-_encode = msgspec.msgpack.Encoder().encode
-_decode_envelope = msgspec.msgpack.Decoder(Envelope).decode
+def _of_why(value: object) -> Decision:
+    if not isinstance(value, Why):
+        raise NotImplementedError(f"{type(value)} crosses no link")
+    return value.decision
+
+
+def _as_why(kind: type, value: object) -> Why:
+    if kind is not Why:
+        raise NotImplementedError(f"{kind} crosses no link")
+    return Why(msgspec.convert(value, Decision))
+
+
+_encode = msgspec.msgpack.Encoder(enc_hook=_of_why).encode
+_decode_envelope = msgspec.msgpack.Decoder(Envelope, dec_hook=_as_why).decode
 _decode_unopened = msgspec.msgpack.Decoder(_Unopened).decode
 _decode_kind = msgspec.msgpack.Decoder(_Kind).decode
 _decode_message = msgspec.msgpack.Decoder(Message).decode

@@ -8,8 +8,9 @@ from enum import StrEnum
 from msgspec import Struct
 
 from node.types import NodeId, RequestId, RunningReport
-from router.events import Decision, Request
+from router.events import Request, Why
 from router.frames import Queued
+from router.settings import RouterSettings
 
 
 class Place(StrEnum):
@@ -23,11 +24,11 @@ class Place(StrEnum):
 
 
 class Spot(Struct, frozen=True):
-    """Where a request runs or is to run. `decision` None: an earlier coordinator's, its reasons are with the edge."""
+    """Where a request runs or is to run. `why` None: an earlier coordinator's, its reasons are with the edge."""
 
     node: NodeId
     model: str
-    decision: Decision | None = None
+    why: Why | None = None
 
 
 class Open:
@@ -38,9 +39,9 @@ class Open:
         "edge",
         "first",
         "granted_at",
+        "news_at",
         "place",
         "queued",
-        "queued_at",
         "request",
         "seen_at",
         "silent_at",
@@ -59,7 +60,7 @@ class Open:
         self.first = False  # its first token has come
         self.silent_at: float | None = None  # its edge's link is gone since
         self.queued: Queued | None = None  # as last said to its edge
-        self.queued_at = 0.0
+        self.news_at = 0.0  # while it waits: the next look at whether that has changed
 
     @property
     def node(self) -> NodeId | None:
@@ -75,6 +76,18 @@ class Open:
         spot = self.spot
         same = spot is not None and (spot.node, spot.model) == (node, model)
         return same and self.place is Place.RUNNING and self.attempt == attempt
+
+    def given_up(self, bounds: RouterSettings, now: float) -> bool:
+        """Its edge is gone, or its node and no word since; or it runs past every bound (the scheduler's rule too)."""
+        if self.silent_at is not None and now - self.silent_at >= bounds.edge_gone_s:
+            return True
+        if self.place is Place.LOST:
+            return now - self.seen_at >= bounds.lost_s
+        if self.place is not Place.RUNNING:
+            return False
+        if self.request.deadline is None:
+            return now >= self.granted_at + bounds.granted_limit_s
+        return now >= max(self.request.deadline, self.granted_at) + bounds.overdue_s
 
 
 class NodeAccount(Struct):

@@ -124,6 +124,7 @@ class Asker:
         self.me = me
         self._settings = settings
         self._mine: dict[RequestId, Mine] = {}
+        self._asking: dict[RequestId, Mine] = {}  # those of them without a grant
         self._told: OrderedDict[RequestId, tuple[EdgeFrame, float]] = OrderedDict()  # how it ended here, and when
         self._follow = Follow(None, 0, ruling=False)
         self._lost_at: float | None = now  # no coordinator, or none that can be reached, since
@@ -135,7 +136,9 @@ class Asker:
 
     @property
     def deadline(self) -> float | None:
-        times = [due for mine in self._mine.values() for due in self._due(mine)]
+        # What runs has no time of its own while there is a way to a desk: of a thousand streams nobody is looked at.
+        open_ = self._asking if self._lost_at is None else self._mine
+        times = [due for mine in open_.values() for due in self._due(mine)]
         if self.unreachable and not self._follow.ruling and (self._mine or self._told):
             times.append(self._again_at)
         return min(times, default=None)
@@ -194,7 +197,7 @@ class Asker:
             error = Refusal(ErrorCode.MESH_SATURATED, text, self._settings.retry_after_s)
             self._out.append(Answer(Refused(event.request.id, event.attempt, error)))
             return
-        mine = self._mine[event.request.id] = Mine(event, now)
+        mine = self._mine[event.request.id] = self._asking[event.request.id] = Mine(event, now)
         self._send(mine, now)
 
     def _progress(self, event: Taken | First) -> None:
@@ -206,6 +209,7 @@ class Asker:
 
     def _end(self, event: Done | CancelAsk, now: float) -> None:
         self._mine.pop(event.id, None)
+        self._asking.pop(event.id, None)
         self._told[event.id] = event, now
         self._forget_ends(now)
         self._say(event)
@@ -234,12 +238,14 @@ class Asker:
             mine.heard_at = now
         else:
             del self._mine[frame.id]
+            del self._asking[frame.id]
         self._out.append(Answer(frame))
 
     def _granted(self, sender: NodeId, frame: Granted, mine: Mine, now: float) -> None:
         before = mine.granted
         if before is None:
             mine.granted, mine.granted_at = frame, now
+            del self._asking[frame.id]
             if sender != mine.asked_of and mine.asked_of is not None:
                 self._out.append(Say(mine.asked_of, mine.carrying(frame, now)))  # It still has our question.
             self._out.append(Answer(frame))
@@ -338,9 +344,7 @@ class Asker:
             self._probe(now)
         else:
             self._fall_back(now)
-        for mine in list(self._mine.values()):
-            if mine.granted is not None:
-                continue
+        for mine in list(self._asking.values()):
             if mine.deadline is not None and now >= mine.deadline + self._settings.answer_s:
                 self._give_up(mine, now)
             elif mine.asked_of is not None and now >= self._silence_ends(mine):

@@ -9,7 +9,7 @@ from msgspec import Struct
 from node.errors import NodeErrorCode
 from node.types import NodeId, Usage
 from router.errors import Refusal
-from router.events import Decision, Outcome
+from router.events import Outcome, Why
 from router.facts import Lost, Mode
 from router.frames import CancelAsk, Done, First, Taken
 
@@ -22,7 +22,7 @@ class Placed(Struct, frozen=True):
     attempt: int
     node: NodeId
     model: str
-    decision: Decision
+    why: Why
     mode: Mode = "start"
 
 

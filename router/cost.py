@@ -21,12 +21,13 @@ NAMES = ("wait", "load", "prefill", "decode", "network", "hurt", "guard", "headr
 
 class Spot:
     """One node in one walk. `busy_s` until its prompts have been read; `hot` is the model that the walk has put there,
-    `leaving` those that go for it; `ahead` the blocks of prompts that the walk has placed there."""
+    `leaving` those that go for it; `ahead` the blocks of prompts that the walk has placed there; `quick`: prompts are
+    read there side by side."""
 
-    __slots__ = ("ahead", "busy_s", "hot", "leaving", "rest_s", "streams")
+    __slots__ = ("ahead", "busy_s", "hot", "leaving", "quick", "rest_s", "streams")
 
-    def __init__(self, busy_s: float = 0.0, streams: int = 0) -> None:
-        self.busy_s, self.streams = busy_s, streams
+    def __init__(self, busy_s: float = 0.0, streams: int = 0, *, quick: bool = False) -> None:
+        self.busy_s, self.streams, self.quick = busy_s, streams, quick
         self.hot: str | None = None
         self.leaving: tuple[str, ...] = ()
         self.rest_s = 0.0  # what was placed last will write so long
@@ -204,7 +205,8 @@ def place(found: Price) -> None:
     """The rest of the walk sees this request there."""
     lane, spot = found.lane, found.lane.spot
     start_s = max(found.terms[0], 0.0) + found.terms[1]
-    spot.busy_s = start_s + found.read_s
+    if not spot.quick:
+        spot.busy_s = start_s + found.read_s
     spot.rest_s = found.write_s
     if lane.evicts:
         spot.hot, spot.leaving = lane.model.name, (*spot.leaving, *lane.evicts)

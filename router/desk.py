@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator
+from math import inf
 from random import Random
 from typing import TypeAlias, assert_never
 
@@ -33,6 +34,7 @@ from router.events import (
     Submit,
     Tick,
 )
+from router.foreign import Foreign
 from router.frames import (
     Ask,
     CancelAsk,
@@ -87,8 +89,9 @@ class Desk:
         self._open: dict[RequestId, Open] = {}
         self._ended: OrderedDict[tuple[RequestId, int], float] = OrderedDict()  # as told by edges, and when
         self._status: dict[NodeId, NodeStatus] = {}  # as last told from outside
-        self._reports: dict[NodeId, tuple[RunningReport, ...]] = {}
-        self._foreign: dict[NodeId, dict[str, int]] = {}  # as the scheduler knows it: node -> model -> requests
+        self._foreign = Foreign(self._ours_until)
+        self._waiting: dict[RequestId, Open] = {}  # of the open ones
+        self._say_at = inf  # next look at what these have heard of their places
         self._keep_at = 0.0  # next housekeeping
         self._out: list[Say] = []
 
@@ -96,8 +99,11 @@ class Desk:
 
     @property
     def deadline(self) -> float | None:
-        times = [t for t in (self._scheduler.deadline, self._keep_at if self._open else None) if t is not None]
-        return min(times, default=None)
+        first = self._scheduler.deadline
+        if not self._open:
+            return first
+        own = min(self._keep_at, self._say_at) if self._waiting else self._keep_at
+        return own if first is None or own < first else first
 
     def open(self) -> Iterator[tuple[RequestId, Open]]:
         """Every request an edge has told of, in any place."""
@@ -109,7 +115,7 @@ class Desk:
 
     def reports(self) -> Iterator[tuple[NodeId, RunningReport]]:
         """What nodes that are up report running."""
-        return ((n, r) for n, running in self._reports.items() if n in self._status for r in running)
+        return ((n, r) for n, r in self._foreign.reports() if n in self._status)
 
     @property
     def scheduler(self) -> Scheduler:
@@ -129,6 +135,8 @@ class Desk:
                 self.ruling = ruling
                 if not ruling:
                     self._open.clear()
+                    self._waiting.clear()
+                    self._foreign.forget()
                     self._scheduler.forget()
             case Reported(node, running):
                 self._reconcile(node, running, now)
@@ -140,10 +148,12 @@ class Desk:
                 self._tell(event, now)
             case _:
                 assert_never(event)
-        self._count_foreign(now)
+        for node in self._foreign.recount(self._status, now):
+            self._tell(NodeChanged(self._with_foreign(self._status[node])), now)
         if now >= self._keep_at:
             self._keep_house(now)
-        self._say_places(now)
+        if now >= self._say_at:
+            self._say_places(now)
         return self._out
 
     # From edges
@@ -199,10 +209,15 @@ class Desk:
             self._say_grant(known)
         elif known.place is not Place.RUNNING:
             known.request = request
-            self._submit(known, now)
+            self._submit(known, now, hears_at=now)
 
-    def _submit(self, known: Open, now: float) -> None:
+    def _submit(self, known: Open, now: float, hears_at: float | None = None) -> None:
+        """`hears_at`: when it is told its place, if it waits then; None: after a while, most are granted before."""
         known.place, known.spot, known.queued = Place.WAITING, None, None
+        known.news_at = now + self._settings.queued_after_s if hears_at is None else hears_at
+        self._waiting[known.request.id] = known
+        self._say_at = min(self._say_at, known.news_at)
+        self._foreign.changed(known.request.id)
         self._tell(Submit(known.request, age_s=now - known.since), now)
 
     def _carry(self, sender: NodeId, frame: Carrying, known: Open | None, now: float) -> None:
@@ -221,6 +236,8 @@ class Desk:
 
     def _adopt(self, known: Open, spot: Spot, granted_at: float, now: float) -> None:
         """It runs there, whoever granted it."""
+        self._waiting.pop(known.request.id, None)
+        self._foreign.changed(known.request.id)
         known.place, known.spot, known.withdrawn = Place.RUNNING, spot, None
         known.granted_at, known.seen_at = granted_at, now
         ago_s = max(0.0, now - granted_at)
@@ -237,7 +254,9 @@ class Desk:
         self._ended[request, attempt] = now
         while len(self._ended) > self._settings.done_limit:
             self._ended.popitem(last=False)
+        self._foreign.changed(request)
         if self._open.pop(request, None) is not None:
+            self._waiting.pop(request, None)
             self._tell(Finished(request, outcome, usage), now)
 
     def _park(self, edge: NodeId, now: float) -> None:
@@ -250,6 +269,8 @@ class Desk:
         """Takes it out of the queue, or its grant back."""
         known.place, known.withdrawn = place, known.spot or known.withdrawn
         known.spot = None
+        self._waiting.pop(known.request.id, None)
+        self._foreign.changed(known.request.id)
         self._tell(Cancel(known.request.id), now)
 
     # From nodes
@@ -265,8 +286,7 @@ class Desk:
 
     def _lose(self, node: NodeId, now: float) -> None:
         self._status.pop(node, None)
-        self._reports.pop(node, None)
-        self._foreign.pop(node, None)
+        self._foreign.drop(node)
         there = [k for k in self._open.values() if k.holds and k.node == node]
         self._tell(NodeDown(node), now)
         for known in there:
@@ -277,7 +297,7 @@ class Desk:
         self._park(node, now)
 
     def _reconcile(self, node: NodeId, running: tuple[RunningReport, ...], now: float) -> None:
-        self._reports[node] = running
+        self._foreign.reported(node, running)
         there = {(r.id, r.attempt) for r in running}
         for known in [k for k in self._open.values() if k.place is Place.RUNNING and k.node == node]:
             if (known.request.id, known.attempt) in there:
@@ -288,31 +308,20 @@ class Desk:
     def _drop(self, known: Open, now: float) -> None:
         """Forgotten without a word from its edge: should the edge still have it open, it will say so."""
         self._open.pop(known.request.id, None)
+        self._waiting.pop(known.request.id, None)
+        self._foreign.changed(known.request.id)
         self._tell(Finished(known.request.id, "cancelled"), now)
 
-    def _count_foreign(self, now: float) -> None:
-        """What nodes report running that is not ours takes slots too; tells the scheduler where that changed."""
-        for node, running in self._reports.items():
-            status = self._status.get(node)
-            if status is None:
-                continue
-            counts: dict[str, int] = {}
-            for report in running:
-                if not self._is_ours(node, report, now):
-                    counts[report.model] = counts.get(report.model, 0) + 1
-            if counts != self._foreign.get(node, {}):
-                self._foreign[node] = counts
-                self._tell(NodeChanged(self._with_foreign(status)), now)
-
-    def _is_ours(self, node: NodeId, report: RunningReport, now: float) -> bool:
+    def _ours_until(self, node: NodeId, report: RunningReport) -> float:
+        """A request that a node reports is ours while it is open here, and for a while after its end."""
         known = self._open.get(report.id)
         if known is not None and known.attempt == report.attempt and known.node == node:
-            return True
+            return inf
         ended_at = self._ended.get((report.id, report.attempt))
-        return ended_at is not None and now - ended_at < self._settings.zombie_s
+        return -inf if ended_at is None else ended_at + self._settings.zombie_s
 
     def _with_foreign(self, status: NodeStatus) -> NodeStatus:
-        counts = self._foreign.get(status.node, {})
+        counts = self._foreign.counts(status.node)
         models = tuple(structs.replace(m, foreign_in_flight=counts.get(m.name, 0)) for m in status.models)
         return structs.replace(status, models=models, foreign_in_flight=sum(counts.values()))
 
@@ -326,19 +335,22 @@ class Desk:
             known = self._open[effect.id]
             match effect:
                 case Grant():
+                    del self._waiting[effect.id]
                     known.place, known.withdrawn = Place.GRANTED, None
-                    known.spot = Spot(effect.node, effect.model, effect.decision)
+                    known.spot = Spot(effect.node, effect.model, effect.why)
                     known.granted_at = known.seen_at = now
+                    self._foreign.changed(effect.id)
                     self._say_grant(known)
                 case Refuse(request, error, decision):
-                    del self._open[request]
+                    del self._open[request], self._waiting[request]
+                    self._foreign.changed(request)
                     self._out.append(Say(known.edge, Refused(request, known.attempt, error, decision)))
 
     def _say_grant(self, known: Open) -> None:
         spot = known.spot
         assert spot is not None
-        assert spot.decision is not None, "only what this scheduler granted is in place GRANTED"
-        frame = Granted(known.request.id, known.attempt, spot.node, spot.model, spot.decision)
+        assert spot.why is not None, "only what this scheduler granted is in place GRANTED"
+        frame = Granted(known.request.id, known.attempt, spot.node, spot.model, spot.why)
         self._out.append(Say(known.edge, frame))
 
     # By the clock
@@ -348,25 +360,12 @@ class Desk:
         bounds = self._settings
         self._keep_at = now + bounds.housekeeping_s
         for known in list(self._open.values()):
-            if self._given_up(known, now):
+            if known.given_up(bounds, now):
                 self._drop(known, now)
             elif known.place is Place.GRANTED and now - known.granted_at >= bounds.untaken_s:
                 self._withdraw(known, now)
         while self._ended and next(iter(self._ended.values())) < now - bounds.done_memory_s:
             self._ended.popitem(last=False)
-
-    def _given_up(self, known: Open, now: float) -> bool:
-        """Its edge is gone, or its node and no word since; or it runs past every bound (the scheduler's rule too)."""
-        bounds = self._settings
-        if known.silent_at is not None and now - known.silent_at >= bounds.edge_gone_s:
-            return True
-        if known.place is Place.LOST:
-            return now - known.seen_at >= bounds.lost_s
-        if known.place is not Place.RUNNING:
-            return False
-        if known.request.deadline is None:
-            return now >= known.granted_at + bounds.granted_limit_s
-        return now >= max(known.request.deadline, known.granted_at) + bounds.overdue_s
 
     def _withdraw(self, known: Open, now: float) -> None:
         """Its edge has not taken the grant: the slot goes to whoever is next, and it is planned again."""
@@ -377,22 +376,19 @@ class Desk:
             known.withdrawn = withdrawn
 
     def _say_places(self, now: float) -> None:
-        """A request that is not granted hears its place at once, and again when it has changed much."""
-        due = [
-            k
-            for k in self._open.values()
-            if k.place is Place.WAITING and (k.queued is None or now - k.queued_at >= self._settings.queued_every_s)
-        ]
-        if not due:
-            return
-        places = {request: (position, wait_s) for request, position, wait_s in self._scheduler.waiting()}
+        """A request that is not granted soon hears its place, and again when that has changed much."""
+        due = [k for k in self._waiting.values() if k.news_at <= now]
+        places = {request: (position, wait_s) for request, position, wait_s in self._scheduler.waiting()} if due else {}
         for known in due:
             position, wait_s = places[known.request.id]
             queued = Queued(known.request.id, known.attempt, position, round(wait_s, 3))
-            if known.queued is None or self._changed_much(known.queued, queued):
-                known.queued, known.queued_at = queued, now
+            if known.queued is None or _changed_much(known.queued, queued, self._settings.queued_change):
+                known.queued = queued
                 self._out.append(Say(known.edge, queued))
+            known.news_at = now + self._settings.queued_every_s
+        self._say_at = min((k.news_at for k in self._waiting.values()), default=inf)
 
-    def _changed_much(self, said: Queued, is_now: Queued) -> bool:
-        change = abs(is_now.wait_s - said.wait_s)
-        return is_now.position != said.position or change > max(0.5, self._settings.queued_change * said.wait_s)
+
+def _changed_much(said: Queued, is_now: Queued, part: float) -> bool:
+    change = abs(is_now.wait_s - said.wait_s)
+    return is_now.position != said.position or change > max(0.5, part * said.wait_s)

@@ -77,6 +77,27 @@ class Decision(Struct, frozen=True, kw_only=True):
     candidates: tuple[Candidate, ...]
 
 
+class Why:
+    """A Decision that is put together when it is first read, from what was known then: most are read when the request
+    is over, and building one takes longer than deciding. Across a link it is the Decision itself (`mesh/wire.py`)."""
+
+    __slots__ = ("_made",)
+
+    def __init__(self, made: Decision | Callable[[], Decision]) -> None:
+        self._made = made
+
+    @property
+    def decision(self) -> Decision:
+        if not isinstance(self._made, Decision):
+            self._made = self._made()
+        return self._made
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Why) and self.decision == other.decision
+
+    __hash__ = None  # type: ignore[assignment]  # a Decision has no hash either: it holds a dict
+
+
 class NodeUp(Struct, frozen=True, tag=True):
     status: NodeStatus
 
@@ -144,35 +165,17 @@ SchedulerEvent: TypeAlias = (
 )
 
 
-class Grant:
-    """Run `id` on `node` as `model` (MODEL.name there), now. `decision` is built when it is first read, from what was
-    known when the grant was given."""
+class Grant(Struct, frozen=True):
+    """Run `id` on `node` as `model` (MODEL.name there), now."""
 
-    __slots__ = ("_decision", "id", "model", "node")
-    __match_args__ = ("id", "node", "model", "decision")
-
-    def __init__(
-        self, request: RequestId, node: NodeId, model: str, decision: Decision | Callable[[], Decision]
-    ) -> None:
-        self.id, self.node, self.model, self._decision = request, node, model, decision
+    id: RequestId
+    node: NodeId
+    model: str
+    why: Why
 
     @property
     def decision(self) -> Decision:
-        if not isinstance(self._decision, Decision):
-            self._decision = self._decision()
-        return self._decision
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Grant) and self._key() == other._key()
-
-    def __hash__(self) -> int:
-        return hash((self.id, self.node, self.model))
-
-    def __repr__(self) -> str:
-        return f"Grant({self.id!r}, {self.node!r}, {self.model!r})"
-
-    def _key(self) -> tuple[RequestId, NodeId, str, Decision]:
-        return self.id, self.node, self.model, self.decision
+        return self.why.decision
 
 
 class Refuse(Struct, frozen=True, tag=True):

@@ -15,6 +15,7 @@ from collections.abc import Hashable
 from node.types import RequestId
 from router.cost import Held
 from router.events import Request
+from router.soonest import Soonest
 
 Lines = dict[str, "list[Waiting]"]
 
@@ -23,12 +24,13 @@ class Waiting:
     """One request in the queue. `order` is its place among its client's; `wait_s` the expected seconds until its grant,
     as of the last walk. `held`: what kept it from starting when it was first looked at, for whoever asks later."""
 
-    __slots__ = ("held", "low", "order", "request", "since", "wait_s")
+    __slots__ = ("held", "low", "order", "over", "request", "since", "wait_s")
 
     def __init__(self, request: Request, since: float, number: int, later_s: float, early_s: float) -> None:
         self.request, self.since, self.low = request, since, later_s > 0
         self.order = since + later_s - early_s, number
         self.wait_s = 0.0
+        self.over = False  # it has left the queue
         self.held: Held | None = None
 
     @property
@@ -50,9 +52,15 @@ class Queue:
         self._number = 0  # of requests ever queued: ties keep the order they came in
         self._sorted: list[Waiting] | None = []
         self._ripe_at: float | None = None  # the first low one counts as normal
+        self._deadlines = Soonest[Waiting](lambda at, waiting: not waiting.over and waiting.request.deadline == at)
 
     def __len__(self) -> int:
         return len(self._all)
+
+    @property
+    def deadline(self) -> float | None:
+        """The first of all deadlines."""
+        return self._deadlines.first()
 
     def get(self, request: RequestId) -> Waiting | None:
         return self._all.get(request)
@@ -64,18 +72,22 @@ class Queue:
         waiting = Waiting(request, since, self._number, later_s, early_s)
         self._all[request.id] = waiting
         self._line_up(waiting)
+        self._watch(request, waiting)
         return waiting
 
     def replace(self, waiting: Waiting, request: Request) -> None:
         """The same request told anew: it keeps its place, whatever else has changed."""
         self._take_out(waiting)
-        waiting.request = request
+        before, waiting.request = waiting.request.deadline, request
         self._line_up(waiting)
+        if request.deadline != before:
+            self._watch(request, waiting)
 
     def remove(self, request: RequestId, *, served: bool = False) -> None:
         """`served`: its client has had its turn. Nothing happens when it is not there."""
         waiting = self._all.pop(request, None)
         if waiting is not None:
+            waiting.over = True
             self._take_out(waiting)
             if served and not waiting.low and waiting.request.client in self._base:
                 self._base[waiting.request.client] += 1
@@ -86,6 +98,7 @@ class Queue:
         self._low.clear()
         self._base.clear()
         self._sorted, self._ripe_at = [], None
+        self._deadlines.clear()
 
     def ordered(self, now: float) -> list[Waiting]:
         """Who is next, first to last."""
@@ -106,6 +119,10 @@ class Queue:
         turns = [(base.get(client, 0) + k, w.order, w) for client, line in lines.items() for k, w in enumerate(line)]
         turns.sort(key=lambda t: t[:2])
         return [w for *_, w in turns]
+
+    def _watch(self, request: Request, waiting: Waiting) -> None:
+        if request.deadline is not None:
+            self._deadlines.add(request.deadline, waiting)
 
     def _line_up(self, waiting: Waiting) -> None:
         client, lines = waiting.request.client, self._low if waiting.low else self._lines

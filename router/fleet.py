@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from itertools import combinations
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from msgspec import structs
 
@@ -18,23 +18,26 @@ from router import filters
 from router.cost import Lane, Spot, tie_s
 from router.errors import ErrorCode
 from router.events import Candidate, Request
-from router.ledger import Ledger, Tally
+from router.ledger import Flight, Ledger, Tally
 from router.prefix import Mirrors, Weights
 from router.settings import RouterSettings
 from router.speed import Learner, Rates, Speeds
 from router.swap import CAN_ANSWER, IN_MEMORY, Demand, Swaps
 
 COMING = (ModelState.LOADING,)
+Found: TypeAlias = tuple[NodeStatus, ModelStatus]
 
 
 class Ready(NamedTuple):
-    """A candidate that could begin at once as long as nothing runs there."""
+    """A candidate that has its model in memory and loses nothing by it. `shared`: other models may be placed there."""
 
     key: tuple[NodeId, str]
     status: NodeStatus
     model: ModelStatus
     learner: Learner
     tally: Tally
+    slots: int
+    shared: bool
     network_s: float
     tie_s: float
 
@@ -87,6 +90,7 @@ class Fleet:
         self.demand = Demand(settings)
         self._swaps = Swaps(settings, self.speeds, self.demand)
         self._nodes: dict[NodeId, NodeStatus] = {}
+        self._models: dict[tuple[NodeId, str], Found] = {}  # of all of them, by MODEL.name
         self._homes: dict[str, int] = {}
         self._coming: dict[tuple[NodeId, str], float] = {}  # loading there since
         self._gone: OrderedDict[str, tuple[str, float]] = OrderedDict()  # name -> (node's name, when)
@@ -110,7 +114,7 @@ class Fleet:
 
     def drop(self, node: NodeId, now: float) -> None:
         """It is gone; its models stay known by name for a while."""
-        status = self._nodes.pop(node, None)
+        status = self._forget(node)
         if status is None:
             return
         self.changed()
@@ -128,24 +132,40 @@ class Fleet:
         self.speeds.loaded(node, model, took_s)
         self.believe(node, model, ModelState.READY)
 
-    def believe(self, node: NodeId, model: str, state: ModelState) -> None:
-        """What a request of ours proves, before its node reports it."""
-        found = self.find(node, model)
+    def believe(self, node: NodeId, model: str, state: ModelState) -> Found | None:
+        """What a request of ours proves, before its node reports it. Returns what `find` does."""
+        found = self._models.get((node, model))
         if found is None or found[1].state is state or found[1].state not in (ModelState.ABSENT, *COMING):
-            return  # What failed or is on its way out since then is not put back by an old proof.
+            return found  # What failed or is on its way out since then is not put back by an old proof.
         status, old = found
         new = structs.replace(old, state=state)
         self._set(structs.replace(status, models=tuple(new if m is old else m for m in status.models)))
         self._coming.pop((node, model), None)
+        return self._models[node, model]
+
+    def ended(self, flight: Flight) -> None:
+        """One without a first token. It may have been what made a model load: then who is an option may change."""
+        found = self._models.get((flight.node, flight.model))
+        if found is None or found[1].state is ModelState.ABSENT:
+            self.changed()
 
     def changed(self) -> None:
         """Who is an option may be another than before."""
         self._options.clear()
 
     def _set(self, status: NodeStatus) -> None:
+        self._forget(status.node)
         self._nodes[status.node] = status
+        for model in reversed(status.models):  # The first of a name, should there be two.
+            self._models[status.node, model.name] = status, model
         self._homes = Counter(m.name for s in self._nodes.values() if not s.draining for m in s.models if m.own)
         self.changed()
+
+    def _forget(self, node: NodeId) -> NodeStatus | None:
+        status = self._nodes.pop(node, None)
+        for model in status.models if status is not None else ():
+            self._models.pop((node, model.name), None)
+        return status
 
     # What can be asked
 
@@ -157,11 +177,9 @@ class Fleet:
         """Expected tokens of the answer."""
         return self.speeds.output(model, request.max_tokens)
 
-    def find(self, node: NodeId, model: str) -> tuple[NodeStatus, ModelStatus] | None:
+    def find(self, node: NodeId, model: str) -> Found | None:
         """MODEL.name on `node`; None when it does not hold it."""
-        status = self._nodes.get(node)
-        found = next((m for m in status.models if m.name == model), None) if status else None
-        return (status, found) if status and found else None
+        return self._models.get((node, model))
 
     def resolve(self, node: NodeId, models: tuple[str, ...]) -> str:
         """What the first of these names that `node` holds is called there; without one, the name itself."""
@@ -227,14 +245,20 @@ class Fleet:
         return model
 
     def ready(self, options: Options, now: float) -> tuple[Ready, ...]:
-        """All candidates, if each of them could begin at once as long as nothing runs there; else none."""
+        """All candidates, if each has its model in memory, loses nothing by it, and runs nothing but our grants; else
+        none."""
         if options.ready is None:
-            plain = not options.differ and all(
-                model.state in CAN_ANSWER
-                and status.foreign_in_flight <= 0
-                and model.foreign_in_flight <= 0
-                and (model.own or len(status.models) == 1)
-                for status, model in options.fits
+            one_name = len({model.name for _, model in options.fits}) == 1
+            plain = (
+                one_name
+                and not options.differ
+                and all(
+                    model.state in CAN_ANSWER
+                    and status.foreign_in_flight <= 0
+                    and model.foreign_in_flight <= 0
+                    and (model.own or len(status.models) == 1)
+                    for status, model in options.fits
+                )
             )
             for status, model in options.fits:
                 self.mirrors.of(status.node, model)
@@ -245,6 +269,8 @@ class Fleet:
                     model,
                     self.speeds.learner(status, model, now),
                     self._ledger.tally(status.node),
+                    max(1, model.slots),
+                    len(status.models) > 1,
                     max(0.0, status.rtt_s),
                     tie_s(status, self._settings),
                 )
@@ -256,7 +282,7 @@ class Fleet:
 
     def spot(self, status: NodeStatus, now: float) -> Spot:
         tally = self._ledger.tally(status.node)
-        spot = Spot(tally.busy_s(now) if tally.reading else 0.0, tally.streams)
+        spot = Spot(tally.busy_s(now) if tally.reading else 0.0, tally.streams, quick=tally.quick)
         spot.streams += max(0, status.foreign_in_flight)
         return spot
 

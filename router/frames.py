@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 from node.types import NodeId, RequestId, Usage
 from router.errors import Refusal
-from router.events import Decision, Outcome, Request
+from router.events import Decision, Outcome, Request, Why
 
 
 class Ask(Struct, frozen=True, tag="ask"):
@@ -79,7 +79,7 @@ class Granted(Struct, frozen=True, tag="grant"):
     attempt: int
     node: NodeId
     model: str
-    decision: Decision
+    why: Why = field(name="decision")
 
 
 class Refused(Struct, frozen=True, tag="refuse"):

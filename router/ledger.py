@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import inf
 
 from node.types import NodeId, RequestId
 from router.events import Request
 from router.settings import RouterSettings
+from router.soonest import Soonest
 
 
 class Flight:
@@ -28,6 +30,7 @@ class Flight:
         "lost_at",
         "model",
         "node",
+        "over",
         "read_s",
         "request",
         "rests_on",
@@ -44,10 +47,16 @@ class Flight:
         self.cached = self.rests_on = 0
         self.evicts: tuple[str, ...] = ()
         self.first_at: float | None = None
+        self.over = False  # removed from the account
         self.clean = False
         self.beside = 0  # streams that ran when it was granted
         self.sample_s: float | None = None  # what its prompt took, until it is known how much of it was cached
         self.stalled = self.streamed = 0.0  # the tally's sums at its first token
+
+    def expect(self, load_s: float, read_s: float, write_s: float, cached: int, streams: int) -> None:
+        """What it will take there, beside so many streams."""
+        self.load_s, self.read_s, self.write_s = load_s, read_s, write_s
+        self.cached, self.beside = cached, streams
 
     def left_s(self, now: float) -> float:
         """Expected seconds until its slot is free. Past its time: the longer it has run, the longer it will."""
@@ -65,26 +74,41 @@ class Tally:
     their number: with both, a writing speed can be told from what disturbed it.
     """
 
-    __slots__ = ("_settings", "busy_until", "flights", "reading", "since", "stalled", "streamed", "summed_at")
+    __slots__ = (
+        "_settings",
+        "busy_until",
+        "count",
+        "first_s",
+        "flights",
+        "reading",
+        "since",
+        "stalled",
+        "streamed",
+        "summed_at",
+    )
 
     def __init__(self, settings: RouterSettings) -> None:
         self._settings = settings
         self.flights: dict[str, dict[RequestId, Flight]] = {}
         self.reading: dict[RequestId, Flight] = {}
+        self.count = 0  # of all flights
+        self.first_s = inf  # from a grant to its first token, on average of the latest ones
         self.busy_until = self.since = 0.0  # the prompts granted will have been read; those being read began
         self.stalled = self.streamed = self.summed_at = 0.0
-
-    @property
-    def count(self) -> int:
-        return sum(map(len, self.flights.values()))
 
     @property
     def streams(self) -> int:
         return self.count - len(self.reading)
 
+    @property
+    def quick(self) -> bool:
+        """First tokens come at once there: no local model is so fast, nor would one wait for another's prompt."""
+        return self.first_s < self._settings.quick_s
+
     def busy_s(self, now: float) -> float:
-        """Expected seconds until all that was granted has been read. One that is late is believed for a while."""
-        if not self.reading:
+        """Expected seconds until all that was granted has been read. One that is late is believed for a while. Where
+        first tokens come at once, prompts need not be read one after the other."""
+        if not self.reading or self.quick:
             return 0.0
         left = self.busy_until - now
         return left if left > 0.0 else max(0.0, 0.1 * (self.late_until - now))
@@ -97,14 +121,21 @@ class Tally:
 
     def sum_up(self, now: float) -> None:
         """Before the number of streams changes."""
-        past_s = max(0.0, now - self.summed_at)
-        self.streamed += self.streams * past_s
+        past_s = now - self.summed_at
+        if past_s > 0.0:
+            self.streamed += (self.count - len(self.reading)) * past_s
         self.summed_at = now
+
+    def answered(self, first_s: float) -> None:
+        """A first token came so long after its grant."""
+        mean, part = self.first_s, self._settings.quick_forget
+        self.first_s = first_s if mean == inf else mean + part * (first_s - mean)
 
     def expect(self, now: float) -> None:
         """Whose prompts are still to be read is known: they are read from now on."""
-        self.since = now
-        self.busy_until = now + sum(f.read_s for f in self.reading.values())
+        self.since = self.busy_until = now
+        if self.reading:
+            self.busy_until += sum(f.read_s for f in self.reading.values())
 
 
 class Ledger:
@@ -114,6 +145,7 @@ class Ledger:
         self._settings = settings
         self._all: dict[RequestId, Flight] = {}
         self._tallies: dict[NodeId, Tally] = {}
+        self._lost_at = Soonest[Flight](lambda _, flight: not flight.over)
 
     def __contains__(self, request: RequestId) -> bool:
         return request in self._all
@@ -136,8 +168,11 @@ class Ledger:
 
     def add(self, flight: Flight, now: float) -> None:
         """A second flight of one request replaces the first: a request runs in one place."""
-        self.remove(flight.request.id, now)
-        self._all[flight.request.id] = flight
+        request = flight.request.id
+        if request in self._all:
+            self.remove(request, now)
+        self._all[request] = flight
+        self._lost_at.add(flight.lost_at, flight)
         tally = self.tally(flight.node)
         tally.sum_up(now)
         if flight.first_at is None:
@@ -147,14 +182,19 @@ class Ledger:
             if not tally.reading:
                 tally.since = now
             tally.busy_until = max(tally.busy_until if tally.reading else now, now) + flight.load_s + flight.read_s
-            tally.reading[flight.request.id] = flight
+            tally.reading[request] = flight
         flight.stalled, flight.streamed = tally.stalled, tally.streamed
-        tally.flights.setdefault(flight.model, {})[flight.request.id] = flight
+        there = tally.flights.get(flight.model)
+        if there is None:
+            there = tally.flights[flight.model] = {}
+        there[request] = flight
+        tally.count += 1
 
     def first(self, flight: Flight, now: float) -> None:
         """Its first token: what is still to be read there is read from now on."""
         tally = self._tallies[flight.node]
         tally.sum_up(now)
+        tally.answered(now - flight.begin)
         tally.stalled += max(0.0, now - max(tally.since, flight.begin))
         flight.first_at, flight.stalled, flight.streamed = now, tally.stalled, tally.streamed
         tally.reading.pop(flight.request.id, None)
@@ -163,12 +203,14 @@ class Ledger:
     def remove(self, request: RequestId, now: float) -> Flight | None:
         flight = self._all.pop(request, None)
         if flight is not None:
+            flight.over = True
             tally = self._tallies[flight.node]
             tally.sum_up(now)
             if tally.reading.pop(request, None) is not None:
                 tally.expect(now)
             flights = tally.flights[flight.model]
             del flights[request]
+            tally.count -= 1
             if not flights:
                 del tally.flights[flight.model]
             if not tally.flights:
@@ -178,19 +220,27 @@ class Ledger:
     def clear(self) -> None:
         self._all.clear()
         self._tallies.clear()
+        self._lost_at.clear()
 
     def drop(self, node: NodeId) -> None:
         """All that ran on a node that is gone."""
         for flight in [f for f in self._all.values() if f.node == node]:
+            flight.over = True
             del self._all[flight.request.id]
         self._tallies.pop(node, None)
 
     def on(self, node: NodeId, model: str) -> list[Flight]:
         return list(self.tally(node).flights.get(model, {}).values())
 
+    @property
+    def lost_at(self) -> float | None:
+        """When the first of them should have been ended by somebody, long ago."""
+        return self._lost_at.first()
+
     def lost(self, now: float) -> list[Flight]:
         """Flights that somebody should have ended long ago."""
-        return [f for f in self._all.values() if f.lost_at <= now]
+        first = self.lost_at
+        return [f for f in self._all.values() if f.lost_at <= now] if first is not None and first <= now else []
 
     def wakes(self, now: float) -> Iterator[float]:
         """When prompts that have no first token yet are no longer waited for: a slot is worth a look then."""

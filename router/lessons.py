@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 
-from node.types import ModelState, Usage
-from router.cost import Price
+from node.types import ModelState, ModelStatus, Usage
 from router.fleet import Fleet
 from router.ledger import Flight, Ledger
 from router.prefix import Weights
@@ -24,24 +23,21 @@ class Lessons:
     def __init__(self, settings: RouterSettings, fleet: Fleet, ledger: Ledger) -> None:
         self._settings, self._fleet, self._ledger = settings, fleet, ledger
 
-    def granted(self, flight: Flight, price: Price) -> None:
-        """`flight` takes the place that `price` told of."""
-        lane = price.lane
-        _, flight.load_s, flight.read_s, *_ = price.terms
-        flight.write_s, flight.cached, flight.evicts = price.write_s, price.cached, lane.evicts
-        flight.beside = price.streams
-        reading = self._ledger.tally(flight.node).reading.values()
-        flight.clean = flight.load_s <= 0 and all(other.clean for other in reading)
-        request = flight.request
-        flight.rests_on = self._fleet.mirrors.insert(flight.node, lane.model, request.blocks, request.block_tokens)
-        if request.marks:
-            self._fleet.mirrors.begin(request.marks, Weights.of(lane.model))
+    def granted(self, flight: Flight, model: ModelStatus) -> None:
+        """`flight` begins; what is expected of it is known."""
+        reading = self._ledger.tally(flight.node).reading
+        flight.clean = flight.load_s <= 0 and (not reading or all(other.clean for other in reading.values()))
+        request, mirrors = flight.request, self._fleet.mirrors
+        if request.blocks:
+            flight.rests_on = mirrors.insert(flight.node, model, request.blocks, request.block_tokens)
+        marks = request.marks
+        if marks:
+            mirrors.begin(marks, Weights(model.name, model.fingerprint))
 
     def first(self, flight: Flight, cached_tokens: int, now: float) -> None:
         """Its first token: the model is loaded there. An engine that says nothing of its cache says 0; then the end of
         the answer, whose usage may, has to be waited for."""
-        self._fleet.believe(flight.node, flight.model, ModelState.READY)
-        found = self._fleet.find(flight.node, flight.model)
+        found = self._fleet.believe(flight.node, flight.model, ModelState.READY)
         if found is not None and flight.clean:
             begin = max(flight.begin, self._ledger.tally(flight.node).since)
             flight.sample_s = now - begin - max(0.0, found[0].rtt_s)
@@ -76,8 +72,7 @@ class Lessons:
             self._fleet.mirrors.found_more(flight.node, flight.model)
         flight.rests_on = flight.cached = 0
         sample_s, flight.sample_s = flight.sample_s, None
-        found = self._fleet.find(flight.node, flight.model)
-        if sample_s is None or found is None:
+        if sample_s is None or (found := self._fleet.find(flight.node, flight.model)) is None:
             return
         tokens = max(0, prompt - cached)
         pace = self._fleet.speeds.pace(*found, now)

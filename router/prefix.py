@@ -19,6 +19,7 @@ from collections.abc import Container
 from typing import NamedTuple
 
 from node.types import ModelStatus, NodeId
+from router.events import Request
 from router.settings import RouterSettings
 
 Blocks = tuple[int, ...]
@@ -182,6 +183,7 @@ class Mirrors:
         self._mirrors: OrderedDict[tuple[NodeId, str], Mirror] = OrderedDict()  # least recently used first
         self._began: OrderedDict[int, Weights] = OrderedDict()  # by a prompt's last block
         self._empty = Mirror()
+        self._at_most = 0  # blocks in all mirrors: counted only when that would be too many
 
     def of(self, node: NodeId, model: ModelStatus) -> Mirror:
         """The mirror of that cache; an empty one as long as nothing is known of it."""
@@ -191,21 +193,27 @@ class Mirrors:
         self._bound_by(mirror, model)
         return mirror
 
-    def get(self, key: tuple[NodeId, str]) -> Mirror | None:
-        """The mirror of (node, MODEL.name), bounded as it was when it was last asked for with `of`."""
-        return self._mirrors.get(key)
+    def cached(self, key: tuple[NodeId, str], request: Request) -> int:
+        """Prompt tokens of it that (node, MODEL.name) has; always one less than the prompt at most."""
+        mirror = self._mirrors.get(key)
+        if mirror is None:
+            return 0
+        return max(0, min(mirror.match(request.blocks) * request.block_tokens, request.prompt_tokens - 1))
 
     def insert(self, node: NodeId, model: ModelStatus, blocks: Blocks, block_tokens: int) -> int:
         """A prompt is granted there; see Mirror."""
         if not blocks or block_tokens <= 0:
             return 0
-        mirror = self._mirrors.get((node, model.name))
+        key = node, model.name
+        mirror = self._mirrors.get(key)
         if mirror is None:
-            mirror = self._mirrors[node, model.name] = Mirror(told=_told(model))
+            mirror = self._mirrors[key] = Mirror(told=_told(model))
         self._bound_by(mirror, model)
-        self._mirrors.move_to_end((node, model.name))
+        self._mirrors.move_to_end(key)
         rests_on = mirror.insert(blocks, block_tokens)
-        self._bound()
+        self._at_most += len(blocks)
+        if self._at_most > self._settings.mirror_blocks:
+            self._bound()
         return rests_on
 
     def missed(self, node: NodeId, model: str, rests_on: int) -> None:
@@ -231,8 +239,9 @@ class Mirrors:
 
     def begin(self, blocks: Blocks, weights: Weights) -> None:
         """`blocks` of a turn of it, at least one."""
-        self._began.pop(blocks[-1], None)
-        self._began[blocks[-1]] = weights
+        last = blocks[-1]
+        self._began[last] = weights
+        self._began.move_to_end(last)
         if len(self._began) > self._settings.conversations_limit:
             self._began.popitem(last=False)
 
@@ -254,6 +263,7 @@ class Mirrors:
             over -= before - mirror.held
             if not mirror.held:
                 del self._mirrors[key]
+        self._at_most = self.held
 
 
 def _told(model: ModelStatus) -> bool:

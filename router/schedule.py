@@ -35,13 +35,14 @@ from router.events import (
     Submit,
     Term,
     Tick,
+    Why,
 )
 from router.fair import Queue, Waiting
 from router.fleet import Fleet, Options
 from router.ledger import Flight, Ledger
 from router.lessons import Lessons
 from router.settings import RouterSettings
-from router.shortcut import Found, quickest
+from router.shortcut import Found, Seen, quickest
 from router.speed import Rates
 from router.walk import Choice, Kind, Walk
 
@@ -87,13 +88,13 @@ class Scheduler:
 
     @property
     def deadline(self) -> float | None:
-        times = [f.lost_at for f in self._ledger]
-        if self._queue:
-            waiting = self._queue.ordered(self._walked)
-            times += [w.request.deadline for w in waiting if w.request.deadline is not None]
-            times += self._pauses.values()
-            times += self._ledger.wakes(self._walked)
-            times += [self._walked + self._settings.recheck_s] if self._passed else []
+        first = self._ledger.lost_at
+        if not len(self._queue):
+            return first
+        times = [t for t in (first, self._queue.deadline) if t is not None]
+        times += self._pauses.values()
+        times += self._ledger.wakes(self._walked)
+        times += [self._walked + self._settings.recheck_s] if self._passed else []
         return min(times, default=None)
 
     def waiting(self) -> list[tuple[RequestId, int, float]]:
@@ -124,11 +125,6 @@ class Scheduler:
     def step(self, event: SchedulerEvent, now: float) -> list[SchedulerEffect]:
         effects: list[SchedulerEffect] = []
         match event:
-            case NodeUp(status) | NodeChanged(status):
-                self._fleet.put(status, now)
-            case NodeDown(node):
-                self._fleet.drop(node, now)
-                self._ledger.drop(node)
             case Submit():
                 effects += self._submit(event.request, now - max(0.0, event.age_s), now)
             case Started():
@@ -137,6 +133,11 @@ class Scheduler:
                 self._first(request, cached, now)
             case Finished(request, outcome, usage):
                 self._finish(request, outcome, usage, now)
+            case NodeUp(status) | NodeChanged(status):
+                self._fleet.put(status, now)
+            case NodeDown(node):
+                self._fleet.drop(node, now)
+                self._ledger.drop(node)
             case Cancel(request):
                 self._finish(request, "cancelled", Usage(), now)
             case Adopt():
@@ -171,15 +172,20 @@ class Scheduler:
         return []
 
     def _grant_at_once(self, request: Request, found: Found, options: Options, since: float, now: float) -> Grant:
-        best = found.price(found.best, request, self._settings, self._fleet)
-        self._fly(request, best, now)
+        here, seen = found.ready[found.best], found.seen[found.best]
+        node, name = here.key
+        streams = seen.streams if isinstance(seen, Seen) else 0
+        flight = Flight(request, node, name, now, self._lost_at(request, now))
+        flight.expect(0.0, found.read_s, found.write_s, seen[0], streams)
+        self._lessons.granted(flight, here.model)
+        self._ledger.add(flight, now)
         settings, fleet = self._settings, self._fleet
 
         def why() -> Decision:
-            choice = found.choice(best, request, settings, fleet)
+            choice = found.choice(request, settings, fleet)
             return explain.granted(explain.Case(request, now - since, None, options), choice, settings)
 
-        return Grant(request.id, best.lane.status.node, best.lane.model.name, why)
+        return Grant(request.id, node, name, Why(why))
 
     def _first(self, request: RequestId, cached_tokens: int, now: float) -> None:
         flight = self._ledger.get(request)
@@ -192,7 +198,7 @@ class Scheduler:
         if flight is None:
             return
         if flight.first_at is None:
-            self._fleet.changed()  # It may have been what made a model load.
+            self._fleet.ended(flight)
         if outcome == "busy":
             self._pauses[flight.node, flight.model] = now + self._settings.busy_pause_s
         elif outcome == "ok":
@@ -208,7 +214,7 @@ class Scheduler:
         found = self._fleet.find(node, model)
         if found is not None:
             lane = self._fleet.lane(*found, self._fleet.spot(found[0], now), {}, now)
-            self._lessons.granted(flight, price(lane, request, self._fleet.output(model, request), self._settings))
+            self._begin(flight, price(lane, request, self._fleet.output(model, request), self._settings))
             flight.clean = False
         flight.first_at = now if event.first_token else None
         self._ledger.add(flight, now)
@@ -226,7 +232,8 @@ class Scheduler:
         if self._pauses:
             self._pauses = {lane: until for lane, until in self._pauses.items() if until > now}
         if not len(self._queue):
-            self._passed.clear()
+            if self._passed:
+                self._passed.clear()
             return
         walk = Walk(self._fleet, self._settings, self._pauses, self._passed, now)
         ahead = 0
@@ -301,16 +308,22 @@ class Scheduler:
         self._passed.pop(lane.key, None)
         case = explain.Case(request, now - waiting.since, waiting.held, options)
         why = partial(explain.granted, case, choice, self._settings)
-        return Grant(request.id, lane.status.node, lane.model.name, why)
+        return Grant(request.id, lane.status.node, lane.model.name, Why(why))
 
     def _fly(self, request: Request, price: Price, now: float) -> None:
         """It takes its slot."""
         lane = price.lane
         flight = Flight(request, lane.status.node, lane.model.name, now, self._lost_at(request, now))
-        self._lessons.granted(flight, price)
+        self._begin(flight, price)
         self._ledger.add(flight, now)
         if flight.load_s > 0:
             self._fleet.changed()
+
+    def _begin(self, flight: Flight, price: Price) -> None:
+        """In the place that `price` told of."""
+        flight.expect(price.terms[1], price.read_s, price.write_s, price.cached, price.streams)
+        flight.evicts = price.lane.evicts
+        self._lessons.granted(flight, price.lane.model)
 
     def _too_late(self, kind: Kind, waited_s: float) -> Refusal:
         """The deadline passed in the queue: says what it was waiting for."""

@@ -109,6 +109,8 @@ class RouterSettings(Struct, frozen=True, kw_only=True):
     # The cost (docs/scoring.md)
     begin_s: float = 0.03  # from a grant to the first prompt token read
     decode_weight: float = 0.25  # of seconds of decoding against seconds to the first token
+    quick_s: float = 0.02  # a node whose first tokens come sooner after their grants reads prompts side by side,
+    quick_forget: float = 0.2  # as a mean of its latest ones says
     stream_slowdown: float = 0.15  # one more stream makes a decode step this much longer
     hurt_weight: float = 0.25  # of seconds that those who run there lose
     guard_weight: float = 1.0  # of seconds that requests for a machine's own model will lose
@@ -161,7 +163,8 @@ class RouterSettings(Struct, frozen=True, kw_only=True):
     unreported_s: float = 5.0  # what we think runs on a node, but it has not reported for so long, does not
     zombie_s: float = 2.0  # a request that ended counts against its node again if it is reported for longer
     housekeeping_s: float = 0.25  # how exactly the bounds above are kept
-    queued_every_s: float = 1.0  # news about a place in the queue at most this often,
+    queued_after_s: float = 0.1  # a request that is not granted by then hears its place in the queue,
+    queued_every_s: float = 1.0  # and news about it at most this often,
     queued_change: float = 0.25  # and only if the place changed, or the wait by this part
     done_memory_s: float = 30.0  # ended requests are told again after a lost link for this long
     done_limit: int = 4096

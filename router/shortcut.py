@@ -1,11 +1,12 @@
-"""The same answer as a walk of the queue, sooner: nobody waits, and every node that could serve it is idle.
+"""The same answer as a walk of the queue, sooner: nobody waits, and wherever it could be served the model is in memory.
 
-Then nothing is waited for, loaded or disturbed, and of a cost's terms few are left. They are added up in the order of
-`cost.price`, so that even ties fall alike.
+Then nothing is loaded, and of a cost's terms few are left. They are added up in the order of `cost.price`, so that even
+ties fall alike. What an explanation needs besides is kept, and put together when somebody reads it.
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from router.cost import Lane, Price, Spot, price
@@ -16,53 +17,105 @@ from router.speed import Pace
 from router.walk import Choice
 
 
+class Seen(NamedTuple):
+    """One candidate as it was: prompt tokens cached, its pace, answers beside it, seconds of prompts that are read
+    first, slots taken, and of those (if all are) the seconds until each is free, in order."""
+
+    cached: int
+    pace: Pace
+    streams: int = 0
+    busy_s: float = 0.0
+    taken: int = 0
+    lefts: tuple[float, ...] = ()
+
+    @property
+    def open(self) -> bool:
+        """It can begin there now."""
+        return self.busy_s <= 0.0 and not self.lefts
+
+    def slowed(self, slots: int, tokens: int, output: float, settings: RouterSettings) -> tuple[float, float, float]:
+        """What others there cost, in seconds: waiting for them, reading the longer, and what they lose."""
+        wait_s = max(self.busy_s, self.lefts[self.taken - slots]) if self.lefts else self.busy_s
+        if self.streams <= 0:
+            return wait_s, 0.0, 0.0
+        slower, step_s = settings.stream_slowdown, self.pace.step_s
+        longer_s = math.ceil(tokens / settings.chunk_tokens) * step_s * (1 + slower * (self.streams - 1))
+        read_s = _read_s(self.pace, tokens, self.cached, settings) + longer_s
+        return wait_s, longer_s, settings.hurt_weight * self.streams * (read_s + slower * step_s * output)
+
+
 class Found(NamedTuple):
-    """`best` of `ready`, and what was seen of each of them then: (prompt tokens cached, pace)."""
+    """`best` of `ready`, in which it can begin now, what it will read and write there, and what was seen of each."""
 
     best: int
+    read_s: float
+    write_s: float
     ready: tuple[Ready, ...]
-    seen: list[tuple[int, Pace]]
+    seen: list[tuple[int, Pace] | Seen]  # a Seen, or the start of one where nothing runs
     output: float
 
-    def price(self, number: int, request: Request, settings: RouterSettings, fleet: Fleet) -> Price:
-        """What `ready[number]` would cost."""
-        here, (cached, pace) = self.ready[number], self.seen[number]
-        lane = Lane(here.status, here.model, pace, fleet.mirrors.of(here.status.node, here.model), Spot())
-        return price(lane, request, self.output, settings, cached)
-
-    def choice(self, best: Price, request: Request, settings: RouterSettings, fleet: Fleet) -> Choice:
+    def choice(self, request: Request, settings: RouterSettings, fleet: Fleet) -> Choice:
         """The same as a walk would have made it."""
-        numbers = range(len(self.ready))
-        return Choice(best, [best if n == self.best else self.price(n, request, settings, fleet) for n in numbers])
+        prices = [self._price(n, request, settings, fleet) for n in range(len(self.ready))]
+        return Choice(prices[self.best], prices)
+
+    def _price(self, number: int, request: Request, settings: RouterSettings, fleet: Fleet) -> Price:
+        """What `ready[number]` would have cost."""
+        here, seen = self.ready[number], Seen(*self.seen[number])
+        spot = Spot(seen.busy_s, seen.streams)
+        lane = Lane(here.status, here.model, seen.pace, fleet.mirrors.of(here.status.node, here.model), spot)
+        lane.taken, lane.lefts = seen.taken, list(seen.lefts)
+        return price(lane, request, self.output, settings, seen.cached)
 
 
 def quickest(fleet: Fleet, options: Options, request: Request, settings: RouterSettings, now: float) -> Found | None:
-    """The cheapest, if all are idle; None: walk."""
-    ready = options.ready
-    if ready is None:
-        ready = fleet.ready(options, now)
+    """The cheapest, if it can begin now; None: walk."""
+    ready = options.ready if options.ready is not None else fleet.ready(options, now)
     if not ready:
         return None
-    name = ready[0].key[1]
-    output, blocks, prompt = fleet.output(name, request), request.blocks, request.prompt_tokens
-    begin_s, weight = settings.begin_s, settings.decode_weight
-    seen: list[tuple[int, Pace]] = []
-    best, least = -1, 0.0
-    mirror_of = fleet.mirrors.get
-    for key, status, model, learner, tally, network_s, tie_s in ready:
-        if tally.flights or key[1] != name:
-            return None
+    output, blocks, prompt = fleet.output(ready[0].key[1], request), request.blocks, request.prompt_tokens
+    begin_s, weight, slower = settings.begin_s, settings.decode_weight, settings.stream_slowdown
+    seen: list[tuple[int, Pace] | Seen] = []
+    best, least, best_read_s, best_write_s = -1, 0.0, 0.0, 0.0
+    for here in ready:
+        learner = here.learner
         if learner.stale_at <= now:
-            fleet.speeds.learner(status, model, now)
+            fleet.speeds.learner(here.status, here.model, now)
         pace = learner.pace
-        cached = 0
-        if blocks and (mirror := mirror_of(key)) is not None:
-            cached = max(0, min(mirror.match(blocks) * request.block_tokens, prompt - 1))
+        cached = fleet.mirrors.cached(here.key, request) if blocks else 0
         tokens = prompt - cached
         read_s = begin_s + tokens * (pace.token_s + pace.place_s * (cached + tokens / 2))
-        total = read_s + weight * (output * pace.step_s) + network_s
-        total += tie_s
-        seen.append((cached, pace))
+        write_s = output * pace.step_s
+        if not here.tally.count:
+            seen.append((cached, pace))
+            total = read_s + weight * write_s + here.network_s + here.tie_s
+        else:
+            there = _there(here, cached, pace, now)
+            if there is None:
+                return None
+            seen.append(there)
+            wait_s, longer_s, hurt = there.slowed(here.slots, tokens, output, settings)
+            read_s += longer_s
+            write_s *= 1 + slower * there.streams
+            total = wait_s + read_s + weight * write_s + here.network_s + hurt + here.tie_s
         if best < 0 or total < least:  # In the order of node ids: ties go to the lower one.
-            best, least = len(seen) - 1, total
-    return Found(best, ready, seen, output)
+            best, least, best_read_s, best_write_s = len(seen) - 1, total, read_s, write_s
+    chosen = seen[best]
+    if isinstance(chosen, Seen) and not chosen.open:
+        return None  # It has to wait.
+    return Found(best, best_read_s, best_write_s, ready, seen, output)
+
+
+def _read_s(pace: Pace, tokens: int, cached: int, settings: RouterSettings) -> float:
+    return settings.begin_s + tokens * (pace.token_s + pace.place_s * (cached + tokens / 2))
+
+
+def _there(here: Ready, cached: int, pace: Pace, now: float) -> Seen | None:
+    """A candidate that something runs on. None: its model may have to leave memory for a prompt that is read there."""
+    tally = here.tally
+    if here.shared and tally.reading:
+        return None
+    flights = tally.flights.get(here.key[1])
+    taken = len(flights) if flights else 0
+    lefts = tuple(sorted(f.left_s(now) for f in flights.values())) if flights and taken >= here.slots else ()
+    return Seen(cached, pace, tally.streams, tally.busy_s(now), taken, lefts)

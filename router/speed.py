@@ -50,20 +50,21 @@ class Fit:
         x = u * (position + tokens / 2) / POSITION
         expected = u * prior + x * _slope(prior, settings)
         d = settings.prior_distance
-        seconds = min(max(seconds, expected / d), expected * d)
+        seconds = _within(seconds, expected / d, expected * d)
         weight = 1 / max(u, SHORT) ** 2
-        keep = settings.forget * self._fading(now)
-        self._s0 = keep * self._s0 + weight * u * u
-        self._s01 = keep * self._s01 + weight * u * x
-        self._s1 = keep * self._s1 + weight * x * x
-        self._y0 = keep * self._y0 + weight * u * seconds
-        self._y1 = keep * self._y1 + weight * x * seconds
+        keep = settings.forget * _fading(self.at, now, settings)
+        ofu, ofx = weight * u, weight * x
+        self._s0 = keep * self._s0 + ofu * u
+        self._s01 = keep * self._s01 + ofu * x
+        self._s1 = keep * self._s1 + ofx * x
+        self._y0 = keep * self._y0 + ofu * seconds
+        self._y1 = keep * self._y1 + ofx * seconds
         self.at, self.count = now, self.count + 1
 
     def value(self, prior: float, now: float) -> tuple[float, float]:
         """(a, k) as prior and samples weigh now; neither is absurd, and k is never negative."""
         settings = self._settings
-        fading, p, slope = self._fading(now), settings.prior_weight, _slope(prior, settings)
+        fading, p, slope = _fading(self.at, now, settings), settings.prior_weight, _slope(prior, settings)
         s0, s01, s1 = fading * self._s0 + p, fading * self._s01, fading * self._s1 + p
         y0, y1 = fading * self._y0 + p * prior, fading * self._y1 + p * slope
         det = s0 * s1 - s01 * s01
@@ -73,10 +74,7 @@ class Fit:
         elif a < 0:
             a, k = 0.0, y1 / s1
         d = settings.prior_distance
-        return min(max(a, prior / d), prior * d), min(k, slope * d)
-
-    def _fading(self, now: float) -> float:
-        return math.exp(-max(0.0, now - self.at) / self._settings.fade_s)
+        return _within(a, prior / d, prior * d), _within(k, 0.0, slope * d)
 
 
 def _slope(prior: float, settings: RouterSettings) -> float:
@@ -97,19 +95,17 @@ class Mean:
     def add(self, sample: float, prior: float, now: float) -> None:
         """One more sample, in the prior's unit; absurd ones are pulled to `prior_distance` from it."""
         settings, d = self._settings, self._settings.prior_distance
-        keep = settings.decode_forget * self._fading(now)
+        keep = settings.decode_forget * _fading(self.at, now, settings)
         self.weight = self.weight * keep + 1.0
-        self.logs = self.logs * keep + math.log(min(max(sample, prior / d), prior * d))
+        self.logs = self.logs * keep + math.log(_within(sample, prior / d, prior * d))
         self.at, self.count = now, self.count + 1
 
     def value(self, prior: float, now: float) -> float:
         """The mean of prior and samples, as they weigh now."""
-        settings, fading = self._settings, self._fading(now)
+        settings = self._settings
+        fading = _fading(self.at, now, settings)
         total = settings.prior_weight + self.weight * fading
         return math.exp((settings.prior_weight * math.log(prior) + self.logs * fading) / total)
-
-    def _fading(self, now: float) -> float:
-        return math.exp(-max(0.0, now - self.at) / self._settings.fade_s)
 
 
 class Pace(NamedTuple):
@@ -130,23 +126,34 @@ class Pace(NamedTuple):
 class Learner:
     """Learns the pace of one model on one node. `pace` is to be trusted until `stale_at`."""
 
-    __slots__ = ("_decode", "_fit", "_prior", "_settings", "load_s", "pace", "stale_at")
+    __slots__ = ("_decode", "_fit", "_prior", "_said", "_settings", "load_s", "pace", "stale_at")
 
     def __init__(self, settings: RouterSettings) -> None:
         self._settings = settings
         self._fit, self._decode = Fit(settings), Mean(settings)
         self._prior = (0.0, 0.0)  # seconds per thousand tokens read, and per token written
+        self._said: tuple[NodeStatus, ModelStatus] | None = None  # what that rests on
         self.load_s: float | None = None  # of its last load
         self.pace = Pace(0.0, 0.0, 0.0)
         self.stale_at = -math.inf
 
-    def refresh(self, prior: tuple[float, float], now: float) -> None:
-        """What was learned fades with time, and the hardware may report anew: done again every few seconds."""
-        if prior == self._prior and now < self.stale_at:
+    def expect(self, status: NodeStatus, model: ModelStatus) -> None:
+        """What to expect before anything is learned. The hardware may report anew."""
+        said = self._said
+        if said is not None and said[0] is status and said[1] is model:
             return
-        self._prior, self.stale_at = prior, now + self._settings.refresh_s
-        a, k = self._fit.value(prior[0], now)
-        step_s = self._decode.value(prior[1], now)
+        self._said = status, model
+        new = prior(status, model, self._settings)
+        if new != self._prior:
+            self._prior, self.stale_at = new, -math.inf
+
+    def refresh(self, now: float) -> None:
+        """What was learned fades with time: done again every few seconds."""
+        if now < self.stale_at:
+            return
+        self.stale_at = now + self._settings.refresh_s
+        a, k = self._fit.value(self._prior[0], now)
+        step_s = self._decode.value(self._prior[1], now)
         self.pace = Pace(a / TOKENS, k / TOKENS / POSITION, step_s, self._fit.count + self._decode.count)
 
     def read(self, tokens: int, position: int, seconds: float, now: float) -> None:
@@ -159,7 +166,7 @@ class Learner:
 
 
 class Speeds:
-    """All that is learned. Pairs not used for longest are forgotten past `speeds_limit`."""
+    """All that is learned. Past `speeds_limit` pairs those are forgotten that have taught nothing for longest."""
 
     def __init__(self, settings: RouterSettings) -> None:
         self._settings = settings
@@ -172,8 +179,8 @@ class Speeds:
 
     def learner(self, status: NodeStatus, model: ModelStatus, now: float) -> Learner:
         """The one of `model` on that node, with a fresh pace."""
-        learner = self._of(status.node, model.name)
-        learner.refresh(prior(status, model, self._settings), now)
+        learner = self._of(status, model)
+        learner.refresh(now)
         return learner
 
     def rates(self, status: NodeStatus, model: ModelStatus, now: float) -> Rates:
@@ -187,7 +194,7 @@ class Speeds:
         """`tokens` new prompt tokens after `position` cached ones took `seconds`, nothing else being read there.
         Too short ones are ignored."""
         if tokens >= self._settings.read_least_tokens and seconds > 0:
-            self.learner(status, model, now).read(tokens, position, seconds, now)
+            self._taught(status, model).read(tokens, position, seconds, now)
 
     def wrote(
         self, status: NodeStatus, model: ModelStatus, tokens: int, seconds: float, *, streams: float, now: float
@@ -195,14 +202,17 @@ class Speeds:
         """One stream wrote `tokens` in `seconds` while `streams` (itself included) ran on average."""
         if tokens >= self._settings.decode_least_tokens and seconds > 0:
             beside = 1 + self._settings.stream_slowdown * (max(1.0, streams) - 1)
-            self.learner(status, model, now).wrote(seconds / tokens / beside, now)
+            self._taught(status, model).wrote(seconds / tokens / beside, now)
 
     def ended(self, model: str, tokens: int) -> None:
         """An answer of `model` had so many tokens."""
-        known = self._output.pop(model, self._settings.output_tokens)
+        known = self._output.get(model)
+        if known is None:
+            known = self._settings.output_tokens
+            if len(self._output) >= self._settings.speeds_limit:
+                self._output.popitem(last=False)
         self._output[model] = known + self._settings.output_forget * (tokens - known)
-        if len(self._output) > self._settings.speeds_limit:
-            self._output.popitem(last=False)
+        self._output.move_to_end(model)
 
     def output(self, model: str, max_tokens: int) -> float:
         """Expected tokens of an answer, at least 1; `max_tokens` 0 = no bound set."""
@@ -211,7 +221,8 @@ class Speeds:
 
     def loaded(self, node: NodeId, model: str, seconds: float) -> None:
         """The last load is the best forecast of the next: disk, cache and size are the same."""
-        self._of(node, model).load_s = max(0.0, seconds)
+        self._at(node, model).load_s = max(0.0, seconds)
+        self._learners.move_to_end((node, model))
 
     def load_s(self, node: NodeId, model: ModelStatus) -> float:
         """Seconds from absent to ready: measured here, else as the node says, else from bytes."""
@@ -220,15 +231,22 @@ class Speeds:
             return learner.load_s
         return model.load_s or self._settings.load_base_s + model.size_bytes / self._settings.load_bytes_per_s
 
-    def _of(self, node: NodeId, model: str) -> Learner:
-        key = node, model
-        learner = self._learners.get(key)
+    def _of(self, status: NodeStatus, model: ModelStatus) -> Learner:
+        learner = self._at(status.node, model.name)
+        learner.expect(status, model)
+        return learner
+
+    def _taught(self, status: NodeStatus, model: ModelStatus) -> Learner:
+        learner = self._of(status, model)
+        self._learners.move_to_end((status.node, model.name))
+        return learner
+
+    def _at(self, node: NodeId, model: str) -> Learner:
+        learner = self._learners.get((node, model))
         if learner is None:
-            learner = self._learners[key] = Learner(self._settings)
+            learner = self._learners[node, model] = Learner(self._settings)
             if len(self._learners) > self._settings.speeds_limit:
                 self._learners.popitem(last=False)
-        else:
-            self._learners.move_to_end(key)
         return learner
 
 
@@ -239,8 +257,8 @@ def prior(status: NodeStatus, model: ModelStatus, settings: RouterSettings) -> t
     size = model.size_bytes if model.size_bytes >= settings.size_least_bytes else settings.size_unknown_bytes
     reads_per_s = bandwidth / (size / 1e9)
     return (
-        TOKENS / _within(settings.prefill_prior * reads_per_s, PREFILL_RANGE),
-        1 / _within(settings.decode_prior * reads_per_s, DECODE_RANGE),
+        TOKENS / _within(settings.prefill_prior * reads_per_s, *PREFILL_RANGE),
+        1 / _within(settings.decode_prior * reads_per_s, *DECODE_RANGE),
     )
 
 
@@ -249,5 +267,10 @@ def guessed(status: NodeStatus, model: ModelStatus, settings: RouterSettings) ->
     return status.bandwidth <= 0 or model.size_bytes < settings.size_least_bytes
 
 
-def _within(value: float, bounds: tuple[float, float]) -> float:
-    return min(max(value, bounds[0]), bounds[1])
+def _fading(at: float, now: float, settings: RouterSettings) -> float:
+    """What is left of the weight that samples had at `at`."""
+    return math.exp((at - now) / settings.fade_s) if now > at else 1.0
+
+
+def _within(value: float, least: float, most: float) -> float:
+    return min(max(value, least), most)

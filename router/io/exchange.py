@@ -38,7 +38,7 @@ from router.attempt_events import (
 )
 from router.attempts import Attempts
 from router.errors import Refusal, RouterError
-from router.events import Decision, Request
+from router.events import Request, Why
 from router.explain import compact
 from router.facts import Mode
 from router.frames import CancelAsk, CoordinatorFrame, Done, First, Granted, Queued, Refused, Taken
@@ -295,18 +295,18 @@ class Exchange:
             case Granted():
                 if self._record.end is None:
                     self._record.granted = frame
-                    self._decided(frame.decision)
+                    self._decided(frame.why)
                 mode: Mode = "start"
                 if self._handover is not None and self._handover.begun:
                     mode = self._handover.mode(self._means.view(), frame.node, frame.model)
-                self._feed(Placed(frame.attempt, frame.node, frame.model, frame.decision, mode))
+                self._feed(Placed(frame.attempt, frame.node, frame.model, frame.why, mode))
             case Refused():
                 if self._record.end is None and frame.decision is not None:
-                    self._decided(frame.decision)
+                    self._decided(Why(frame.decision))
                 self._feed(Denied(frame.attempt, frame.error))
 
-    def _decided(self, decision: Decision) -> None:
-        self._record.decided, self._record.coordinator = decision, self._means.view().coordinator
+    def _decided(self, why: Why) -> None:
+        self._record.decided, self._record.coordinator = why, self._means.view().coordinator
 
     async def _explain_late(self, reply: Reply) -> None:
         """The head went out before the decision was known."""

@@ -15,7 +15,7 @@ from router.asked import Asked
 from router.attempt_events import Fail, Finish
 from router.attempts import Attempts
 from router.errors import ErrorCode, Refusal
-from router.events import Decision
+from router.events import Decision, Why
 from router.facts import RouteFact
 from router.frames import Granted
 from router.io.said import Said
@@ -39,7 +39,7 @@ class Record:
     asked: Asked | None = None
     machine: Attempts | None = None
     granted: Granted | None = None  # the last grant
-    decided: Decision | None = None  # the coordinator's last word, a grant or a refusal,
+    decided: Why | None = None  # the coordinator's last word, a grant or a refusal,
     coordinator: NodeId | None = None  # and whose that was
     first_at: float | None = None  # first byte of the attempt that counts; when not streamed: as it came in
     end: Finish | Fail | None = None
@@ -88,7 +88,7 @@ class Record:
             model = catalog.shown(self.asked.model) if self.asked is not None else ""
             away = catalog.away(view, model) if refusal.code in _NOBODY else {}
             return _named(explain.refused_unasked(refusal, self.id, model, away), view.names())
-        return _named(self._told(self.decided), view.names()) if self.decided is not None else None
+        return _named(self._told(self.decided.decision), view.names()) if self.decided is not None else None
 
     def _told(self, decision: Decision) -> Decision:
         """With the reasons of the edge for whom it had left out: the coordinator only knows that it did."""

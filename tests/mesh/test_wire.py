@@ -15,6 +15,7 @@ from election.messages import Message, Rank, Reign, Role
 from mesh import wire
 from mesh.wire import FRAME_BYTES_MAX, KINDS, PROTOCOL, Bye, Frame, Hello, State, WireError
 from node.types import NodeId, NodeReport
+from router.events import Decision, Why
 from router.frames import Ask, Done
 
 HELLO = Hello(
@@ -50,6 +51,9 @@ def values(kind: inspect.Type) -> st.SearchStrategy[Any]:
             return st.sampled_from(list(cls))
         case inspect.LiteralType(values=choices):
             return st.sampled_from(list(choices))
+        case inspect.CustomType():
+            assert kind.cls is Why
+            return values(inspect.type_info(Decision)).map(Why)
         case inspect.IntType(ge=low, le=high) if low is not None:
             return st.integers(low, high)
         case inspect.FloatType(gt=low, le=high) if low is not None:

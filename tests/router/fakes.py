@@ -20,7 +20,7 @@ from node.io.http_client import HttpClient
 from node.io.serve import routes as peer_routes
 from node.types import ModelReport, ModelState, NodeId, NodeReport, RequestId, Usage
 from router.errors import ErrorCode, Refusal
-from router.events import Decision, Outcome, Request
+from router.events import Decision, Outcome, Request, Why
 from router.facts import RouteFact
 from router.frames import CoordinatorFrame, Granted, Refused
 from router.io.edge import Edge
@@ -117,7 +117,7 @@ class FakeDispatch:
             on_answer(Refused(request.id, attempt, place))
         elif place is not None:
             decision = Decision(request={}, chosen=place, waited_ms=0.0, candidates=())
-            on_answer(Granted(request.id, attempt, place, "chat-1", decision))
+            on_answer(Granted(request.id, attempt, place, "chat-1", Why(decision)))
 
     def taken(self, request: RequestId, attempt: int) -> None:
         self.said.append(("taken", attempt))

@@ -7,7 +7,7 @@ from msgspec import structs
 from node.types import NodeId, RequestId
 from router.asker import Answer, Asker, AskerEffect, AskerEvent, Follow, FromDesk, LinkBack, LinkLost, Release
 from router.errors import ErrorCode, Refusal
-from router.events import Decision, Request, Tick
+from router.events import Decision, Request, Tick, Why
 from router.frames import Ask, CancelAsk, Carrying, Done, First, Granted, Queued, Refused, Say, Taken
 from router.settings import RouterSettings
 
@@ -21,7 +21,7 @@ def ask(name: str = "1", attempt: int = 1, deadline: float = 100.0, age_s: float
 
 def granted(node: str = "n", attempt: int = 1) -> Granted:
     decision = Decision(request={}, chosen=NodeId(node), waited_ms=0.0, candidates=())
-    return Granted(ONE, attempt, NodeId(node), "qwen", decision)
+    return Granted(ONE, attempt, NodeId(node), "qwen", Why(decision))
 
 
 class Driven:

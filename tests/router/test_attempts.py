@@ -23,14 +23,14 @@ from router.attempt_events import (
 )
 from router.attempts import Attempts
 from router.errors import ErrorCode, Refusal
-from router.events import Decision
+from router.events import Decision, Why
 from router.frames import CancelAsk, Done, First, Taken
 from router.settings import EdgeSettings
 
 ID = RequestId("r1")
 A, B, C = NodeId("a" * 16), NodeId("b" * 16), NodeId("c" * 16)
 SETTINGS = EdgeSettings()
-DECISION = Decision(request={}, chosen=None, waited_ms=0.0, candidates=())
+DECISION = Why(Decision(request={}, chosen=None, waited_ms=0.0, candidates=()))
 NOBODY = Refusal(ErrorCode.NO_NODE_AVAILABLE, "nobody is left")
 
 

@@ -31,13 +31,13 @@ from router.attempt_events import (
 )
 from router.attempts import Attempts
 from router.errors import ErrorCode, Refusal
-from router.events import Decision
+from router.events import Decision, Why
 from router.facts import Mode
 from router.frames import CancelAsk, Done, First, Taken
 from router.settings import EdgeSettings
 
 SETTINGS = EdgeSettings()
-DECISION = Decision(request={}, chosen=None, waited_ms=0.0, candidates=())
+DECISION = Why(Decision(request={}, chosen=None, waited_ms=0.0, candidates=()))
 ROUND = SETTINGS.failures_limit + 2 * SETTINGS.busy_limit + SETTINGS.rounds + 3  # three nodes may say that they cannot
 MOST_ASKS = 1 + ROUND * (2 + SETTINGS.cuts_limit)
 
@@ -121,7 +121,7 @@ def with_attempt(event: Event, attempt: int, watcher: Watcher) -> Event:
     match event:
         case Placed():
             mode: Mode = "start" if not watcher.begun else "replay" if event.node == "b" * 16 else "continue"
-            return Placed(attempt, event.node, event.model, event.decision, mode)
+            return Placed(attempt, event.node, event.model, event.why, mode)
         case Joined():
             return Joined(attempt)
         case Mismatch():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from node.types import ModelReport, ModelState, NodeId, NodeReport, RequestId, Resume, Usage
-from router.events import Candidate, Decision
+from router.events import Candidate, Decision, Why
 from router.handover import Handover
 from router.io.record import Record
 from router.kept import Keep
@@ -174,7 +174,7 @@ def test_people_read_why_the_edge_left_a_node_out() -> None:
     record = Record(RequestId("r"), 0.0)
     excluded = Candidate(C, "m", excluded="excluded: already failed this request")
     candidates = (Candidate(B, "m", 1.0), excluded)
-    record.decided = Decision(request={}, chosen=B, waited_ms=0.0, candidates=candidates)
+    record.decided = Why(Decision(request={}, chosen=B, waited_ms=0.0, candidates=candidates))
     record.left_out = {C: "other weights"}
     found = record.decision(view({A: model(), B: model(), C: model()}))
     assert found is not None

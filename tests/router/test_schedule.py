@@ -198,6 +198,28 @@ def test_forget_drops_requests_and_keeps_nodes() -> None:
     assert granted(s.step(ask("3"), 1.0)) == [("3", "a")]
 
 
+def test_where_first_tokens_come_at_once_prompts_are_read_side_by_side() -> None:
+    """A server elsewhere, or a cache: one after the other would cost a round trip each. Slots still bound it."""
+    s = scheduler(node("a", model(slots=3)))
+    now = 0.0
+    for name in "123":
+        assert granted(s.step(ask(name), now)) == [(name, "a")]
+        s.step(FirstToken(RequestId(name)), now + 0.005)
+        s.step(Finished(RequestId(name), "ok", Usage(100, 0, 5)), now + 0.01)
+        now += 1.0
+    assert [pair for name in "456" for pair in granted(s.step(ask(name), now))] == [("4", "a"), ("5", "a"), ("6", "a")]
+    assert s.step(ask("7"), now) == []
+    assert s.step(ask("8"), now) == []
+    s.step(Finished(RequestId("4"), "failed"), now)
+    done = s.step(Finished(RequestId("5"), "failed"), now)
+    assert granted(done) == [("8", "a")]
+    for name in "678":  # Now they take a while: one after the other again.
+        s.step(FirstToken(RequestId(name)), now + 2.0)
+        s.step(Finished(RequestId(name), "ok", Usage(100, 0, 5)), now + 3.0)
+    assert granted(s.step(ask("9"), now + 4.0)) == [("9", "a")]
+    assert s.step(ask("10"), now + 4.0) == []
+
+
 def test_a_prompt_that_is_late_is_not_waited_for_for_ever() -> None:
     s = scheduler(node("a"))
     s.step(ask("1", prompt_tokens=4000), 0.0)

@@ -18,6 +18,7 @@ from mesh.advert import Advert
 from mesh.draining import DrainFile
 from mesh.peers import PeerFile
 from mesh.wire import KINDS, MESSAGE_KINDS, PROTOCOL, Frame, WellKnown, encode, encode_message
+from router.events import Decision, Why
 
 FOLDER = Path(__file__).parent / f"v{PROTOCOL}"
 
@@ -39,6 +40,9 @@ def full(kind: inspect.Type, name: str = "x") -> Any:
             return list(cls)[-1]
         case inspect.LiteralType(values=choices):
             return choices[-1]
+        case inspect.CustomType():
+            assert kind.cls is Why
+            return Why(full(inspect.type_info(Decision)))
         case inspect.IntType():
             return 4242
         case inspect.FloatType():
