@@ -12,7 +12,8 @@ from yarl import URL
 from node.errors import NodeError, NodeErrorCode
 from node.io.dial import Origin
 from node.io.http_client import HttpClient
-from node.io.http_wire import Answer, FullError, HttpError, NotConnectedError, SilentError, question
+from node.io.http_read import ReadAnswer
+from node.io.http_wire import FullError, HttpError, NotConnectedError, SilentError, question
 from node.openai import (
     DONE,
     SseSplitter,
@@ -61,7 +62,7 @@ class Upstream:
         if http is not None:
             await http.close()
 
-    async def _ask(self, method: str, url: str, body: bytes, fields: dict[str, str], silence_s: float) -> Answer:
+    async def _ask(self, method: str, url: str, body: bytes, fields: dict[str, str], silence_s: float) -> ReadAnswer:
         """Raises NodeError and HttpError."""
         try:
             place = URL(url)
@@ -74,7 +75,7 @@ class Upstream:
             raise NodeError(NodeErrorCode.BAD_REQUEST, f"it cannot be asked for: {error}") from error
         connect_s = self._settings.connect_limit_s
         answer = await self.http.ask([origin], head, body, connect_s=connect_s, silence_s=silence_s)
-        if answer.head.fields.get(b"content-encoding", b"identity").lower() != b"identity":
+        if answer.headers.fields.get(b"content-encoding", b"identity").lower() != b"identity":
             answer.close()
             raise _failed("the model server's answer is compressed, which nobody asked for")
         return answer
@@ -135,14 +136,14 @@ class Upstream:
             case _:
                 return _failed(f"the connection to the model server broke: {error}")
 
-    async def _refused(self, answer: Answer) -> Exception:
+    async def _refused(self, answer: ReadAnswer) -> Exception:
         """What a status other than 200 means for the mesh."""
         said = error_text(await answer.start(self._settings.error_bytes))
         status = answer.status
         if status in CLIENTS_FAULT:
             return NodeError(NodeErrorCode.BAD_REQUEST, said)
         if status in FULL:
-            return NodeError(NodeErrorCode.NODE_BUSY, said, retry_after_s=_seconds(answer.head.text(b"retry-after")))
+            return NodeError(NodeErrorCode.NODE_BUSY, said, retry_after_s=_seconds(answer.headers.text(b"retry-after")))
         if status in {405, 501} or (status == 404 and said in {"Not Found", "404 page not found", "404: Not Found"}):
             return NotServedError()
         return _failed(f"the model server answered {status}: {said}")
@@ -168,7 +169,7 @@ class Upstream:
             raise _failed(f"the model server's answer exceeds {self._settings.post_bytes} bytes")
         if answer.status in NO_SUCH_PATH:
             raise NodeError(NodeErrorCode.PATH_NOT_SERVED, f"the model server has no /v1/{path}")
-        return answer.status, answer.head.text(b"content-type", JSON), said
+        return answer.status, answer.headers.text(b"content-type", JSON), said
 
     async def get(self, url: str, limit_s: float) -> tuple[int, bytes] | None:
         """Status and the start of the body, or None when nobody answers within `limit_s`."""
