@@ -124,9 +124,12 @@ class Measure(Struct, frozen=True, kw_only=True):
         return [self.mode, *(f"{name}={value:g}" for name, value in told.items())]
 
 
-def held(name: str, streams: int, seconds: float, pace_us: int = PACE_US, gap_us: float = 5050.0) -> Measure:
-    """Streams that all run during the window; they begin so far apart that no two chunks are due together."""
-    lasts_s = streams * gap_us / 1e6 + seconds + 1.5
+def held(
+    name: str, streams: int, seconds: float, *, pace_us: int = PACE_US, gap_us: float = 5050.0, spare_s: float = 1.0
+) -> Measure:
+    """Streams that all run during the window; they begin so far apart that no two chunks are due together. Each lasts
+    `spare_s` longer than it would have to if all began in time."""
+    lasts_s = streams * gap_us / 1e6 + seconds + 0.5 + spare_s
     return Measure(
         name=name,
         mode="hold",
