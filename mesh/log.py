@@ -8,8 +8,11 @@ from __future__ import annotations
 import logging
 import logging.handlers
 import os
-import queue
 import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ from typing import Any
 import msgspec
 
 WAITING_MAX = 10_000  # lines not yet written; more are dropped and counted
+BATCH_S = 0.1  # lines are written together, so late
 
 
 def utc(seconds: float) -> str:
@@ -55,22 +59,74 @@ class TerminalLines(logging.Formatter):
         return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
 
 
-class _Handover(logging.handlers.QueueHandler):
-    """Hands records to the writing thread; full means dropped, not waited for."""
+class _Handover(logging.Handler):
+    """Hands records to the writing thread, which it wakes once a batch: a busy node has a line for each request. Full
+    means dropped, not waited for."""
 
-    def __init__(self, waiting: queue.Queue[logging.LogRecord]) -> None:
-        super().__init__(waiting)
+    def __init__(self, sinks: Sequence[logging.StreamHandler[Any]]) -> None:
+        super().__init__()
         self.dropped = 0
+        self._sinks = sinks
+        self._waiting: deque[logging.LogRecord] = deque()
+        self._wake = threading.Event()
+        self._closing = False
+        self._writes = threading.Lock()
+        self._thread = threading.Thread(target=self._run, name="log", daemon=True)
+        self._thread.start()
 
-    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
-        record.msg, record.args = record.getMessage(), None  # arguments may change before the thread reads them
-        return record
-
-    def enqueue(self, record: logging.LogRecord) -> None:
-        try:
-            self.queue.put_nowait(record)
-        except queue.Full:
+    def emit(self, record: logging.LogRecord) -> None:
+        if len(self._waiting) >= WAITING_MAX:
             self.dropped += 1
+            return
+        record.msg, record.args = record.getMessage(), None  # arguments may change before the thread reads them
+        self._waiting.append(record)
+        if not self._wake.is_set():
+            self._wake.set()
+
+    def write(self) -> None:
+        """Writes what is waiting, now."""
+        with self._writes:
+            records: list[logging.LogRecord] = []
+            while self._waiting:
+                records.append(self._waiting.popleft())
+            texts: dict[logging.Formatter | None, str] = {}
+            for sink in self._sinks if records else ():
+                if sink.formatter not in texts:
+                    texts[sink.formatter] = "".join(f"{text}\n" for r in records if (text := _formatted(sink, r)))
+                _append(sink, texts[sink.formatter], records[-1])
+
+    def end(self) -> None:
+        """Writes what is waiting and ends the thread. Idempotent."""
+        self._closing = True
+        self._wake.set()
+        self._thread.join()
+        self.write()
+
+    def _run(self) -> None:
+        while not self._closing:
+            self._wake.wait()
+            if not self._closing:
+                time.sleep(BATCH_S)  # lets a batch gather; nobody waits for this thread
+            self._wake.clear()
+            self.write()
+
+
+def _formatted(sink: logging.Handler, record: logging.LogRecord) -> str:
+    try:
+        return sink.format(record)
+    except Exception:  # noqa: BLE001 - a line that cannot be written must not cost the others
+        sink.handleError(record)
+        return ""
+
+
+def _append(sink: logging.StreamHandler[Any], text: str, last: logging.LogRecord) -> None:
+    try:
+        if isinstance(sink, logging.handlers.WatchedFileHandler):
+            sink.reopenIfNeeded()  # rotation has moved it
+        sink.stream.write(text)
+        sink.flush()
+    except Exception:  # noqa: BLE001 - a full disk is no reason to stop serving
+        sink.handleError(last)
 
 
 class DaemonLog:
@@ -79,18 +135,17 @@ class DaemonLog:
     def __init__(self, path: Path, *, level: int = logging.INFO) -> None:
         """Writes to `path`, and to stderr unless that is the same file. Raises OSError if `path` cannot be written."""
         path.parent.mkdir(parents=True, exist_ok=True)
+        json_lines = JsonLines()
         file = logging.handlers.WatchedFileHandler(path, encoding="utf-8")
-        file.setFormatter(JsonLines())
-        handlers: list[logging.Handler] = [file]
+        file.setFormatter(json_lines)
+        sinks: list[logging.StreamHandler[Any]] = [file]
         if not _is_file(sys.stderr.fileno(), path):
             shown = logging.StreamHandler(sys.stderr)
-            shown.setFormatter(TerminalLines() if sys.stderr.isatty() else JsonLines())
-            handlers.append(shown)
-        waiting: queue.Queue[logging.LogRecord] = queue.Queue(WAITING_MAX)
-        self._handover = _Handover(waiting)
-        self._files = handlers
-        self._listener = logging.handlers.QueueListener(waiting, *handlers)
-        self._listener.start()
+            shown.setFormatter(TerminalLines() if sys.stderr.isatty() else json_lines)
+            sinks.append(shown)
+        _say_less()
+        self._handover = _Handover(sinks)
+        self._sinks = sinks
         self._root = logging.getLogger()
         self._root.setLevel(level)
         self._root.addHandler(self._handover)
@@ -100,13 +155,23 @@ class DaemonLog:
         """Lines that did not fit the queue."""
         return self._handover.dropped
 
+    def write(self) -> None:
+        """Writes what is waiting, without waiting for a batch."""
+        self._handover.write()
+
     def close(self) -> None:
         """Writes what is waiting. Idempotent."""
         self._root.removeHandler(self._handover)
-        if self._listener._thread is not None:  # noqa: SLF001 - 3.11's stop() fails when called twice
-            self._listener.stop()
-        for handler in self._files:
-            handler.close()
+        self._handover.end()
+        for sink in self._sinks:
+            sink.close()
+
+
+def _say_less() -> None:
+    """Nothing here writes who called, in which thread and process; finding out costs more than the line (the logging
+    HOWTO, "Optimization")."""
+    logging._srcfile = None  # noqa: SLF001 - the documented way
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
 
 
 def _is_file(descriptor: int, path: Path) -> bool:

@@ -6,13 +6,15 @@ Counters come from facts, as they happen; gauges are read from `Gauges` when som
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from math import inf
 
 from msgspec import Struct
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from mesh.node_events import NodeEvent
+from mesh.tallies import Counts, Spreads
 from node.facts import CallFact, DownloadFact, ModelFact, NodeFact
 from node.types import Memory, ModelReport
 from router.facts import RouteFact
@@ -45,6 +47,44 @@ class Gauges(Struct, frozen=True, kw_only=True):
     routes_dropped: int = 0
     events_dropped: int = 0
     log_lines_dropped: int = 0
+
+
+class Counter(Counts, Collector):
+    """Counts, on the page."""
+
+    def __init__(self, name: str, what: str, labels: Sequence[str] = (), *, registry: CollectorRegistry) -> None:
+        super().__init__(name, what, labels)
+        registry.register(self)
+
+    def collect(self) -> Iterable[Metric]:
+        family = CounterMetricFamily(self.name, self.what, labels=self.names)
+        for values, count in self.items():
+            family.add_metric(values, count.value)
+        yield family
+
+
+class Histogram(Spreads, Collector):
+    """Spreads, on the page."""
+
+    def __init__(
+        self,
+        name: str,
+        what: str,
+        labels: Sequence[str] = (),
+        *,
+        buckets: Sequence[float],
+        registry: CollectorRegistry,
+    ) -> None:
+        super().__init__(name, what, labels, bounds=buckets)
+        registry.register(self)
+
+    def collect(self) -> Iterable[Metric]:
+        family = HistogramMetricFamily(self.name, self.what, labels=self.names)
+        for values, spread in self.items():
+            family.add_metric(
+                values, [("+Inf" if b == inf else str(float(b)), n) for b, n in spread.up_to()], spread.sum
+            )
+        yield family
 
 
 class Metrics:

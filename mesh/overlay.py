@@ -45,7 +45,6 @@ if TYPE_CHECKING:
     from mesh.daemon import Daemon
 
 GOSSIP_EVERY_S = 5.0
-SERVE_BODY_BYTES = 33 << 20  # an edge takes 32 MiB from a client
 LEAVE_S = 2.0  # for the goodbyes of election, discovery and links together
 
 _log = logging.getLogger("mesh.overlay")
@@ -147,17 +146,12 @@ class Overlay:
     async def open(self) -> None:
         """Takes the peer port, TCP and UDP. Raises MeshError, with nothing left open."""
         d = self._daemon
-        app = web.Application(middlewares=guards(self._config.bind), client_max_size=SERVE_BODY_BYTES)
-        app.add_routes(
-            [
-                *serve.routes(d.host, lambda: d.mesh.leaving, self._callers),
-                *self._links.routes(),
-                *Gatherer(d).routes_defs(),
-            ]
-        )
+        app = web.Application(middlewares=guards(self._config.bind))
+        app.add_routes([*self._links.routes(), *Gatherer(d).routes_defs()])
+        door = serve.Door(d.host, lambda: d.mesh.leaving, self._callers)
         hosts = listening(self._config.bind)
         sockets = await tcp_sockets(self._config.peer_port, hosts, d.probe.port_holder)
-        self._server = Server(app)
+        self._server = Server(app, raw=door, guarded=not self._config.bind)
         await self._server.listen(sockets)
         try:
             await self._heartbeats.open(hosts or any_address(), self._config.peer_port)

@@ -148,6 +148,11 @@ class SseSplitter:
 
     def feed(self, data: bytes) -> list[bytes]:
         """The blocks that `data` completes. Raises NodeError(MODEL_FAILED) when a block exceeds the limit."""
+        size = len(data)
+        if data.find(b"\n\n") == size - 2 > 0 and not (self._rest or self._held) and size <= self._limit_bytes:
+            plain = b"\r" not in data and not data.startswith(b"\n")
+            if plain:
+                return [data]  # as nearly all come: one block, and whole
         *whole, self._rest = (self._rest + self._with_lf(data)).split(b"\n\n")
         if len(self._rest) > self._limit_bytes:
             message = f"the model server sent an event of more than {self._limit_bytes} bytes"
@@ -181,8 +186,9 @@ def is_done(block: bytes) -> bool:
 
 def usage_of(block: bytes) -> UsageEvent | None:
     """The usage a chunk carries, or None. Text of the answer cannot look like it: quotes are escaped there."""
-    if b'"usage"' not in block:
-        return None
+    at = block.find(b'"usage"')
+    if at < 0 or (block[at + 7 : at + 13].lstrip(b": ").startswith(b"null") and block.find(b'"usage"', at + 7) < 0):
+        return None  # many servers say `"usage": null` in every chunk but the last
     data = data_of(block)
     if data is None:
         return None
@@ -243,16 +249,34 @@ def bare(block: bytes) -> bytes | None:
     return None if data is None else b"data: " + data.replace(b"\n", b" ") + b"\n\n"
 
 
-def with_model(block: bytes, model: str) -> bytes:
-    """The bare block with `model` as the model that its chunk names; other blocks come back as they are."""
-    data = data_of(block)
-    if data is None or b'"model"' not in data:
-        return block
-    try:
-        fields = _fields.decode(data)
-    except msgspec.DecodeError:
-        return block
-    if "model" not in fields:
-        return block
-    named: dict[str, Raw | str] = {**fields, "model": model}
-    return b"data: " + _encode(named) + b"\n\n"
+class Renamer:
+    """Puts `model` into the bare blocks of one stream as the model that their chunks name; other blocks stay as they
+    are. What stands there is learned from the first chunk, and then looked for as bytes: no quote inside a text of the
+    answer is without its backslash, so text cannot look like it."""
+
+    def __init__(self, model: str) -> None:
+        self._model = _encode(model)
+        self._theirs = self._ours = b""
+
+    def __call__(self, block: bytes) -> bytes:
+        theirs = self._theirs
+        if theirs and theirs in block and block.count(b'"model"') == 1:
+            return block if theirs == self._ours else block.replace(theirs, self._ours)
+        return self._read(block)
+
+    def _read(self, block: bytes) -> bytes:
+        data = data_of(block)
+        if data is None or b'"model"' not in data:
+            return block
+        try:
+            fields = _fields.decode(data)
+        except msgspec.DecodeError:
+            return block
+        if "model" not in fields:
+            return block
+        value = bytes(fields["model"])
+        for key in (b'"model":', b'"model": '):
+            if block.count(key + value) == block.count(b'"model"') == 1:
+                self._theirs, self._ours = key + value, key + self._model
+                return block.replace(self._theirs, self._ours)
+        return b"data: " + _encode({**fields, "model": Raw(self._model)}) + b"\n\n"

@@ -145,6 +145,7 @@ class EngineSettings(Struct, frozen=True, kw_only=True):
     buffer_bytes: int = 2**28  # freed GPU buffers a worker may keep; headroom budgets for them
 
     http: HttpSettings = HttpSettings()
+    urls_max: int = 64  # of one server, kept taken apart
 
     def __post_init__(self) -> None:
         assert self.port_tries >= 1

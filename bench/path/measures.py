@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from bench.path.native import built
 from bench.path.subjects import LOAD_CORE, MODEL, Subject, on_core
-from bench.path.usage import cpu_s, machine_s, set_nice, tree
+from bench.path.usage import cpu_s, machine_s, set_realtime, tree
 
 SHORT_BYTES: Final = 350
 LONG_BYTES: Final = 33_000
@@ -124,9 +124,12 @@ class Measure(Struct, frozen=True, kw_only=True):
         return [self.mode, *(f"{name}={value:g}" for name, value in told.items())]
 
 
-def held(name: str, streams: int, seconds: float, pace_us: int = PACE_US, gap_us: float = 5050.0) -> Measure:
-    """Streams that all run during the window; they begin so far apart that no two chunks are due together."""
-    lasts_s = streams * gap_us / 1e6 + seconds + 1.5
+def held(
+    name: str, streams: int, seconds: float, *, pace_us: int = PACE_US, gap_us: float = 5050.0, spare_s: float = 1.0
+) -> Measure:
+    """Streams that all run during the window; they begin so far apart that no two chunks are due together. Each lasts
+    `spare_s` longer than it would have to if all began in time."""
+    lasts_s = streams * gap_us / 1e6 + seconds + 0.5 + spare_s
     return Measure(
         name=name,
         mode="hold",
@@ -169,11 +172,11 @@ def measured(
     folder: Path,
     seconds: float,
     round_number: int = 0,
-    nice: int = 0,
+    realtime: bool = False,
     during: Callable[[], None] = lambda: None,
 ) -> Run:
-    """One window; `during` is called in the middle of it. `nice` is for all that take part, unless they fill the cores.
-    Raises RuntimeError when the loader fails."""
+    """One window; `during` is called in the middle of it. `realtime`: whoever takes part goes before all
+    others, unless it fills the cores. Raises RuntimeError when the loader fails."""
     file = folder / f"{measure.name}-{subject.name}.json"
     file.write_bytes(measure.body())
     command = [str(built("load")), str(subject.port), str(file), *measure.words(seconds)]
@@ -182,7 +185,7 @@ def measured(
         assert loader.stdout is not None
         assert loader.stderr is not None
         mine = [*tree(engine.pids), loader.pid, os.getpid()]
-        set_nice([*pids, *mine[:-1]], 0 if measure.fills else nice)
+        set_realtime([*pids, *mine[:-1]], realtime and not measure.fills)
 
         def spent() -> tuple[float, float, float]:
             return cpu_s(pids), cpu_s(mine), machine_s()

@@ -17,6 +17,7 @@ from bench.report import OUT
 
 LINES = 40
 RATE = 500
+MAIN = "MainThread"
 
 
 def profiled(pid: int, seconds: float) -> str:
@@ -39,7 +40,7 @@ def _python(pid: int, seconds: float) -> str:
         return "py-spy is not installed: pip install py-spy"
     with tempfile.TemporaryDirectory(prefix="mlx-p-") as folder:
         raw = Path(folder) / "raw"
-        words = ["record", "--pid", str(pid), "--duration", f"{seconds:.0f}", "--rate", str(RATE)]
+        words = ["record", "--pid", str(pid), "--duration", f"{seconds:.0f}", "--rate", str(RATE), "--threads"]
         told = subprocess.run(
             [program, *words, "--format", "raw", "--output", str(raw)], capture_output=True, text=True, check=False
         )
@@ -49,20 +50,23 @@ def _python(pid: int, seconds: float) -> str:
 
 
 def summary(stacks: str) -> str:
-    """Of collapsed stacks ("a;b;c 12"): functions by the share of samples they are at the top of, and anywhere in."""
+    """Of collapsed stacks ("thread (1);a;b 12"): functions by the share of samples they are at the top of, and anywhere
+    in. Of the main thread only: others wait, which py-spy does not always see. What a C function takes is its caller's.
+    """
     own: Counter[str] = Counter()
     within: Counter[str] = Counter()
     total = 0
     for line in stacks.splitlines():
         frames, _, times = line.rpartition(" ")
-        if not times.isdigit():
+        thread, *functions = frames.split(";")
+        if not (times.isdigit() and functions and thread.endswith(MAIN)):
             continue
-        functions = [frame.rpartition(":")[0] or frame for frame in frames.split(";")]
+        functions = [f"{function.rpartition(':')[0] or function})" for function in functions]
         total += int(times)
         own[functions[-1]] += int(times)
         for function in set(functions):
             within[function] += int(times)
-    parts = [f"py-spy, {total} samples"]
+    parts = [f"py-spy, {total} samples of the main thread"]
     for title, counted in (("itself", own), ("with what it calls", within)):
         parts.append(f"\n% of samples, {title}")
         parts += [f"{100 * n / max(1, total):6.1f}  {function}" for function, n in counted.most_common(LINES)]

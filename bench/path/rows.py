@@ -16,8 +16,8 @@ TWO_MOST = 2.2
 
 
 class Row(Struct, frozen=True):
-    """One goal. `added`: what the engine alone takes is subtracted from both. `least` instead of `most` where more is
-    better."""
+    """One figure; `goal` 0: none. `added`: what the engine alone takes is subtracted from both. `least` instead of
+    `most` where more is better."""
 
     measure: str
     name: str
@@ -39,6 +39,8 @@ ROWS = (
     Row("hop", "added hop p50, 16 streams", "us", lambda r: r.load.hop.p50, 1.2, 1.5, added=True),
     Row("hop", "added hop p99, 16 streams", "us", lambda r: r.load.hop.p99, 0, 0, added=True),
     Row("crowd", "CPU per unbatched chunk", "us", lambda r: r.chunk_cpu_us, 1.25, 1.6),
+    Row("paced", "open loop: CPU per request", "us", lambda r: r.cpu_us, 0, 0),
+    Row("burst", "CPU per chunk, 16 streams at 0 ms", "us", lambda r: r.chunk_cpu_us, 0, 0),
     Row("burst", "chunks/s, 16 streams at 0 ms", "chunks/s", lambda r: r.chunk_rate, 0.95, 0.8, least=True),
 )
 

@@ -46,10 +46,12 @@ def pss_bytes(pids: Iterable[int]) -> int:
     return total
 
 
-def set_nice(pids: Iterable[int], nice: int) -> None:
-    """Of every thread. Raises PermissionError: below 0 is for root."""
+def set_realtime(pids: Iterable[int], on: bool) -> None:
+    """Every thread before all that others run (nice does not reach past a session: autogroups), or among it again.
+    Raises PermissionError: this is for root."""
+    policy, level = (os.SCHED_RR, 1) if on else (os.SCHED_OTHER, 0)
     for pid in pids:
         for task in Path(f"/proc/{pid}/task").iterdir():
             with suppress(ProcessLookupError):
-                if os.getpriority(os.PRIO_PROCESS, int(task.name)) != nice:
-                    os.setpriority(os.PRIO_PROCESS, int(task.name), nice)
+                if os.sched_getscheduler(int(task.name)) != policy:
+                    os.sched_setscheduler(int(task.name), policy, os.sched_param(level))

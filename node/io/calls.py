@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Final, Literal, TypeAlias
@@ -12,7 +13,9 @@ from msgspec import Struct
 
 from node.errors import NodeError, NodeErrorCode
 from node.facts import CallFact
-from node.io.engine import Worker
+from node.io.alarm import Alarm
+from node.io.engine import Worker, pouring
+from node.io.flow import Flow
 from node.openai import DONE, usage_of
 from node.queue import Key
 from node.settings import NodeSettings
@@ -47,18 +50,23 @@ class Call(Struct, frozen=True, kw_only=True):
 
 
 class AdmittedCall:
-    """A call in a model's queue. Its pump fills `_out` from the worker; `next_block` empties it towards the edge.
+    """A call in a model's queue. Its worker fills `_out`, pushing (it is a Sink) or iterated over by its pump;
+    `next_block` empties it towards the edge.
 
-    Times are the event loop's. The queue between the two is bounded: a slow reader stops the pump, and with it the
-    reading of the worker.
+    Times are the event loop's. What is between the two is bounded: for a slow reader the worker is not read.
     """
 
     def __init__(self, call: Call, model: str, settings: NodeSettings, too_late: Callable[[float], NodeError]) -> None:
         self._clock = asyncio.get_running_loop().time
         self._settings = settings
-        self._out: asyncio.Queue[bytes | None] = asyncio.Queue(settings.stream_blocks)
+        self._out: deque[bytes] = deque()
         self._error: NodeError | None = None
         self._pump: asyncio.Task[None] | None = None
+        self._flow: Flow | None = None
+        self._full = False  # the flow is paused
+        self._waiter: asyncio.Future[bool] | None = None  # of the reader: whether something has come
+        self._room: asyncio.Future[None] | None = None  # of the pump
+        self._alarm = Alarm(self._rang)
         self.call, self.model = call, model  # MODEL.name, which `call.model` may be an alias of
         self.key: Key = (call.id, call.attempt)
         self.hold_until: float | None = None  # while its model is not in memory: how long it waits for that
@@ -78,8 +86,19 @@ class AdmittedCall:
     def start(self, worker: Worker, tasks: asyncio.TaskGroup) -> None:
         """It has a slot: the worker begins."""
         self.started_at, self.hold_until = self._clock(), None
-        run = self._stream if self.call.path in STREAMED else self._post
-        self._pump = tasks.create_task(self._guard(run, worker))
+        if self.call.resumes and worker.resume is not Resume.CONTINUE:
+            self.fail(cannot_resume(self.model))  # Its engine promised more than this worker can.
+        elif self.call.path not in STREAMED:
+            self._pump = tasks.create_task(self._guard(self._post, worker))
+        elif (pours := pouring(worker)) is None:
+            self._pump = tasks.create_task(self._guard(self._stream, worker))
+        else:
+            try:
+                self._flow = pours.pour(self.call.path, self.call.body, model_name=self.model, sink=self)
+            except NodeError as error:
+                self.fail(error)
+            except Exception as error:  # noqa: BLE001 - a fault in an engine ends this call, not the daemon
+                self.fail(_fault(error))
 
     def fail(self, error: NodeError) -> None:
         """Ends it: what has been generated still goes out, then `error` is raised. The first error stays."""
@@ -87,27 +106,53 @@ class AdmittedCall:
             self._error = error
         if self._pump is not None and self._pump is not asyncio.current_task():
             self._pump.cancel()
-        if self._out.empty():
-            self._out.put_nowait(None)  # Wakes the reader.
+        if self._flow is not None:
+            self._flow.close()
+        self._wake()
+
+    def block(self, block: bytes) -> None:
+        """Sink.block. The worker's signs of life are dropped; ours take their place."""
+        if not block.startswith(b"data:"):
+            return
+        self.last_at = self._clock()
+        if self.first_at is None:
+            self.first_at = self.last_at
+        if (found := usage_of(block)) is not None:
+            self.usage = found.usage
+            if found.alone and not self.call.wants_usage:
+                return
+        self._out.append(block)
+        if len(self._out) >= self._settings.stream_blocks and self._flow is not None and not self._full:
+            self._full = True
+            self._flow.pause()
+        self._wake()
+
+    def done(self, error: NodeError | None) -> None:
+        """Sink.done."""
+        if error is not None:
+            self.fail(error)
+        elif self._error is None:
+            self._out += (b": usage " + msgspec.json.encode(self.usage) + b"\n\n", DONE)
+            self._wake()
 
     async def next_block(self) -> bytes:
         """The next block for the edge, ALIVE after a second without one; DONE is the last. Raises NodeError."""
-        while self._out.empty():
+        while not self._out:
             if self._error is not None:
                 raise self._error
             self._check_patience()
-            try:
-                async with asyncio.timeout(self._patience_s()):
-                    block = await self._out.get()
-            except TimeoutError:
+            self._waiter = asyncio.get_running_loop().create_future()
+            self._alarm.set(self._clock() + self._patience_s())
+            if not await self._waiter:
                 self._check_patience()
                 return ALIVE
-            if block is not None:
-                return block
-        block = self._out.get_nowait()
-        if block is None:
-            assert self._error is not None
-            raise self._error
+        block = self._out.popleft()
+        if self._full and len(self._out) <= self._settings.stream_blocks // 2:
+            self._full = False
+            assert self._flow is not None
+            self._flow.resume()
+        elif self._room is not None and not self._room.done():
+            self._room.set_result(None)
         return block
 
     def fact(self, outcome: Outcome, error: NodeError | None, now: float) -> CallFact:
@@ -132,9 +177,20 @@ class AdmittedCall:
 
     async def close(self) -> None:
         """Closes the worker's stream, which cancels what it generates; waits a bounded time for that."""
+        self._alarm.close()
+        if self._flow is not None:
+            self._flow.close()
         if self._pump is not None and not self._pump.done():
             self._pump.cancel()
             await asyncio.wait({self._pump}, timeout=self._settings.close_limit_s)
+
+    def _wake(self, *, news: bool = True) -> None:
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(news)
+
+    def _rang(self) -> None:
+        self._wake(news=False)
 
     def _patience_s(self) -> float:
         """Until the next sign of life, or until there will be no more to wait for."""
@@ -159,34 +215,29 @@ class AdmittedCall:
             self.fail(NodeError(NodeErrorCode.DRAINING, "this node stopped"))  # Unless the reason is known already.
             raise
         except Exception as error:  # noqa: BLE001 - a fault in an engine ends this call, not the daemon
-            self.fail(NodeError(NodeErrorCode.INTERNAL, f"{type(error).__name__}: {error}"))
+            self.fail(_fault(error))
 
     async def _stream(self, worker: Worker) -> None:
-        call = self.call
-        if call.resumes and worker.resume is not Resume.CONTINUE:
-            raise cannot_resume(self.model)  # Its engine promised more than this worker can.
-        async with _closing(worker.stream(call.path, call.body, model_name=self.model)) as blocks:
+        async with _closing(worker.stream(self.call.path, self.call.body, model_name=self.model)) as blocks:
             async for block in blocks:
-                if not block.startswith(b"data:"):
-                    continue  # The worker's signs of life; ours take their place.
                 if block == DONE:
-                    break
-                self.last_at = self._clock()
-                self.first_at = self.first_at or self.last_at
-                found = usage_of(block)
-                if found is not None:
-                    self.usage = found.usage
-                if found is None or not found.alone or call.wants_usage:
-                    await self._out.put(block)
-            else:
-                raise NodeError(NodeErrorCode.MODEL_FAILED, "the answer ended without [DONE]")
-        await self._out.put(b": usage " + msgspec.json.encode(self.usage) + b"\n\n")
-        await self._out.put(DONE)
+                    self.done(None)
+                    return
+                while len(self._out) >= self._settings.stream_blocks:
+                    self._room = asyncio.get_running_loop().create_future()
+                    await self._room
+                self.block(block)
+        raise NodeError(NodeErrorCode.MODEL_FAILED, "the answer ended without [DONE]")
 
     async def _post(self, worker: Worker) -> None:
         self.answer = await worker.post(self.call.path, self.call.body, self.call.content_type)
         self.first_at = self._clock()
-        await self._out.put(DONE)
+        self._out.append(DONE)
+        self._wake()
+
+
+def _fault(error: Exception) -> NodeError:
+    return NodeError(NodeErrorCode.INTERNAL, f"{type(error).__name__}: {error}")
 
 
 def cannot_resume(model: str) -> NodeError:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from typing import Protocol
+from typing import Protocol, cast
 
 from msgspec import Struct
 
+from node.io.flow import Flow, Sink
 from node.types import Resume
 
 
@@ -89,6 +90,18 @@ class Worker(Protocol):
 
     async def exited(self) -> str:
         """Returns when the process has ended by itself, with the diagnosis from exit code and stderr tail."""
+
+
+class Pouring(Worker, Protocol):
+    """A worker that can also hand an answer on in the callbacks that bring it."""
+
+    def pour(self, path: str, body: bytes, *, model_name: str, sink: Sink) -> Flow:
+        """What `stream` yields, into `sink`. Raises NodeError(BAD_REQUEST) when the request cannot even be asked."""
+
+
+def pouring(worker: Worker) -> Pouring | None:
+    """`worker`, if it can do that."""
+    return cast("Pouring", worker) if hasattr(worker, "pour") else None
 
 
 class Engine(Protocol):

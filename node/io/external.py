@@ -8,8 +8,9 @@ from contextlib import aclosing
 
 from node.errors import NodeError, NodeErrorCode
 from node.io.engine import ModelSpec, WorkerStats
+from node.io.flow import Flow, Meter, Metered, Sink, gathered
 from node.io.upstream import Upstream
-from node.io.worker import Meter, log_name_of
+from node.io.worker import log_name_of, stats_of
 from node.settings import EngineSettings
 from node.types import Resume
 
@@ -58,10 +59,15 @@ class ExternalWorker:
 
     async def stream(self, path: str, body: bytes, *, model_name: str) -> AsyncGenerator[bytes, None]:
         """Worker.stream."""
-        blocks = self._upstream.stream(path, body, model_name=model_name)
-        async with aclosing(self._meter.measured(blocks)) as measured:
-            async for block in measured:
+        async with aclosing(gathered(lambda sink: self.pour(path, body, model_name=model_name, sink=sink))) as blocks:
+            async for block in blocks:
                 yield block
+
+    def pour(self, path: str, body: bytes, *, model_name: str, sink: Sink) -> Flow:
+        """Pouring.pour."""
+        return Metered(self._meter, sink).through(
+            lambda counting: self._upstream.pour(path, body, model_name=model_name, sink=counting)
+        )
 
     async def post(self, path: str, body: bytes, content_type: str) -> tuple[int, str, bytes]:
         """Worker.post."""
@@ -73,7 +79,7 @@ class ExternalWorker:
 
     async def stats(self) -> WorkerStats:
         """Worker.stats, by our own count. Whether it lives shows when it is asked something."""
-        return self._meter.stats()
+        return stats_of(self._meter)
 
     async def stop(self, grace_s: float) -> None:  # noqa: ARG002 - the protocol's
         """Ends our connections; the server is not ours to end."""

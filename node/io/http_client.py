@@ -10,10 +10,22 @@ import asyncio
 import ssl
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from typing import NamedTuple
 
 from node.io.dial import NoneConnectedError, Origin, SocketFactory, dial, plain_socket, reason
-from node.io.http_wire import Answer, BrokenError, Connection, FullError, NotConnectedError
+from node.io.http_read import ReadAnswer
+from node.io.http_wire import Answer, BrokenError, Connection, FullError, HttpError, NotConnectedError
 from node.settings import HttpSettings
+
+
+class _Asked(NamedTuple):
+    """A question, for as long as it may have to be sent again."""
+
+    origins: Sequence[Origin]
+    head: bytes
+    body: bytes
+    connect_s: float
+    beside_s: float
 
 
 class HttpClient:
@@ -36,6 +48,7 @@ class HttpClient:
         self._open: dict[Origin, int] = {}
         self._connections: set[Connection] = set()
         self._shunned: dict[Origin, float] = {}  # until when; oldest first
+        self._opening: set[asyncio.Future[None]] = set()
         self._closed = False
 
     async def __aenter__(self) -> HttpClient:
@@ -62,37 +75,70 @@ class HttpClient:
         connect_s: float,
         silence_s: float,
         beside_s: float | None = None,
-        bodiless: bool = False,
-    ) -> Answer:
-        """The answer of the server that `origins` lead to, best first, when its head is there.
+    ) -> ReadAnswer:
+        """The answer of the server that `origins` lead to, when its head is there. Raises HttpError.
 
-        A connection takes at most `connect_s`; nothing is silent for longer than `silence_s`. Raises HttpError.
         Cancelling it ends the connection.
         """
-        connection = self._kept(origins)
-        while True:
-            kept = connection is not None
-            if connection is None:
-                connection = await self._connected(origins, connect_s, beside_s)
-            began = asyncio.get_running_loop().time()
-            answer = Answer(connection, self._settings, silence_s, bodiless=bodiless)
-            connection.answer = answer
-            try:
-                await answer.begin(head, body)
-            except BrokenError:
-                late = asyncio.get_running_loop().time() - began >= self._settings.stale_s
-                if not kept or late or not answer.untouched:
-                    raise
-                connection = None  # it was closed while the question was on its way: nobody has seen that
-            except BaseException:
-                answer.close()
-                raise
-            else:
-                return answer
+        answer = ReadAnswer(self._settings, silence_s)
+        self.push(origins, head, body, answer, connect_s=connect_s, beside_s=beside_s)
+        try:
+            await answer.headed()
+        except BaseException:
+            answer.close()
+            raise
+        return answer
+
+    def push(
+        self,
+        origins: Sequence[Origin],
+        head: bytes,
+        body: bytes,
+        answer: Answer,
+        *,
+        connect_s: float,
+        beside_s: float | None = None,
+    ) -> None:
+        """Asks the server that `origins` lead to, best first; `answer` gets what comes. Raises nothing.
+
+        A connection to one of them takes at most `connect_s`, and none waits longer than `beside_s` for the one before
+        it. On a kept connection the question leaves before this returns, without a task.
+        """
+        asked = _Asked(origins, head, body, connect_s, self._settings.beside_s if beside_s is None else beside_s)
+        kept = None if self._closed else self._kept(origins)
+        if kept is not None:
+            answer.again = lambda: self._bring(answer, asked, None)
+            if len(body) <= self._settings.slice_bytes:
+                answer.begin(kept)
+                kept.transport.write(head + body)
+                return
+        self._bring(answer, asked, kept)
+
+    def _bring(self, answer: Answer, asked: _Asked, kept: Connection | None) -> None:
+        """What takes a while: a connection, if none is `kept`, and a large body."""
+        answer.opening = task = asyncio.ensure_future(self._brought(answer, asked, kept))
+        self._opening.add(task)
+        task.add_done_callback(self._opening.discard)
+
+    async def _brought(self, answer: Answer, asked: _Asked, connection: Connection | None) -> None:
+        try:
+            connection = connection or await self._connected(asked)
+            answer.begin(connection)
+            await connection.send(asked.head, asked.body, self._settings.slice_bytes)
+        except HttpError as error:
+            answer.fail(error)
+        except BaseException:
+            if connection is not None:
+                connection.end()
+            raise
 
     async def close(self) -> None:
         """Ends every connection; returns when the system has them back. Idempotent."""
         self._closed = True
+        for task in self._opening:
+            task.cancel()
+        if self._opening:
+            await asyncio.wait(self._opening)
         for connection in tuple(self._connections):
             connection.transport.abort()
         for _ in range(100):  # a turn or two of the loop
@@ -154,15 +200,17 @@ class HttpClient:
             if len(self._shunned) > self._settings.shunned_max:
                 del self._shunned[next(iter(self._shunned))]
 
-    async def _connected(self, origins: Sequence[Origin], connect_s: float, beside_s: float | None) -> Connection:
-        ranked = self._ranked(origins)
+    async def _connected(self, asked: _Asked) -> Connection:
+        if self._closed:
+            raise BrokenError("it was closed here")
+        ranked = self._ranked(asked.origins)
         room = [origin for origin in ranked if self._open.get(origin, 0) < self._settings.open_max]
-        if origins and not room:
-            raise FullError(f"{self._settings.open_max} connections to {origins[0].host} are open already")
+        if ranked and not room:
+            raise FullError(f"{self._settings.open_max} connections to {ranked[0].host} are open already")
         for origin in room:
             self._count(origin, 1)  # while it is dialled: those who dial at the same time see each other
         try:
-            return await self._dialled(room, connect_s, self._settings.beside_s if beside_s is None else beside_s)
+            return await self._dialled(room, asked.connect_s, asked.beside_s)
         finally:
             for origin in room:
                 self._count(origin, -1)

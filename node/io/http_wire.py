@@ -1,4 +1,4 @@
-"""One connection to an HTTP/1.1 server, and one answer on its way: read part by part, or pushed into a function."""
+"""One connection to an HTTP/1.1 server, and one answer on its way, handed on in the callbacks that bring it."""
 
 from __future__ import annotations
 
@@ -54,123 +54,102 @@ def question(method: str, host: str, target: str, fields: Mapping[str, str], len
 
 
 class Answer:
-    """What comes back. Its head is there; the rest is `read` part by part, or pushed `into` a function.
+    """What comes back, handed on in the callback that brings it: override `on_head`, `on_part` and `on_end`.
 
-    `close` it in any case: before its end that ends the connection, which is how a server learns that nobody waits.
+    `close` it when it is not wanted any more: before its end that ends the connection, which is how a server learns
+    that nobody waits. No hook is called after `on_end`, `close` or `leave`.
     """
 
-    __slots__ = (
-        "_connection", "_error", "_held", "_left", "_on_part", "_parts", "_paused", "_reader", "_settings", "_waiter",
-        "head", "silence_s",
-    )  # fmt: skip
+    def __init__(self, settings: HttpSettings, silence_s: float) -> None:
+        """`silence_s` of silence are borne."""
+        self.head: AnswerHead | None = None
+        self.error: HttpError | None = None  # why it ended before its end
+        self.silence_s = silence_s
+        self.paused = False
+        self.opening: asyncio.Future[None] | None = None  # what makes or fills its connection
+        self.again: Callable[[], None] | None = None  # asks once more: its connection was kept, and may be stale
+        self._settings = settings
+        self._connection: Connection | None = None
+        self._reader = AnswerReader(settings)
+        self._over = False  # hooks are not called any more
+        self._began = 0.0
 
-    head: AnswerHead
+    # For whoever asks
 
-    def __init__(self, connection: Connection, settings: HttpSettings, silence_s: float, *, bodiless: bool) -> None:
-        self._connection: Connection | None = connection  # None: this answer has nothing to do with it any more
-        self._settings, self.silence_s = settings, silence_s
-        self._reader = AnswerReader(settings, bodiless=bodiless)
-        self._parts: list[bytes] = []
-        self._held = 0  # bytes in them
-        self._paused = self._left = False
-        self._error: BaseException | None = None
-        self._waiter: asyncio.Future[None] | None = None
-        self._on_part: Callable[[bytes], None] | None = None
+    def on_head(self, head: AnswerHead) -> None:
+        """It is there."""
 
-    @property
-    def status(self) -> int:
-        return self.head.status
+    def on_part(self, body: bytes) -> None:
+        """A part of the body, not empty."""
 
-    async def read(self) -> bytes:
-        """What has come since the last call; waits for it. Empty at the end. Raises HttpError."""
-        while not self._parts:
-            if self._error is not None:
-                raise self._error
-            if self._connection is None:
-                return b""
-            await self._news()
-        return self._taken()
-
-    async def whole(self, limit_bytes: int) -> bytes | None:
-        """All of the body, None when it is longer. Raises HttpError."""
-        parts, size = [], 0
-        while part := await self.read():
-            parts.append(part)
-            size += len(part)
-            if size > limit_bytes:
-                return None
-        return b"".join(parts)
-
-    async def start(self, limit_bytes: int) -> bytes:
-        """The first bytes of the body, or all of it. Raises HttpError."""
-        found = b""
-        while len(found) < limit_bytes and (part := await self.read()):
-            found += part
-        return found[:limit_bytes]
-
-    async def into(self, take: Callable[[bytes], None]) -> None:
-        """Calls `take` with each part, in the callback that brings it, and returns at the end of the answer, or when
-        `take` has called `leave` or `close`. Raises HttpError and whatever `take` raises."""
-        if self._parts:
-            take(self._taken())
-        self._on_part = take
-        try:
-            while self._connection is not None and not self._left:
-                await self._news()
-        finally:
-            self._on_part = None
-        if self._error is not None:
-            raise self._error
+    def on_end(self, error: HttpError | None) -> None:
+        """Its end, or why there will be none. Exactly once, unless it was closed or left before."""
 
     def bear(self, silence_s: float) -> None:
         """So much silence is borne, from now on."""
         self.silence_s = silence_s
-        if self._connection is not None and not self._left:
+        if self._connection is not None and not self._over:
             self._connection.bear(silence_s)
 
     def pause(self) -> None:
         """No more for now: the system's buffers fill, and the server has to wait."""
-        if not self._paused and self._connection is not None and self._connection.usable:
-            self._paused = True
+        if not self.paused and self._connection is not None and self._connection.usable:
+            self.paused = True
             self._connection.transport.pause_reading()
 
     def resume(self) -> None:
         """Go on after `pause`."""
-        if self._paused:
-            self._paused = False
+        if self.paused:
+            self.paused = False
             if self._connection is not None and self._connection.usable:
                 self._connection.bear(self.silence_s)
                 self._connection.transport.resume_reading()
 
     def leave(self) -> None:
         """Nothing more is wanted and little can be left: if the end comes soon, the connection is used again."""
-        if self._connection is not None and not self._left:
+        if not self._over:
             self.resume()
-            self._left = True
-            self._connection.bear(self._settings.end_s)
-            self._wake()
+            self._over = True
+            if self._connection is not None:
+                self._connection.bear(self._settings.end_s)
 
     def close(self) -> None:
-        """Idempotent, and nothing at all at the end of the answer."""
-        if self._connection is not None and not self._left:
-            self._connection.end()
-            self._off(BrokenError("it was closed here"))
+        """Idempotent, and nothing at all after the end or `leave`."""
+        if self._over:
+            return
+        self._over = True
+        if self.opening is not None:
+            self.opening.cancel()
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.end()
 
-    # What its connection calls
+    # What its client and its connection call
+
+    @property
+    def wanted(self) -> bool:
+        """It has not ended, and nobody has closed or left it."""
+        return not self._over
+
+    def begin(self, connection: Connection) -> None:
+        """The question goes there now."""
+        self._connection, connection.answer = connection, self
+        self._began = connection.bear(self.silence_s)
 
     def heard(self, data: bytes) -> None:
         """Bytes have come."""
         reader, connection = self._reader, self._connection
         if connection is None:
             return
-        headless = reader.head is None
+        headless = self.head is None
         body = reader.feed(data)
-        if not self._left:
+        if not self._over:
             connection.bear(self.silence_s)
-            if body:
-                self._part(body)
             if headless and reader.head is not None:
-                self._wake()
+                self.head = reader.head
+                self.on_head(reader.head)
+            if body and not self._over:
+                self.on_part(body)
         if (reader.over or reader.fault) and self._connection is not None:
             self._ended(connection)
 
@@ -179,110 +158,51 @@ class Answer:
         connection = self._connection
         if connection is None:
             return
-        if error is None:
+        untouched = self._reader.untouched
+        if error is not None:
+            failure = BrokenError(str(error) or type(error).__name__)
+        else:
             self._reader.eof()
+            failure = BrokenError(self._reader.fault)
+        if untouched and self.again is not None and connection.age_s(self._began) < self._settings.stale_s:
+            self._connection, self._reader = None, AnswerReader(self._settings)
+            again, self.again = self.again, None
+            again()  # it was closed while the question was on its way: nobody has seen that
+        elif error is None and not self._reader.fault:
             self._ended(connection)
         else:
-            self._off(BrokenError(str(error) or type(error).__name__))
+            self.fail(failure)
 
     def silent(self) -> None:
         """What was borne has passed."""
         connection = self._connection
         if connection is None:
             return
-        if self._paused:
+        if self.paused:
             connection.bear(self.silence_s)  # it cannot say anything
             return
         connection.end()
-        self._off(SilentError(self.silence_s))
+        self.fail(SilentError(self.silence_s))
 
-    # Within
-
-    def _part(self, body: bytes) -> None:
-        take = self._on_part
-        if take is None:
-            self._parts.append(body)
-            self._held += len(body)
-            if self._held > self._settings.buffer_bytes:
-                self.pause()
-            self._wake()
-            return
-        try:
-            take(body)
-        except Exception as error:  # noqa: BLE001 - it goes to whoever waits in `into`
-            if self._connection is not None:
-                self._connection.end()
-            self._off(error)
-
-    def _taken(self) -> bytes:
-        data = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
-        self._parts.clear()
-        self._held = 0
-        self.resume()
-        return data
+    def fail(self, error: HttpError) -> None:
+        """There will be no more of it."""
+        self._connection = None
+        if not self._over:
+            self._over, self.error = True, error
+            self.on_end(error)
 
     def _ended(self, connection: Connection) -> None:
         reader = self._reader
         if reader.fault:
             connection.end()
-            self._off(BrokenError(reader.fault))
+            self.fail(BrokenError(reader.fault))
             return
         self.resume()
-        self._off(None)
+        self._connection = None
         connection.free(lasting=reader.lasting)
-
-    def _off(self, error: BaseException | None) -> None:
-        """Nothing more comes."""
-        self._connection, self._error = None, error
-        self._wake()
-
-    def _wake(self) -> None:
-        waiter = self._waiter
-        if waiter is not None:
-            self._waiter = None
-            if not waiter.done():
-                waiter.set_result(None)
-
-    async def _news(self) -> None:
-        self._waiter = asyncio.get_running_loop().create_future()
-        await self._waiter
-
-    async def begin(self, head: bytes, body: bytes) -> None:
-        """Sends the question and returns when the head of its answer is there. Raises HttpError."""
-        connection = self._connection
-        assert connection is not None
-        connection.bear(self.silence_s)
-        if len(body) <= self._settings.slice_bytes:
-            connection.transport.write(head + body)
-        else:
-            connection.whole = False
-            await self._send(connection, head, body)
-        while self._reader.head is None and self._error is None:
-            await self._news()
-        if self._reader.head is not None:
-            self.head = self._reader.head
-            return
-        assert self._error is not None
-        raise self._error
-
-    async def _send(self, connection: Connection, head: bytes, body: bytes) -> None:
-        """Slice by slice, each when the one before it is with the system; no further than to an early answer."""
-        connection.transport.write(head)
-        size, slices = self._settings.slice_bytes, memoryview(body)
-        for at in range(0, len(body), size):
-            while connection.writing_paused and self._error is None and self._reader.head is None:
-                connection.on_writable = self._wake
-                await self._news()
-            if self._error is not None or self._reader.head is not None:
-                return
-            connection.bear(self.silence_s)
-            connection.transport.write(slices[at : at + size])
-        connection.whole = True
-
-    @property
-    def untouched(self) -> bool:
-        """It is lost and no byte of it has come."""
-        return isinstance(self._error, BrokenError) and self._reader.untouched
+        if not self._over:
+            self._over = True
+            self.on_end(None)
 
 
 class Keeper(Protocol):
@@ -305,8 +225,7 @@ class Connection(asyncio.Protocol):
         self.answer: Answer | None = None
         self.counted = False  # by its keeper
         self.whole = True  # the question has been sent to its end
-        self.writing_paused = False
-        self.on_writable: Callable[[], None] | None = None
+        self._writable: asyncio.Future[None] | None = None  # while it is not
         self._keeper = keeper
         self._time = asyncio.get_running_loop().time
         self._alarm = Alarm(self._rang)
@@ -336,21 +255,40 @@ class Connection(asyncio.Protocol):
         self.resume_writing()
 
     def pause_writing(self) -> None:
-        self.writing_paused = True
+        self._writable = self._writable or asyncio.get_running_loop().create_future()
 
     def resume_writing(self) -> None:
-        self.writing_paused = False
-        on_writable, self.on_writable = self.on_writable, None
-        if on_writable is not None:
-            on_writable()
+        writable, self._writable = self._writable, None
+        if writable is not None and not writable.done():
+            writable.set_result(None)
 
     @property
     def usable(self) -> bool:
         return not self._ended and not self.transport.is_closing()
 
-    def bear(self, silence_s: float) -> None:
-        """From now on."""
-        self._alarm.set(self._time() + silence_s)
+    def bear(self, silence_s: float) -> float:
+        """From now on, which is the time that it returns."""
+        now = self._time()
+        self._alarm.set(now + silence_s)
+        return now
+
+    def age_s(self, at: float) -> float:
+        """Since then."""
+        return self._time() - at
+
+    async def send(self, head: bytes, body: bytes, size: int) -> None:
+        """Slice by slice, each when the one before it is with the system; no further than to an early answer."""
+        answer, slices = self.answer, memoryview(body)
+        self.whole = False
+        self.transport.write(head)
+        for at in range(0, len(body), size):
+            while self._writable is not None and not self._ended:
+                await asyncio.shield(self._writable)
+            if self._ended or answer is None or answer.head is not None or self.answer is not answer:
+                return
+            self.bear(answer.silence_s)
+            self.transport.write(slices[at : at + size])
+        self.whole = True
 
     def free(self, *, lasting: bool) -> None:
         """Its answer is over."""

@@ -17,7 +17,7 @@ from node.io.flags import merged
 from node.io.process import HOST
 from node.io.registry import Registry
 from node.io.upstream import Upstream
-from node.io.worker import ServerWorker, ended
+from node.io.worker import ServerWorker, ended, stats_of
 from node.settings import EngineSettings
 from node.types import Resume
 
@@ -131,7 +131,7 @@ class MlxWorker(ServerWorker):
         """Worker.stats, as the launcher counts them."""
         dead = self.why_dead()
         if dead or self._plain:
-            return self.meter.stats(why_dead=dead)
+            return stats_of(self.meter, why_dead=dead)
         asked = await self._ask()
         if asked is not None:
             self._misses, self._known = 0, asked

@@ -1,26 +1,30 @@
 """What peers call over HTTP: `POST /mesh/v1/serve/{path}` runs one granted request on this node.
 
-The app that takes these routes sets `client_max_size` (bodies are read whole) and its runner
-`handler_cancellation=True`: then a peer that hangs up cancels through to the worker at once, else only when the next
-block cannot be written, about a second later.
+Read and answered by our own front (node/io/front.py): a peer that hangs up cancels through to the worker at once.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import aclosing, contextmanager, suppress
+from contextlib import aclosing, contextmanager
 from typing import Protocol
 
 import msgspec
-from aiohttp import web
 
 from node.errors import NodeError, NodeErrorCode
+from node.http_reply import Answer
+from node.http_request import Fault, Head, path_of
 from node.io.calls import STREAMED, Call
+from node.io.turn import BrokenBodyError, Incoming, Outgoing
 from node.openai import plain_path
 from node.types import NodeId, RequestId
 
+BODY_BYTES = 33 << 20  # an edge takes 32 MiB from a client
+_BELOW = "/mesh/v1/serve/"
 _HEADER_CHARS = 1000
+_JSON = {"content-type": "application/json"}
+_STREAM = {"content-type": "text/event-stream", "cache-control": "no-cache"}
 
 
 class Serving(Protocol):
@@ -58,25 +62,51 @@ class Callers:
         return len(tasks)
 
 
-def routes(host: Serving, leaving: Callable[[], str] = str, callers: Callers | None = None) -> list[web.RouteDef]:
-    """Routes for the peer app. `leaving` says why this node takes no more from peers ("" while it does): what was
-    granted before they knew is sent elsewhere, instead of broken off a moment later. `callers` is kept up to date."""
-    callers = callers or Callers()
+class Door:
+    """The front's application for what peers ask. `leaving` says why this node takes no more from peers ("" while it
+    does): what was granted before they knew is sent elsewhere, instead of broken off a moment later. `callers` is kept
+    up to date."""
 
-    async def serve(request: web.Request) -> web.StreamResponse:
+    def __init__(self, host: Serving, leaving: Callable[[], str] = str, callers: Callers | None = None) -> None:
+        self._host, self._leaving, self._callers = host, leaving, callers or Callers()
+
+    def takes(self, head: Head) -> bool:
+        return head.method == "POST" and path_of(head.target).startswith(_BELOW)
+
+    def malformed(self, fault: Fault) -> Answer:
+        return Answer(fault.status, _JSON, error_body(NodeError(NodeErrorCode.BAD_REQUEST, fault.message)))
+
+    async def answer(self, incoming: Incoming, outgoing: Outgoing) -> None:
         try:
-            call = _call(request, await request.read())
-            if why := leaving():
+            call = _call(incoming.head, await _body(incoming))
+            if why := self._leaving():
                 raise NodeError(NodeErrorCode.DRAINING, f"this node is draining: {why}")
-            with callers.waits(call.edge):
+            with self._callers.waits(call.edge):
                 if call.path in STREAMED:
-                    return await _stream(request, host, call)
-                status, content_type, body = await host.post(call)
+                    await _stream(outgoing, self._host, call)
+                    return
+                status, content_type, body = await self._host.post(call)
         except NodeError as error:
-            return web.Response(status=error.status, body=error_body(error), content_type="application/json")
-        return web.Response(status=status, body=body, headers={"content-type": content_type})
+            outgoing.whole(Answer(error.status, _JSON, error_body(error)))
+        else:
+            outgoing.whole(Answer(status, {"content-type": content_type}, body))
 
-    return [web.post("/mesh/v1/serve/{path:.+}", serve)]
+
+async def _body(incoming: Incoming) -> bytes:
+    """Raises NodeError: BAD_REQUEST when it is too large or not framed as HTTP has it."""
+    parts: list[bytes] = []
+    size = incoming.head.length or 0
+    try:
+        while True:
+            parts += incoming.take()
+            size = max(size, sum(map(len, parts)))
+            if size > BODY_BYTES:
+                raise NodeError(NodeErrorCode.BAD_REQUEST, f"the body is larger than {BODY_BYTES} bytes")
+            if incoming.whole:
+                return parts[0] if len(parts) == 1 else b"".join(parts)
+            await incoming.more()
+    except BrokenBodyError as error:
+        raise NodeError(NodeErrorCode.BAD_REQUEST, str(error)) from error
 
 
 def error_body(error: NodeError) -> bytes:
@@ -85,35 +115,28 @@ def error_body(error: NodeError) -> bytes:
     return msgspec.json.encode({"error": said})
 
 
-async def _stream(request: web.Request, host: Serving, call: Call) -> web.StreamResponse:
-    """Blocks as they come, each write awaited (backpressure). Raises NodeError as long as nothing was sent."""
-    response = web.StreamResponse(headers={"content-type": "text/event-stream", "cache-control": "no-cache"})
+async def _stream(out: Outgoing, host: Serving, call: Call) -> None:
+    """Blocks as they come, waiting for a slow edge (backpressure). Raises NodeError as long as nothing was sent."""
     async with aclosing(host.serve(call)) as blocks:
-        first = await anext(blocks)
         try:
-            await response.prepare(request)
-            await response.write(first)
             async for block in blocks:
-                await response.write(block)
+                if not out.status:
+                    out.begin(200, _STREAM)
+                out.write(block)
+                if out.full:
+                    await out.drained()
         except NodeError as error:
-            response.force_close()
-            await _write_last(response, b"event: error\ndata: " + error_body(error) + b"\n\n")
-        except ConnectionResetError:
-            pass  # The peer has gone; leaving the block above cancels what it asked for.
-        else:
-            await _write_last(response, b"")
-    return response
+            if not out.status:
+                raise
+            out.last()
+            out.write(b"event: error\ndata: " + error_body(error) + b"\n\n")
+    out.end()
 
 
-async def _write_last(response: web.StreamResponse, block: bytes) -> None:
-    with suppress(ConnectionResetError):  # Nobody is there to miss it.
-        await response.write_eof(block)
-
-
-def _call(request: web.Request, body: bytes) -> Call:
+def _call(request: Head, body: bytes) -> Call:
     """The headers as a Call. Raises NodeError: BAD_REQUEST naming the header that is missing or nonsense, or
     PATH_NOT_SERVED."""
-    path = request.match_info["path"]
+    path = path_of(request.target).removeprefix(_BELOW)
     if not plain_path(path):
         raise NodeError(NodeErrorCode.PATH_NOT_SERVED, f"there is no endpoint {path[:100]!r}")
     return Call(
@@ -123,11 +146,11 @@ def _call(request: web.Request, body: bytes) -> Call:
         model=_header(request, "x-mesh-model"),
         path=path,
         body=body,
-        wants_usage=request.headers.get("x-mesh-usage") == "1",
+        wants_usage=request.fields.get("x-mesh-usage") == "1",
         content_type=_header(request, "content-type", "application/json"),
         deadline_s=_number(request, "x-mesh-deadline-ms") / 1000.0,
-        keep_alive=_keep_alive(request.headers.get("x-mesh-keep-alive")),
-        resumes=request.headers.get("x-mesh-resume") == "1",
+        keep_alive=_keep_alive(request.fields.get("x-mesh-keep-alive")),
+        resumes=request.fields.get("x-mesh-resume") == "1",
     )
 
 
@@ -140,17 +163,19 @@ def _keep_alive(value: str | None) -> float | None:
     return seconds if seconds >= 0 else None
 
 
-def _header(request: web.Request, name: str, default: str = "") -> str:
+def _header(request: Head, name: str, default: str = "") -> str:
     """Its value. What is no text (bytes that are not UTF-8) would break whoever writes it down: reports, logs."""
-    value = request.headers.get(name) or default
+    value = request.fields.get(name) or default
     if not value:
         raise NodeError(NodeErrorCode.BAD_REQUEST, f"header {name} is missing")
+    if not value.isascii():
+        value = value.encode("latin-1").decode("utf-8", "surrogateescape")
     if not value.isprintable() or len(value) > _HEADER_CHARS:
         raise NodeError(NodeErrorCode.BAD_REQUEST, f"header {name} is not text of at most {_HEADER_CHARS} characters")
     return value
 
 
-def _number(request: web.Request, name: str) -> int:
+def _number(request: Head, name: str) -> int:
     value = _header(request, name)
     if not (value.isascii() and value.isdigit() and len(value) <= 12):
         raise NodeError(NodeErrorCode.BAD_REQUEST, f"header {name} is not a whole number: {value[:32]!r}")

@@ -4,41 +4,38 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
+from functools import partial
+from typing import NamedTuple
 
 from yarl import URL
 
 from node.continuation import TOKENS_HEADER
 from node.errors import NodeError, NodeErrorCode
 from node.io.dial import Origin
+from node.io.flow import Flow, Sink, gathered
 from node.io.http_client import HttpClient
-from node.io.http_wire import Answer, FullError, HttpError, NotConnectedError, SilentError, question
-from node.openai import (
-    DONE,
-    SseSplitter,
-    bare,
-    clean_request,
-    error_of,
-    error_text,
-    is_done,
-    rename_request,
-    with_model,
-)
+from node.io.http_read import ReadAnswer
+from node.io.http_wire import FullError, HttpError, NotConnectedError, SilentError, question
+from node.io.poured import NO_SUCH_PATH, NotServedError, Poured, failed
+from node.openai import Renamer, clean_request, rename_request
 from node.settings import EngineSettings
 
 JSON = "application/json"
 PROBE = {"x-mesh-probe": "1"}  # our launcher does not log these; other servers do not mind
 NAME_TOKENS = {TOKENS_HEADER.lower(): "1"}
-CLIENTS_FAULT = frozenset({400, 411, 413, 415, 422})
-FULL = frozenset({429, 503})
-NO_SUCH_PATH = frozenset({404, 405, 501})
 PROBE_CHAT = b'{"messages":[{"role":"user","content":"Hi"}],"max_tokens":1,"temperature":0}'
 PROBE_TEXT = b'{"prompt":"Hi","max_tokens":1,"temperature":0}'
 
 
-class NotServedError(Exception):
-    """The server has no such endpoint."""
+class _Place(NamedTuple):
+    """Where a URL leads, and what a question there says of it."""
+
+    origins: tuple[Origin]
+    host: str
+    target: str
+    fields: Mapping[str, str]
 
 
 class Upstream:
@@ -50,6 +47,7 @@ class Upstream:
         self.names_tokens = False  # it is our launcher: chunks shall name their tokens
         self._settings, self._model, self._first_limit_s = settings, model, first_limit_s
         self._http: HttpClient | None = None
+        self._places: dict[str, _Place] = {}
 
     @property
     def http(self) -> HttpClient:
@@ -64,90 +62,69 @@ class Upstream:
         if http is not None:
             await http.close()
 
-    async def _ask(self, method: str, url: str, body: bytes, fields: dict[str, str], silence_s: float) -> Answer:
-        """Raises NodeError and HttpError."""
-        try:
-            place = URL(url)
-            origin = Origin(place.raw_host or "", place.port or 0, place.scheme == "https")
-            if place.user is not None:
-                said = base64.b64encode(f"{place.user}:{place.password or ''}".encode()).decode()
-                fields = {**fields, "authorization": f"Basic {said}"}
-            head = question(method, place.raw_authority.rpartition("@")[2], place.raw_path_qs, fields, len(body))
-        except ValueError as error:
-            raise NodeError(NodeErrorCode.BAD_REQUEST, f"it cannot be asked for: {error}") from error
-        connect_s = self._settings.connect_limit_s
-        answer = await self.http.ask([origin], head, body, connect_s=connect_s, silence_s=silence_s)
-        if answer.head.fields.get(b"content-encoding", b"identity").lower() != b"identity":
-            answer.close()
-            raise _failed("the model server's answer is compressed, which nobody asked for")
+    def pour(
+        self, path: str, body: bytes, *, model_name: str, sink: Sink, fields: Mapping[str, str] | None = None
+    ) -> Flow:
+        """Pouring.pour of node/io/engine.py."""
+        answer = Poured(
+            self._settings,
+            path,
+            sink,
+            first_limit_s=self._first_limit_s,
+            rename=None if model_name == self.echoes else Renamer(model_name),
+            lost=self._lost,
+        )
+        cleaned = clean_request(body, model=self._model)
+        fields = {"content-type": JSON, **(NAME_TOKENS if self.names_tokens else {}), **(fields or {})}
+        place, head = self._question("POST", f"{self.base}/{path}", cleaned, fields)
+        self.http.push(place.origins, head, cleaned, answer, connect_s=self._settings.connect_limit_s)
         return answer
 
     async def stream(self, path: str, body: bytes, *, model_name: str) -> AsyncGenerator[bytes, None]:
         """Worker.stream of node/io/engine.py."""
-        cleaned = clean_request(body, model=self._model)
-        try:
-            headers = NAME_TOKENS if self.names_tokens else {}
-            async with aclosing(self._blocks(path, cleaned, headers)) as blocks:
-                async for block in blocks:
-                    if is_done(block):
-                        yield DONE
-                        return
-                    lost = error_of(block)
-                    if lost is not None:
-                        raise _failed(f"the model server broke off: {lost}")
-                    if (said := bare(block)) is not None:
-                        yield said if model_name == self.echoes else with_model(said, model_name)
-        except NotServedError:
-            raise _failed(f"the model server has no /v1/{path}") from None
-        raise _failed("the model server closed the stream before its end")
+        async with aclosing(gathered(partial(self._into, path, body, model_name))) as blocks:
+            async for block in blocks:
+                yield block
 
-    async def _blocks(self, path: str, body: bytes, fields: dict[str, str]) -> AsyncGenerator[bytes, None]:
-        """What the server streams, block by block, until it closes. Closing the generator closes the connection."""
-        splitter, answer = SseSplitter(self._settings.block_bytes), None
-        fields = {"content-type": JSON, **fields}
+    def _into(self, path: str, body: bytes, model_name: str, sink: Sink) -> Flow:
+        return self.pour(path, body, model_name=model_name, sink=sink)
+
+    def _question(self, method: str, url: str, body: bytes, fields: Mapping[str, str]) -> tuple[_Place, bytes]:
+        """Where it goes, and its head. Raises NodeError."""
         try:
-            answer = await self._ask("POST", f"{self.base}/{path}", body, fields, self._first_limit_s)
-            if answer.status != 200:
-                raise await self._refused(answer)
-            while data := await answer.read():
-                blocks = splitter.feed(data)
-                if blocks:
-                    answer.bear(self._settings.silence_limit_s)
-                for block in blocks:
-                    if is_done(block):
-                        answer.leave()
-                    yield block
-        except HttpError as error:
-            raise self._lost(error) from error
-        finally:
-            if answer is not None:
-                answer.close()  # ends the connection, unless it said [DONE]: so a worker learns that nobody waits
+            place = self._places.get(url)
+            if place is None:
+                place = self._places[url] = _place_of(url)
+                if len(self._places) > self._settings.urls_max:
+                    del self._places[next(iter(self._places))]
+            fields = {**fields, **place.fields}
+            return place, question(method, place.host, place.target, fields, len(body))
+        except ValueError as error:
+            raise NodeError(NodeErrorCode.BAD_REQUEST, f"it cannot be asked for: {error}") from error
+
+    async def _ask(self, method: str, url: str, body: bytes, fields: Mapping[str, str], silence_s: float) -> ReadAnswer:
+        """Raises NodeError and HttpError."""
+        place, head = self._question(method, url, body, fields)
+        connect_s = self._settings.connect_limit_s
+        answer = await self.http.ask(place.origins, head, body, connect_s=connect_s, silence_s=silence_s)
+        if answer.headers.fields.get(b"content-encoding", b"identity").lower() != b"identity":
+            answer.close()
+            raise failed("the model server's answer is compressed, which nobody asked for")
+        return answer
 
     def _lost(self, error: HttpError) -> NodeError:
         """What a failure of the connection means for the mesh."""
         match error:
             case NotConnectedError(late=True):
-                return _failed(f"the model server took no connection within {self._settings.connect_limit_s:g} s")
+                return failed(f"the model server took no connection within {self._settings.connect_limit_s:g} s")
             case NotConnectedError():
-                return _failed(f"nothing answers at {self.base}: {error.why}")
+                return failed(f"nothing answers at {self.base}: {error.why}")
             case SilentError():
-                return _failed(f"the model server said nothing for {error.limit_s:g} s")
+                return failed(f"the model server said nothing for {error.limit_s:g} s")
             case FullError():
                 return NodeError(NodeErrorCode.NODE_BUSY, str(error))
             case _:
-                return _failed(f"the connection to the model server broke: {error}")
-
-    async def _refused(self, answer: Answer) -> Exception:
-        """What a status other than 200 means for the mesh."""
-        said = error_text(await answer.start(self._settings.error_bytes))
-        status = answer.status
-        if status in CLIENTS_FAULT:
-            return NodeError(NodeErrorCode.BAD_REQUEST, said)
-        if status in FULL:
-            return NodeError(NodeErrorCode.NODE_BUSY, said, retry_after_s=_seconds(answer.head.text(b"retry-after")))
-        if status in {405, 501} or (status == 404 and said in {"Not Found", "404 page not found", "404: Not Found"}):
-            return NotServedError()
-        return _failed(f"the model server answered {status}: {said}")
+                return failed(f"the connection to the model server broke: {error}")
 
     async def post(self, path: str, body: bytes, content_type: str) -> tuple[int, str, bytes]:
         """Worker.post of node/io/engine.py. In a JSON body the model is renamed; others go as they are."""
@@ -160,17 +137,17 @@ class Upstream:
                 answer = await self._ask("POST", f"{self.base}/{path}", body, fields, self._first_limit_s)
                 said = await answer.whole(self._settings.post_bytes)
         except TimeoutError as error:
-            raise _failed(f"the model server said nothing for {self._first_limit_s:g} s") from error
+            raise failed(f"the model server said nothing for {self._first_limit_s:g} s") from error
         except HttpError as error:
             raise self._lost(error) from error
         finally:
             if answer is not None:
                 answer.close()
         if said is None:
-            raise _failed(f"the model server's answer exceeds {self._settings.post_bytes} bytes")
+            raise failed(f"the model server's answer exceeds {self._settings.post_bytes} bytes")
         if answer.status in NO_SUCH_PATH:
             raise NodeError(NodeErrorCode.PATH_NOT_SERVED, f"the model server has no /v1/{path}")
-        return answer.status, answer.head.text(b"content-type", JSON), said
+        return answer.status, answer.headers.text(b"content-type", JSON), said
 
     async def get(self, url: str, limit_s: float) -> tuple[int, bytes] | None:
         """Status and the start of the body, or None when nobody answers within `limit_s`."""
@@ -189,26 +166,22 @@ class Upstream:
         """Returns when it has generated a token. Raises NodeError(MODEL_FAILED, NODE_BUSY or BAD_REQUEST)."""
         tries = [("chat/completions", PROBE_CHAT), ("completions", PROBE_TEXT)]
         for path, body in tries if chat_first else reversed(tries):
+            pour = partial(self.pour, path, body, model_name=self.echoes, fields=PROBE)
             try:
-                async with aclosing(self._blocks(path, clean_request(body, model=self._model), PROBE)) as blocks:
-                    async for block in blocks:
-                        if is_done(block):
-                            return
-                        lost = error_of(block)
-                        if lost is not None:
-                            raise _failed(lost)
-                raise _failed("it closed the stream before its end")
+                async with aclosing(gathered(lambda sink, pour=pour: pour(sink=sink))) as blocks:  # type: ignore[misc]
+                    async for _ in blocks:
+                        pass
             except NotServedError:
                 continue
-        raise _failed(f"neither chat/completions nor completions is served at {self.base}")
+            return
+        raise failed(f"neither chat/completions nor completions is served at {self.base}")
 
 
-def _failed(message: str) -> NodeError:
-    return NodeError(NodeErrorCode.MODEL_FAILED, message)
-
-
-def _seconds(header: str) -> float | None:
-    try:
-        return max(0.0, float(header)) if header else None
-    except ValueError:
-        return None  # a date: not worth reading
+def _place_of(url: str) -> _Place:
+    place = URL(url)
+    fields = {}
+    if place.user is not None:
+        said = base64.b64encode(f"{place.user}:{place.password or ''}".encode()).decode()
+        fields["authorization"] = f"Basic {said}"
+    origin = Origin(place.raw_host or "", place.port or 0, place.scheme == "https")
+    return _Place((origin,), place.raw_authority.rpartition("@")[2], place.raw_path_qs, fields)

@@ -13,10 +13,10 @@ from pathlib import Path
 from node.errors import NodeError, NodeErrorCode
 from node.io.diagnosis import PORT_TAKEN
 from node.io.engine import ModelSpec, WorkerStats
+from node.io.flow import Flow, Meter, Metered, Sink, gathered
 from node.io.process import HOST, Child, child_environment, free_port
 from node.io.registry import Registry
 from node.io.upstream import Upstream
-from node.openai import is_comment, usage_of
 from node.settings import EngineSettings
 from node.types import Resume
 
@@ -26,33 +26,9 @@ def log_name_of(model: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "_", model).strip("._") or "model"
 
 
-class Meter:
-    """Counts what passes through a worker that cannot tell: one data block is about one token."""
-
-    def __init__(self) -> None:
-        self._generated = self._prompt = self._active = self._signs = 0
-
-    async def measured(self, blocks: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
-        """The blocks, counted on their way."""
-        self._active += 1
-        try:
-            async with aclosing(blocks):
-                async for block in blocks:
-                    found = usage_of(block)
-                    if found is not None:
-                        self._prompt += found.usage.prompt
-                    elif is_comment(block):
-                        self._signs += 1
-                    else:
-                        self._generated += 1
-                    yield block
-        finally:
-            self._active -= 1
-
-    def stats(self, *, why_dead: str = "") -> WorkerStats:
-        """The counters so far."""
-        alive = not why_dead
-        return WorkerStats(self._generated, self._prompt, self._active, alive, why_dead, self._signs)
+def stats_of(meter: Meter, *, why_dead: str = "") -> WorkerStats:
+    """The counters so far."""
+    return WorkerStats(meter.generated, meter.prompt, meter.active, not why_dead, why_dead, meter.signs)
 
 
 class ServerWorker(ABC):
@@ -173,16 +149,17 @@ class ServerWorker(ABC):
             await ended(ready, exited)
 
     async def stream(self, path: str, body: bytes, *, model_name: str) -> AsyncGenerator[bytes, None]:
-        """Worker.stream, with the reason when the process broke off."""
-        blocks = self.upstream.stream(path, body, model_name=model_name)
-        async with aclosing(self.meter.measured(blocks)) as measured:
-            try:
-                async for block in measured:
-                    yield block
-            except NodeError as error:
-                if error.code is not NodeErrorCode.MODEL_FAILED:
-                    raise
-                raise await self._explained(error) from error
+        """Worker.stream."""
+        async with aclosing(gathered(lambda sink: self.pour(path, body, model_name=model_name, sink=sink))) as blocks:
+            async for block in blocks:
+                yield block
+
+    def pour(self, path: str, body: bytes, *, model_name: str, sink: Sink) -> Flow:
+        """Pouring.pour, with the reason when the process broke off."""
+        upstream = self.upstream
+        return Metered(self.meter, sink, self._explained).through(
+            lambda counting: upstream.pour(path, body, model_name=model_name, sink=counting)
+        )
 
     async def _explained(self, error: NodeError) -> NodeError:
         """A broken connection is often the first sign of a process that ended: waits a moment for the reason."""
@@ -205,7 +182,7 @@ class ServerWorker(ABC):
 
     async def stats(self) -> WorkerStats:
         """Worker.stats, by our own count."""
-        return self.meter.stats(why_dead=self.why_dead())
+        return stats_of(self.meter, why_dead=self.why_dead())
 
     def why_dead(self) -> str:
         """The diagnosis once the process has ended, else empty."""

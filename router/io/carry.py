@@ -17,7 +17,8 @@ from node.errors import NodeError, NodeErrorCode
 from node.io.calls import Call
 from node.io.dial import Origin
 from node.io.http_client import HttpClient
-from node.io.http_wire import Answer, FullError, HttpError, NotConnectedError, SilentError, question
+from node.io.http_read import ReadAnswer
+from node.io.http_wire import FullError, HttpError, NotConnectedError, SilentError, question
 from node.openai import SseSplitter, data_of, is_done
 from router.settings import EdgeSettings
 
@@ -146,9 +147,9 @@ class HttpHop:
             answer.close()
         if answer.status >= 400 and (refusal := node_error(body)) is not None:
             raise refusal
-        return answer.status, answer.head.text(b"content-type", "application/octet-stream"), body
+        return answer.status, answer.headers.text(b"content-type", "application/octet-stream"), body
 
-    async def _open(self, call: Call, silence_s: float) -> Answer:
+    async def _open(self, call: Call, silence_s: float) -> ReadAnswer:
         fields = {
             "content-type": call.content_type,
             "x-mesh-request": call.id,
@@ -178,7 +179,7 @@ class HttpHop:
         self._count("peer_out", len(call.body))
         return answer
 
-    async def _read(self, answer: Answer, limit: int) -> bytes:
+    async def _read(self, answer: ReadAnswer, limit: int) -> bytes:
         body = await answer.whole(limit)
         if body is None:
             raise NodeError(NodeErrorCode.MODEL_FAILED, f"the answer is larger than {limit} bytes")

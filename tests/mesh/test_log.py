@@ -6,6 +6,7 @@ import gzip
 import json
 import logging
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -67,14 +68,41 @@ def test_writing_goes_on_after_rotation(daemon_log: DaemonLog, tmp_path: Path) -
     path = tmp_path / "logs" / "daemon.log"
     log = logging.getLogger("mesh.test_log")
     event(log, logging.WARNING, "one", "first")
-    daemon_log._listener.stop()
+    daemon_log.write()
     assert logfiles.rotate(path, keep=2)
-    daemon_log._listener.start()
     event(log, logging.WARNING, "two", "second")
     daemon_log.close()
     assert [json.loads(line)["event"] for line in path.read_text().splitlines()] == ["two"]
     with gzip.open(tmp_path / "logs" / "daemon.log.1.gz", "rt") as packed:
         assert json.loads(packed.readline())["event"] == "one"
+
+
+def test_lines_are_written_without_being_asked_for(daemon_log: DaemonLog, tmp_path: Path) -> None:
+    path, found = tmp_path / "logs" / "daemon.log", ""
+    for name in ("one", "two"):
+        event(logging.getLogger("mesh.test_log"), logging.WARNING, name, "a line")
+        deadline = time.monotonic() + 30
+        while f'"event":"{name}"' not in found:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+            found = path.read_text()
+
+
+def test_a_line_that_cannot_be_written_costs_no_other(daemon_log: DaemonLog, tmp_path: Path) -> None:
+    log = logging.getLogger("mesh.test_log")
+    for value in ("good", {("no", "key"): {1: object}}, "better"):
+        event(log, logging.WARNING, "value", "a line", value=value)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(logging, "raiseExceptions", False)
+        daemon_log.close()
+    lines = [json.loads(line) for line in (tmp_path / "logs" / "daemon.log").read_text().splitlines()]
+    assert {"good", "better"} <= {line["value"] for line in lines if isinstance(line.get("value"), str)}
+
+
+def test_what_waits_is_bounded(daemon_log: DaemonLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mesh.log.WAITING_MAX", 0)
+    event(logging.getLogger("mesh.test_log"), logging.WARNING, "one", "first")
+    assert daemon_log.dropped == 1
 
 
 @pytest.mark.parametrize("lines", [0, 1, 3, 99])

@@ -6,23 +6,21 @@ import asyncio
 
 import aiohttp
 import pytest
-from aiohttp import web
-from aiohttp.test_utils import TestServer
 
 from node.io.calls import ALIVE
-from node.io.serve import Callers, routes
+from node.io.serve import Callers, Door
 from node.types import NodeId
 from tests.mesh.waiting import until
+from tests.node.doors import opened
 from tests.node.test_serve import HEADERS, FakeHost
 
 EDGE, OTHER = NodeId(HEADERS["x-mesh-edge"]), NodeId("fedcba9876543210")
 
 
 async def test_what_runs_for_an_edge_ends_when_it_is_left() -> None:
-    callers, host, app = Callers(), FakeHost(ALIVE, None), web.Application()
-    app.add_routes(routes(host, callers=callers))
-    async with TestServer(app) as server, aiohttp.ClientSession() as session:
-        url = server.make_url("/mesh/v1/serve/chat/completions")
+    callers, host = Callers(), FakeHost(ALIVE, None)
+    async with opened(Door(host, callers=callers)) as port, aiohttp.ClientSession() as session:
+        url = f"http://127.0.0.1:{port}/mesh/v1/serve/chat/completions"
         async with session.post(url, data=b"{}", headers=HEADERS) as answer:
             assert await answer.content.readline() == b": alive\n"
             assert callers.leave(OTHER) == 0

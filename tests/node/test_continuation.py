@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from node.continuation import RESUME_FIELD, Continuation, continued
-from node.openai import bare, clean_request, with_model
+from node.openai import Renamer, bare, clean_request
 
 CUT = Continuation(id="chatcmpl-1", created=1700000000, tokens=(5, 7), blocks=2)
 
@@ -32,4 +32,4 @@ def test_a_node_hands_it_to_its_worker_and_tokens_to_whoever_asked() -> None:
     assert msgspec.convert(cleaned[RESUME_FIELD], Continuation) == CUT
     block = b'data: {"model": "m", "mesh_tokens": [5, 7], "choices": []}\n\n'
     assert bare(block) == block
-    assert json.loads(with_model(block, "alias")[6:]) == {"model": "alias", "mesh_tokens": [5, 7], "choices": []}
+    assert json.loads(Renamer("alias")(block)[6:]) == {"model": "alias", "mesh_tokens": [5, 7], "choices": []}

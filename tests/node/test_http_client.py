@@ -1,97 +1,16 @@
-"""The HTTP client against a server that says exactly these bytes, on loopback."""
+"""The HTTP client: connections are kept, bounded, replaced; nothing is left of what is given up."""
 
 from __future__ import annotations
 
 import asyncio
-import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from typing import Any
 
 import pytest
 
 from node.io.dial import Origin
 from node.io.http_client import HttpClient
-from node.io.http_wire import Answer, BrokenError, FullError, HttpError, NotConnectedError, SilentError, question
-from node.settings import HttpSettings
+from node.io.http_wire import BrokenError, FullError, HttpError, SilentError, question
 from tests.mesh.waiting import until
-
-ASK = question("GET", "x", "/", {}, None)
-OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
-STREAM = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
-
-
-class Speaker:
-    """Reads a head (and the body its length says), then says the next of `says`; `then` has the socket afterwards."""
-
-    def __init__(self) -> None:
-        self.says: list[bytes] = [OK]
-        self.then: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]] | None = None
-        self.port = self.connections = self.open = 0
-        self.asked: list[bytes] = []
-        self.writers: list[asyncio.StreamWriter] = []
-
-    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.connections += 1
-        self.open += 1
-        self.writers.append(writer)
-        try:
-            while True:
-                head = await reader.readuntil(b"\r\n\r\n")
-                length = head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]
-                self.asked.append(head + await reader.readexactly(int(length or 0)))
-                writer.write(self.says[min(len(self.asked), len(self.says)) - 1])
-                await writer.drain()
-                if self.then is not None:
-                    await self.then(reader, writer)
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
-        finally:
-            self.open -= 1
-            writer.close()
-
-    async def ask(self, client: HttpClient, body: bytes = b"", **more: Any) -> Answer:
-        head = question("POST", "x", "/", {}, len(body)) if body else ASK
-        limits = {"connect_s": 5.0, "silence_s": 30.0, **more}
-        return await client.ask([Origin("127.0.0.1", self.port)], head, body, **limits)
-
-    async def all(self, client: HttpClient, body: bytes = b"", **more: Any) -> bytes:
-        answer = await self.ask(client, body, **more)
-        try:
-            found = await answer.whole(10**9)
-        finally:
-            answer.close()
-        assert found is not None
-        return found
-
-
-@asynccontextmanager
-async def spoken(**bounds: Any) -> AsyncIterator[tuple[Speaker, HttpClient]]:
-    speaker, client = Speaker(), HttpClient(HttpSettings(**bounds))
-    server = await asyncio.start_server(speaker, "127.0.0.1", 0)
-    speaker.port = server.sockets[0].getsockname()[1]
-    try:
-        yield speaker, client
-    finally:
-        await client.close()
-        assert client.connections == client.idle == 0
-        server.close()
-        await until(lambda: speaker.open == 0)
-
-
-@contextmanager
-def black_hole(host: str, port: int = 0) -> Iterator[int]:
-    """A listener whose queue is full: it swallows what comes, like an address that nobody has."""
-    with socket.socket() as full:
-        full.bind((host, port))
-        full.listen(0)
-        fillers = [socket.socket() for _ in range(3)]
-        for filler in fillers:
-            filler.setblocking(False)
-            filler.connect_ex(full.getsockname())
-        yield full.getsockname()[1]
-        for filler in fillers:
-            filler.close()
+from tests.node.speaking import OK, STREAM, closing, spoken
 
 
 async def test_a_connection_is_used_again() -> None:
@@ -149,10 +68,6 @@ async def test_a_stale_connection_is_replaced_at_once() -> None:
         assert speaker.asked[1].endswith(b"question")
 
 
-async def closing(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    writer.close()
-
-
 async def test_a_fresh_connection_that_breaks_is_a_failure() -> None:
     async with spoken() as (speaker, client):
         speaker.says, speaker.then = [b""], closing
@@ -196,53 +111,12 @@ async def test_parts_come_as_they_come() -> None:
         assert client.idle == 1
 
 
-async def test_parts_are_pushed_and_what_is_left_ends_by_itself() -> None:
-    async with spoken() as (speaker, client):
-        speaker.says = [STREAM + b"3\r\none\r\n"]
-
-        async def rest(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            for part in (b"3\r\ntwo\r\n", b"4\r\ndone\r\n", b"5\r\nextra\r\n", b"0\r\n\r\n"):
-                writer.write(part)
-                await writer.drain()
-
-        speaker.then, parts = rest, []
-
-        def take(part: bytes) -> None:
-            parts.append(part)
-            if b"done" in part:
-                answer.leave()
-
-        answer = await speaker.ask(client)
-        await answer.into(take)
-        answer.close()
-        assert b"".join(parts).startswith(b"onetwodone")
-        await until(lambda: client.idle == 1)
-
-
 async def test_what_is_left_is_not_waited_for_for_ever() -> None:
     async with spoken(end_s=0.05) as (speaker, client):
         speaker.says = [STREAM + b"4\r\ndone\r\n"]
         answer = await speaker.ask(client)
         assert await answer.read() == b"done"
         answer.leave()
-        await until(lambda: client.connections == 0)
-
-
-async def test_a_fault_of_the_taker_comes_out_where_it_waits() -> None:
-    async with spoken() as (speaker, client):
-        speaker.says = [STREAM]
-
-        async def rest(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            writer.write(b"3\r\none\r\n")
-
-        def take(_: bytes) -> None:
-            raise KeyError("x")
-
-        speaker.then = rest
-        answer = await speaker.ask(client)
-        with pytest.raises(KeyError):
-            await answer.into(take)
-        answer.close()
         await until(lambda: client.connections == 0)
 
 
@@ -356,74 +230,6 @@ async def test_so_many_connections_and_no_more() -> None:
             await speaker.ask(client)
         answers[0].close()
         (await speaker.ask(client)).close()
-
-
-async def test_the_next_address_is_tried_beside_one_that_does_not_answer() -> None:
-    async with spoken() as (speaker, client):
-        with black_hole("127.0.0.2", speaker.port):
-            origins = [Origin(host, speaker.port) for host in ("127.0.0.2", "127.0.0.1")]
-            clock = asyncio.get_running_loop().time
-            began = clock()
-            answer = await client.ask(origins, ASK, connect_s=30.0, silence_s=30.0, beside_s=0.2)
-            assert 0.19 < clock() - began < 15
-            assert await answer.read() == b"ok"
-            assert client.connections == 1, "the one that came late is closed"
-            speaker.writers[0].transport.abort()
-            await until(lambda: client.connections == 0)
-            began = clock()
-            await client.ask(origins, ASK, connect_s=30.0, silence_s=30.0, beside_s=20.0)
-            assert clock() - began < 15, "it goes to the end of the line for a while"
-
-
-async def test_an_address_that_refuses_costs_nothing() -> None:
-    async with spoken() as (speaker, client):
-        origins = [Origin(host, speaker.port) for host in ("127.0.0.9", "127.0.0.1")]
-        answer = await client.ask(origins, ASK, connect_s=5.0, silence_s=30.0, beside_s=60.0)
-        assert await answer.read() == b"ok"
-
-
-async def test_nobody_there_is_said_address_by_address() -> None:
-    async with spoken() as (_, client):
-        with socket.socket() as unused:
-            unused.bind(("127.0.0.1", 0))
-            origins = [Origin(host, unused.getsockname()[1]) for host in ("127.0.0.9", "127.0.0.1")]
-            with pytest.raises(NotConnectedError, match=r"127\.0\.0\.9 \(.*, 127\.0\.0\.1 \(.*refused") as refused:
-                await client.ask(origins, ASK, connect_s=5.0, silence_s=5.0)
-            assert not refused.value.late
-        with pytest.raises(NotConnectedError, match="no address"):
-            await client.ask([], ASK, connect_s=5.0, silence_s=5.0)
-        with black_hole("127.0.0.1") as port, pytest.raises(NotConnectedError) as swallowed:
-            await client.ask([Origin("127.0.0.1", port)], ASK, connect_s=0.05, silence_s=5.0)
-        assert swallowed.value.late
-        assert client._open == {}
-
-
-async def test_a_name_leads_to_whichever_of_its_addresses_answers() -> None:
-    async with spoken() as (speaker, client):
-        answer = await client.ask([Origin("localhost", speaker.port)], ASK, connect_s=30.0, silence_s=30.0)
-        assert await answer.read() == b"ok"
-        with pytest.raises(NotConnectedError):
-            await client.ask([Origin("no.such.host.invalid", 1)], ASK, connect_s=30.0, silence_s=30.0)
-
-
-async def test_a_cancelled_dial_leaves_nothing() -> None:
-    made: list[socket.socket] = []
-
-    def make(info: tuple[Any, ...]) -> socket.socket:
-        made.append(socket.socket(info[0], info[1], info[2]))
-        return made[-1]
-
-    client = HttpClient(make=make)
-    with black_hole("127.0.0.1") as port:
-        asking = asyncio.ensure_future(
-            client.ask([Origin("127.0.0.1", port)] * 2, ASK, connect_s=60.0, silence_s=60.0, beside_s=0.01)
-        )
-        await until(lambda: len(made) == 2)
-        asking.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await asking
-        assert [s.fileno() for s in made] == [-1, -1]
-    assert client._open == {}
 
 
 async def test_closing_ends_answers_that_are_read() -> None:

@@ -4,6 +4,7 @@ import pytest
 
 from node.errors import NodeError, NodeErrorCode
 from node.openai import (
+    Renamer,
     SseSplitter,
     bare,
     clean_request,
@@ -15,7 +16,6 @@ from node.openai import (
     rename_request,
     runs_alone,
     usage_of,
-    with_model,
 )
 from node.types import Usage
 
@@ -154,9 +154,38 @@ def test_errors_in_every_shape() -> None:
 
 def test_chunks_are_renamed_and_nothing_else_changes() -> None:
     block = b'data: {"id":"1","model":"/path/x","choices":[{"delta":{"content":"a  b"}}]}\n\n'
-    assert with_model(block, "mine") == block.replace(b"/path/x", b"mine")
-    for other in (b": x\n\n", b"data: [DONE]\n\n", b'data: {"x":{"model":"y"}}\n\n'):
-        assert with_model(other, "mine") == other
+    rename = Renamer("mine")
+    for _ in range(2):
+        assert rename(block) == block.replace(b"/path/x", b"mine")
+    spaced = block.replace(b":", b": ")
+    assert rename(spaced) == spaced.replace(b"/path/x", b"mine")
+    for other in (b": x\n\n", b"data: [DONE]\n\n", b'data: {"x":{"model":"y"}}\n\n', b'data: {"model":\n\n'):
+        assert rename(other) == other
+
+
+def test_a_text_that_looks_like_a_model_is_no_model() -> None:
+    rename = Renamer("mine")
+    said = json.dumps({"model": "theirs", "choices": [{"delta": {"content": 'say "model": "theirs"'}}]})
+    for _ in range(2):
+        block = b"data: " + said.encode() + b"\n\n"
+        assert json.loads(rename(block)[6:]) == {**json.loads(said), "model": "mine"}
+    nested = b'data: {"model":"theirs","x":{"model":"theirs"}}\n\n'
+    assert json.loads(rename(nested)[6:]) == {"model": "mine", "x": {"model": "theirs"}}
+
+
+def test_a_chunk_that_has_the_right_name_already_is_not_touched() -> None:
+    rename, block = Renamer("mine"), b'data: {"model":  "mine", "n": 1}\n\n'
+    assert json.loads(rename(block)[6:]) == {"model": "mine", "n": 1}
+    block = b'data: {"model": "mine", "n": 1}\n\n'
+    assert rename(block) == rename(block) == block
+
+
+def test_usage_that_is_null_is_no_usage() -> None:
+    assert usage_of(b'data: {"choices":[],"usage": null}\n\n') is None
+    assert usage_of(b'data: {"choices":[],"usage":null}\n\n') is None
+    found = usage_of(b'data: {"x":{"usage":null},"usage":{"prompt_tokens":3}}\n\n')
+    assert found is not None
+    assert found.usage.prompt == 3
 
 
 @pytest.mark.parametrize(

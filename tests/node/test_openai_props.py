@@ -4,7 +4,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.openai import FORCED, STRIPPED, SseSplitter, clean_request, with_model
+from node.openai import FORCED, STRIPPED, Renamer, SseSplitter, clean_request
 
 json_values = st.recursive(
     st.none()
@@ -61,9 +61,13 @@ def test_cutting_arbitrary_bytes_never_changes_the_blocks(data: bytes, cuts: lis
     assert all(block.endswith(b"\n\n") and block.count(b"\n\n") == 1 and b"\r" not in block for block in found)
 
 
-@given(st.dictionaries(st.text(), json_values, max_size=5), st.text(min_size=1))
-def test_renaming_touches_the_model_only(chunk: dict[str, object], name: str) -> None:
-    chunk["model"] = "other"
-    block = b"data: " + json.dumps(chunk).encode() + b"\n\n"
-    found = json.loads(with_model(block, name).removeprefix(b"data: "))
-    assert found == {**chunk, "model": name}
+@given(
+    st.lists(st.dictionaries(st.text() | st.just("model"), json_values, max_size=5), min_size=1, max_size=3),
+    st.text(min_size=1),
+)
+def test_renaming_touches_the_model_only(chunks: list[dict[str, object]], name: str) -> None:
+    rename = Renamer(name)
+    for chunk in chunks:
+        chunk["model"] = "other"
+        found = json.loads(rename(b"data: " + json.dumps(chunk).encode() + b"\n\n").removeprefix(b"data: "))
+        assert found == {**chunk, "model": name}

@@ -9,15 +9,15 @@ from contextlib import asynccontextmanager
 
 import aiohttp
 import pytest
-from aiohttp import web
-from aiohttp.test_utils import TestServer
 
 from node.errors import NodeError, NodeErrorCode
 from node.io.calls import ALIVE, Call
-from node.io.serve import routes
+from node.io.serve import BODY_BYTES, Door
 from node.openai import DONE
 from tests.mesh.waiting import until
+from tests.node.doors import opened
 from tests.node.fakes import data
+from tests.node.smuggling import BODIES, HEADS
 
 HEADERS = {
     "x-mesh-request": "r1",
@@ -65,36 +65,23 @@ class FakeHost:
 async def asked(
     host: FakeHost, path: str = "chat/completions", headers: dict[str, str] | None = None, leaving: str = ""
 ) -> AsyncGenerator[aiohttp.ClientResponse, None]:
-    app = web.Application()
-    app.add_routes(routes(host, lambda: leaving))
-    server = TestServer(app)
-    await server.start_server()  # with handler_cancellation, as the daemon runs it
-    try:
-        async with aiohttp.ClientSession() as session:
-            url = server.make_url(f"/mesh/v1/serve/{path}")
-            async with session.post(url, data=b'{"x": 1}', headers=HEADERS if headers is None else headers) as response:
-                yield response
-    finally:
-        await server.close()
+    async with opened(Door(host, lambda: leaving)) as port, aiohttp.ClientSession() as session:
+        url = f"http://127.0.0.1:{port}/mesh/v1/serve/{path}"
+        async with session.post(url, data=b'{"x": 1}', headers=HEADERS if headers is None else headers) as response:
+            yield response
 
 
 @asynccontextmanager
 async def raw(host: FakeHost, header: bytes = b"x: y", path: str = "chat/completions") -> AsyncGenerator[bytes, None]:
     """The whole answer to a request whose path and one header are sent as they stand here."""
-    app = web.Application()
-    app.add_routes(routes(host))
-    server = TestServer(app)
-    await server.start_server()
     fields = {k: v for k, v in HEADERS.items() if not header.startswith(k.encode())}
     lines = [f"POST /mesh/v1/serve/{path} HTTP/1.1", "host: x", "connection: close", "content-length: 0"]
     head = "\r\n".join([*lines, *(f"{k}: {v}" for k, v in fields.items())]).encode() + b"\r\n" + header + b"\r\n\r\n"
-    try:
-        reader, writer = await asyncio.open_connection(server.host, server.port)
+    async with opened(Door(host)) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(head)
         yield await reader.read()
         writer.close()
-    finally:
-        await server.close()
 
 
 @pytest.mark.parametrize(
@@ -238,4 +225,25 @@ async def test_a_path_that_leads_elsewhere_is_not_served(path: str) -> None:
     host = FakeHost()
     async with raw(host, path=path) as answer:
         assert answer.startswith(b"HTTP/1.1 404 ")
+    assert host.calls == []
+
+
+async def test_a_body_that_is_too_large_is_refused_unread() -> None:
+    host = FakeHost()
+    async with raw(host, header=b"content-length: %d" % (BODY_BYTES + 1)) as answer:
+        assert answer.startswith(b"HTTP/1.1 400 ")
+    assert host.calls == []
+
+
+@pytest.mark.parametrize("corpus", [HEADS, BODIES], ids=["heads", "bodies"])
+async def test_what_can_be_read_in_two_ways_is_refused(corpus: dict[str, bytes]) -> None:
+    host = FakeHost(DONE)
+    async with opened(Door(host)) as port:
+        for name, text in corpus.items():
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(text.replace(b"/v1/chat/completions", b"/mesh/v1/serve/chat/completions"))
+            answer = await reader.read()
+            writer.close()
+            assert answer.startswith(b"HTTP/1.1 400 "), name
+            assert b"bad_request" in answer, name
     assert host.calls == []

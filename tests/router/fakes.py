@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -16,8 +16,9 @@ from mesh.http import Server
 from mesh.settings import ServerSettings
 from node.errors import NodeError, NodeErrorCode
 from node.io.calls import Call
+from node.io.front import Application
 from node.io.http_client import HttpClient
-from node.io.serve import routes as peer_routes
+from node.io.serve import Door
 from node.types import ModelReport, ModelState, NodeId, NodeReport, RequestId, Usage
 from router.errors import ErrorCode, Refusal
 from router.events import Decision, Outcome, Request, Why
@@ -193,20 +194,19 @@ class Rig:
         return AsyncOpenAI(base_url=f"{self.url}/v1", api_key="sk-secret", max_retries=0, **more)
 
 
-async def serving(routes: list[web.RouteDef]) -> tuple[web.AppRunner, int]:
+async def serving(raw: Application, routes: Sequence[web.RouteDef] = ()) -> tuple[Server, int]:
     app = web.Application()
     app.add_routes(routes)
-    runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    return runner, int(runner.addresses[0][1])
+    server = Server(app, raw=raw, settings=ServerSettings(stop_s=0.1))
+    listening = socket.create_server(("127.0.0.1", 0), backlog=1024)
+    await server.listen([listening])
+    return server, int(listening.getsockname()[1])
 
 
 @asynccontextmanager
 async def rigged(settings: EdgeSettings) -> AsyncIterator[tuple[Rig, Edge]]:
     rig = Rig(settings)
-    peer, rig.peer_port = await serving(peer_routes(rig.peer))
+    peer, rig.peer_port = await serving(Door(rig.peer))
     async with HttpClient() as http:
         edge = Edge(
             view=rig.view,
@@ -218,18 +218,13 @@ async def rigged(settings: EdgeSettings) -> AsyncIterator[tuple[Rig, Edge]]:
             count_bytes=rig.count,
             metrics=lambda: b"# none\n",
         )
-        app = web.Application()
-        app.add_routes(edge.routes())
-        server = Server(app, raw=edge, settings=ServerSettings(stop_s=0.1))
-        listening = socket.create_server(("127.0.0.1", 0), backlog=1024)
-        await server.listen([listening])
-        rig.url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        rig.server = server
+        rig.server, port = await serving(edge, edge.routes())
+        rig.url = f"http://127.0.0.1:{port}"
         try:
             yield rig, edge
         finally:
-            await server.close()
-            await peer.cleanup()
+            await rig.server.close()
+            await peer.close()
     assert edge.open_requests == 0
     assert edge._means.bodies.held_bytes == 0
     assert edge.kept_bytes == 0

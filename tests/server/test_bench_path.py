@@ -97,8 +97,13 @@ def test_a_ratio_is_taken_within_its_round_and_what_the_engine_takes_is_no_fault
     assert found["open loop: rate (goal is for 1000)"].value == FIRST_RATE
 
 
-def test_a_profile_is_summed_up_by_function() -> None:
-    said = summary("run (a.py:1);serve (b.py:2) 3\nrun (a.py:9);serve (b.py:7);read (c.py:4) 1\nnonsense\n")
+def test_a_profile_is_summed_up_by_function_of_the_thread_that_serves() -> None:
+    main, other = "thread (0x1): MainThread", "thread (0x2): writer"
+    said = summary(
+        f"{main};run (a.py:1);serve (b.py:2) 3\n{main};run (a.py:9);serve (b.py:7);read (c.py:4) 1\n"
+        f"{other};wait (d.py:1) 9\nnonsense\n"
+    )
     assert "4 samples" in said
-    assert " 100.0  run (a.py" in said
-    assert "  75.0  serve (b.py" in said
+    assert " 100.0  run (a.py)" in said
+    assert "  75.0  serve (b.py)" in said
+    assert "wait" not in said

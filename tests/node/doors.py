@@ -1,0 +1,29 @@
+"""An application of the raw front on a port of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from node.io.front import Application, Fronts
+from node.settings import FrontSettings
+
+
+class _Nobody(asyncio.Protocol):
+    """What is not carried finds nobody."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        transport.close()
+
+
+@asynccontextmanager
+async def opened(application: Application) -> AsyncIterator[int]:
+    """Its port."""
+    fronts = Fronts(application, _Nobody, settings=FrontSettings(), carries_at=lambda _: True)
+    server = await asyncio.get_running_loop().create_server(fronts, "127.0.0.1", 0)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+        await fronts.close(0.1)
