@@ -148,8 +148,17 @@ class Audit:
 
     def _open(self, place: tuple[Talker, str], question: Question, client: int) -> Open:
         talker, url = place
-        return talker.ask(url, question.body, path=question.path, client=client, limit_s=self._bound_s,
-                          retries=2 if self._options.edges else 0)  # fmt: skip
+        # A node that was cut off answers no connect: who waits for it as long as for an answer tries no other.
+        connect_s = 2.0 if self._options.edges else 30.0
+        return talker.ask(
+            url,
+            question.body,
+            path=question.path,
+            client=client,
+            limit_s=self._bound_s,
+            connect_s=connect_s,
+            retries=2 if self._options.edges else 0,
+        )
 
 
 def _keep_logs(folder: Path) -> None:

@@ -206,6 +206,10 @@ def _drain(_: Five, mac: Mac) -> None:
     mac.client.drain(mac.name)
 
 
+def _drain_now(_: Five, mac: Mac) -> None:
+    mac.client.drain(mac.name, now=True)
+
+
 def _undrain(_: Five, mac: Mac) -> None:
     mac.client.undrain(mac.name)
 
@@ -217,8 +221,9 @@ FAULTS: dict[str, tuple[Act, Act]] = {
     "link cut": (_cut, _restore),
     "daemon frozen": (_freeze, _thaw),
     "drained": (_drain, _undrain),
+    "drained at once": (_drain_now, _undrain),
 }
-OF_REPLICAS = ("worker killed", "drained")
+OF_REPLICAS = ("worker killed", "drained", "drained at once")
 LETHAL = ("daemon killed", "link cut", "daemon frozen")  # what befalls a coordinator
 
 

@@ -52,6 +52,7 @@ class Pair:
     talkers: dict[str, Talker]
     model: str
     hurt: list[Mac] = field(default_factory=list)  # whose worker was killed or frozen
+    drained: list[Mac] = field(default_factory=list)
 
     @property
     def edge(self) -> Mac:
@@ -75,7 +76,10 @@ class Pair:
         await asyncio.to_thread(revive, self.macs)
         for mac in self.hurt:  # its operator: the node itself would wait longer with each of its worker's deaths
             await asyncio.to_thread(_load, mac, self.model)
+        for mac in self.drained:
+            await asyncio.to_thread(mac.client.undrain, mac.name)
         self.hurt.clear()
+        self.drained.clear()
         await self.whole()
 
     async def route(self, entry: Mac, request: str) -> Route | None:
@@ -169,6 +173,11 @@ def cut_link(mesh: Pair, mac: Mac) -> None:
     mesh.lab.cut(mac.name)
 
 
+def drain_now(mesh: Pair, mac: Mac) -> None:
+    mesh.drained.append(mac)
+    mac.client.drain(mac.name, now=True)
+
+
 CutOff = Callable[[Pair, Mac], None]
 KINDS: dict[str, CutOff] = {
     "worker killed": kill_worker,
@@ -176,5 +185,10 @@ KINDS: dict[str, CutOff] = {
     "daemon killed": kill_daemon,
     "daemon frozen": freeze_daemon,
     "link cut": cut_link,
+    "drained at once": drain_now,
 }
-AT_ITS_OWN = ("worker killed", "worker frozen")  # these leave the node's own edge alive: its clients may be hit too
+AT_ITS_OWN = (
+    "worker killed",
+    "worker frozen",
+    "drained at once",
+)  # these leave the node's own edge alive: its clients may be hit too

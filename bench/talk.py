@@ -34,6 +34,7 @@ class Ask(Struct, frozen=True, kw_only=True):
     at: int = 0
     retries: int = 0
     limit_s: float = 120.0
+    connect_s: float = 30.0
 
 
 class Answer(Struct, frozen=True, kw_only=True):

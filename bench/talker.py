@@ -15,7 +15,6 @@ from openai import AsyncOpenAI
 
 from bench.talk import Answer, Ask, Ended, Reached
 
-CONNECT_S = 2.0  # with more, the SDK's retries outlast the clients of a mesh that lost its coordinator
 TAIL_BYTES = 64
 
 
@@ -146,7 +145,7 @@ async def main() -> None:
     async def work(ask: Ask) -> None:
         key = (ask.client, ask.url, ask.retries)
         if key not in clients:
-            limit = openai.Timeout(ask.limit_s, connect=CONNECT_S)
+            limit = openai.Timeout(ask.limit_s, connect=ask.connect_s)
             clients[key] = AsyncOpenAI(base_url=ask.url, api_key=f"client-{ask.client}", max_retries=ask.retries,
                                        timeout=limit)  # fmt: skip
         talk = Talk(ask, clients[key], edges.get(ask.client, ""))

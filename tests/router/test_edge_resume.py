@@ -11,12 +11,11 @@ import pytest
 
 from node.errors import NodeError, NodeErrorCode
 from node.io.calls import Call
-from node.types import ModelReport, ModelState, Resume
+from node.types import Resume
 from router.errors import ErrorCode, Refusal
 from router.settings import EdgeSettings
 from tests.mesh.waiting import until
 from tests.router.fakes import (
-    ASK,
     DONE,
     ME,
     OTHER,
@@ -30,8 +29,8 @@ from tests.router.fakes import (
     says,
     send,
 )
+from tests.router.resuming import WHOLE, asked_on, model, read
 
-WHOLE = b': usage {"prompt":5,"cached":0,"completion":6}\n\n'
 HEAD = (chunk("The ", mesh_tokens=[11]), chunk("cap", mesh_tokens=[12, 13]))
 TAIL = (chunk("ital", mesh_tokens=[14]), chunk(" is Paris.", "stop", mesh_tokens=[15, 16]), WHOLE, DONE)
 AGAIN = (
@@ -42,19 +41,6 @@ AGAIN = (
     DONE,
 )
 TEXT = "The capital is Paris."
-
-
-def model(resume: Resume = Resume.CONTINUE, fingerprint: str = "f1", **more: Any) -> tuple[ModelReport, ...]:
-    return (
-        ModelReport(
-            name="chat-1",
-            aliases=("standard",),
-            state=ModelState.READY,
-            resume=resume,
-            fingerprint=fingerprint,
-            **more,
-        ),
-    )
 
 
 def resuming(rig: Rig, resume: Resume = Resume.CONTINUE, fingerprint: str = "f1") -> None:
@@ -70,23 +56,6 @@ def goes_on(*blocks: bytes) -> Script:
             yield block
 
     return serve
-
-
-def asked_on(call: Call) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(call.body)["mesh_resume"]
-    return found
-
-
-async def read(rig: Rig, **more: Any) -> tuple[str, set[str], str | None]:
-    """Text, ids and finish_reason that the official client saw."""
-    stream = await rig.client().chat.completions.create(model="chat-1", messages=ASK, stream=True, **more)
-    text, ids, finish = "", set(), None
-    async for part in stream:
-        ids.add(part.id)
-        for choice in part.choices:
-            text += choice.delta.content or ""
-            finish = choice.finish_reason or finish
-    return text, ids, finish
 
 
 async def lost(rig: Rig, **more: Any) -> tuple[str | None, str]:
