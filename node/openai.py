@@ -250,12 +250,12 @@ def bare(block: bytes) -> bytes | None:
 
 
 class Renamer:
-    """Puts `model` into the bare blocks of one stream as the model that their chunks name; other blocks stay as they
+    """Puts `model` into the bare blocks of one server as the model that their chunks name; other blocks stay as they
     are. What stands there is learned from the first chunk, and then looked for as bytes: no quote inside a text of the
     answer is without its backslash, so text cannot look like it."""
 
     def __init__(self, model: str) -> None:
-        self._model = _encode(model)
+        self.model, self._model = model, _encode(model)
         self._theirs = self._ours = b""
 
     def __call__(self, block: bytes) -> bytes:

@@ -96,8 +96,9 @@ class Meter:
 
     def count(self, block: bytes) -> None:
         """It has passed."""
-        found = usage_of(block)
-        if found is not None:
+        if block.startswith(b"data: {") and b'"usage"' not in block:
+            self.generated += 1  # as nearly all are
+        elif (found := usage_of(block)) is not None:
             self.prompt += found.usage.prompt
         elif is_comment(block):
             self.signs += 1

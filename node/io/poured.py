@@ -64,7 +64,7 @@ class Poured(Answer):
             self._spoke = True
             self.bear(self._engine.silence_limit_s)
         for block in blocks:
-            if is_done(block):
+            if not block.startswith(b"data: {") and is_done(block):  # a chunk of JSON is not looked through for it
                 self.leave()
                 self._sink.done(None)
                 return

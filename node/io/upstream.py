@@ -48,6 +48,7 @@ class Upstream:
         self._settings, self._model, self._first_limit_s = settings, model, first_limit_s
         self._http: HttpClient | None = None
         self._places: dict[str, _Place] = {}
+        self._rename: Renamer | None = None
 
     @property
     def http(self) -> HttpClient:
@@ -71,7 +72,7 @@ class Upstream:
             path,
             sink,
             first_limit_s=self._first_limit_s,
-            rename=None if model_name == self.echoes else Renamer(model_name),
+            rename=None if model_name == self.echoes else self._renamer(model_name),
             lost=self._lost,
         )
         cleaned = clean_request(body, model=self._model)
@@ -88,6 +89,12 @@ class Upstream:
 
     def _into(self, path: str, body: bytes, model_name: str, sink: Sink) -> Flow:
         return self.pour(path, body, model_name=model_name, sink=sink)
+
+    def _renamer(self, model_name: str) -> Renamer:
+        """What one stream has taught it about this server's chunks the next one need not learn."""
+        if self._rename is None or self._rename.model != model_name:
+            self._rename = Renamer(model_name)
+        return self._rename
 
     def _question(self, method: str, url: str, body: bytes, fields: Mapping[str, str]) -> tuple[_Place, bytes]:
         """Where it goes, and its head. Raises NodeError."""
