@@ -62,14 +62,14 @@ class Audit:
         name = "audit, faults on edges too" if options.edges else "audit"
         model = await asyncio.to_thread(reciter.build, default_cache())
         self._questions = _both(certain(model.name))
-        faults, skipped = [], 0
+        faults, skipped, stalls, began = [], 0, [], time.monotonic()
         with tempfile.TemporaryDirectory(prefix="lab", dir="/tmp", ignore_cleanup_errors=True) as folder:
             try:
                 async with five(Path(folder), model, edges=options.edges, timeout_s=options.timeout_s) as mesh:
                     faults = mesh.faults
                     noisy = await self._undisturbed(mesh)
                     await self._storm(mesh)
-                    skipped = mesh.skipped
+                    skipped, stalls = mesh.skipped, mesh.stalls(began)
             except (MeshError, LabError, AssertionError, TimeoutError, ExceptionGroup) as error:
                 traceback.print_exc()
                 broken.append(str(error))
@@ -86,6 +86,7 @@ class Audit:
             within(f"{name}: questions whose undisturbed answers differ", len(noisy), "questions", None, 0),
             *make(name, self._ended, faults, skipped, self._bound_s),
             *([] if options.edges else held_rows(name, *self._held)),
+            within(f"{name}: times that a daemon did not run, and nobody had frozen it", len(stalls), "", None, None),
             within(f"{name}: parts that broke off", len(broken), "", None, 0),
         ]
 

@@ -120,6 +120,7 @@ def _asked(name: str, all_ended: Sequence[Ended], faults: Sequence[Fault], skipp
     counts = Counter(one.kind for one in all_ended)
     ways = Counter(one.how for one in all_ended if one.kind == "resumed")
     kinds = Counter(fault.kind for fault in faults)
+    codes = Counter(one.why for one in all_ended if one.kind == "refused")
     return [
         within(f"{name}: requests", len(all_ended), "requests", 1, None),
         within(f"{name}: streamed", sum(one.answer.stream for one in all_ended), "requests", 1, None),
@@ -131,6 +132,7 @@ def _asked(name: str, all_ended: Sequence[Ended], faults: Sequence[Fault], skipp
         within(f"{name}: ok, resumed after it", counts["resumed"], "requests", 1, None),
         *(within(f"{name}: resumed, {way}", count, "requests", None, None) for way, count in sorted(ways.items())),
         within(f"{name}: refused by name", counts["refused"], "requests", None, None),
+        *(within(f"{name}: refused, {code}", count, "requests", None, None) for code, count in sorted(codes.items())),
     ]
 
 

@@ -7,6 +7,7 @@ sixth machine that goes by the mesh's name; else clients ask at mac4 and mac5, w
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import random
 import signal
@@ -24,6 +25,7 @@ from bench.talk import Talker
 from mesh.client import MeshClientError
 from tests.lab.macs import Mac, agreed
 from tests.lab.netlab import Lab
+from tests.lab.told import monotonic
 
 HOLD_S = (3.0, 9.0)  # a fault lasts so long; what takes longer is the coming back
 URL, NAMED = "http://localhost:4000/v1", "http://mlx-mesh.local:4000/v1"
@@ -126,6 +128,18 @@ class Five:
         await comes(lambda: _well(mac), WHOLE_S)
         fault.end = time.monotonic()
         self._hurt.discard(mac.name)
+
+    def stalls(self, since: float) -> list[str]:
+        """Each time that a daemon noticed that it had not run for seconds, though no fault lay on it: a machine too
+        busy for a mesh of five, whose refusals say nothing of the mesh."""
+        found = []
+        for mac in self.macs:
+            for line in mac.output.splitlines():
+                if '"event":"woke"' in line and (at := monotonic(json.loads(line)["at"])) >= since:
+                    mine = [f for f in self.faults if f.node == mac.name]
+                    if not any(f.start <= at and (not f.end or at <= f.end) for f in mine):
+                        found.append(f"{mac.name}: {json.loads(line)['message']}")
+        return found
 
     # What daemons hold
 
