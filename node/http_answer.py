@@ -182,6 +182,10 @@ class AnswerReader:
         if self._held:
             data, self._held = self._held + data, b""
         at, size, left = 0, len(data), self._left
+        if left < 0 and (line_end := data.find(b"\r\n", 0, _SIZE_DIGITS + 2)) > 0:
+            line = data[:line_end]
+            if not line.translate(None, _HEX) and int(line, 16) == size - line_end - 4 > 0 and data.endswith(b"\r\n"):
+                return data[line_end + 2 : -2]  # one chunk and nothing else, as nearly all come
         parts: list[bytes] = []
         while True:
             if left < 0:  # between two chunks

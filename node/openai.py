@@ -146,13 +146,21 @@ class SseSplitter:
         self._rest = b""
         self._held = b""  # a CR at the end of what has come: half a CRLF, or a line end of its own
 
+    def is_block(self, data: bytes) -> bool:
+        """Whether `data`, fed now, is one block and nothing else, as nearly all come. False says nothing."""
+        size = len(data)
+        return (
+            data.find(b"\n\n") == size - 2 > 0
+            and not (self._rest or self._held)
+            and size <= self._limit_bytes
+            and b"\r" not in data
+            and not data.startswith(b"\n")
+        )
+
     def feed(self, data: bytes) -> list[bytes]:
         """The blocks that `data` completes. Raises NodeError(MODEL_FAILED) when a block exceeds the limit."""
-        size = len(data)
-        if data.find(b"\n\n") == size - 2 > 0 and not (self._rest or self._held) and size <= self._limit_bytes:
-            plain = b"\r" not in data and not data.startswith(b"\n")
-            if plain:
-                return [data]  # as nearly all come: one block, and whole
+        if self.is_block(data):
+            return [data]
         *whole, self._rest = (self._rest + self._with_lf(data)).split(b"\n\n")
         if len(self._rest) > self._limit_bytes:
             message = f"the model server sent an event of more than {self._limit_bytes} bytes"

@@ -65,6 +65,15 @@ def wanted(view: View, path: str, asked: Asked, listed: int) -> Wanted:
     Raises RouterError: MODEL_NOT_FOUND naming what exists, NO_NODE_AVAILABLE when only nodes that are away hold it,
     PATH_NOT_FOUND naming what serves the path, INVALID_REQUEST for `n` > 1 where no engine serves it.
     """
+    if path not in (CHAT, COMPLETIONS):  # a pattern stands for any number of others
+        return _wanted(view, path, asked, listed)
+    key = (path, asked.model, asked.choices > 1)
+    if (found := view.wanted.get(key)) is None:
+        found = view.wanted[key] = _wanted(view, path, asked, listed)
+    return found
+
+
+def _wanted(view: View, path: str, asked: Asked, listed: int) -> Wanted:
     held = _held(view, asked.model)
     fallbacks = tuple(name for _, model in held for name in model.fallback)
     models = tuple(dict.fromkeys((asked.model, *fallbacks)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from enum import StrEnum
 from functools import cached_property
+from typing import Any
 
 from msgspec import Struct
 
@@ -60,6 +61,11 @@ class View(Struct, frozen=True, kw_only=True, dict=True):  # a dict for what is 
         """Each node as people know it, unique in this view: its name, or `name~id4` where another has the same one
         (but for capitals), with as much of the id as tells them apart. Not to be changed: each request asks for it."""
         return self._names
+
+    @cached_property
+    def wanted(self) -> dict[tuple[str, str, bool], Any]:
+        """Kept by router/catalog.py: what a name means in this view. Only for names that are there, so bounded."""
+        return {}
 
     @cached_property
     def _names(self) -> dict[NodeId, str]:

@@ -57,7 +57,8 @@ class AdmittedCall:
     """
 
     def __init__(self, call: Call, model: str, settings: NodeSettings, too_late: Callable[[float], NodeError]) -> None:
-        self._clock = asyncio.get_running_loop().time
+        self._loop = asyncio.get_running_loop()
+        self._clock = self._loop.time
         self._settings = settings
         self._out: deque[bytes] = deque()
         self._error: NodeError | None = None
@@ -72,16 +73,13 @@ class AdmittedCall:
         self.hold_until: float | None = None  # while its model is not in memory: how long it waits for that
         self._too_late = too_late  # given the seconds waited: what to say then
         self.admitted_at = self._clock()
+        self.deadline = self.admitted_at + call.deadline_s
         self.started_at: float | None = None
         self.first_at: float | None = None  # first `data:` block
         self.last_at: float | None = None
         self.usage = Usage()
         self.cold = False  # its model was not in memory when it came
         self.answer: tuple[int, str, bytes] | None = None  # of a post
-
-    @property
-    def deadline(self) -> float:
-        return self.admitted_at + self.call.deadline_s
 
     def start(self, worker: Worker, tasks: asyncio.TaskGroup) -> None:
         """It has a slot: the worker begins."""
@@ -117,7 +115,7 @@ class AdmittedCall:
         self.last_at = self._clock()
         if self.first_at is None:
             self.first_at = self.last_at
-        if (found := usage_of(block)) is not None:
+        if b'"usage"' in block and (found := usage_of(block)) is not None:
             self.usage = found.usage
             if found.alone and not self.call.wants_usage:
                 return
@@ -140,11 +138,10 @@ class AdmittedCall:
         while not self._out:
             if self._error is not None:
                 raise self._error
-            self._check_patience()
-            self._waiter = asyncio.get_running_loop().create_future()
-            self._alarm.set(self._clock() + self._patience_s())
+            self._alarm.set(self._patient_until())
+            self._waiter = self._loop.create_future()
             if not await self._waiter:
-                self._check_patience()
+                self._patient_until()
                 return ALIVE
         block = self._out.popleft()
         if self._full and len(self._out) <= self._settings.stream_blocks // 2:
@@ -192,19 +189,18 @@ class AdmittedCall:
     def _rang(self) -> None:
         self._wake(news=False)
 
-    def _patience_s(self) -> float:
-        """Until the next sign of life, or until there will be no more to wait for."""
-        ends = self.deadline if self.hold_until is None else min(self.deadline, self.hold_until)
-        return max(0.0, min(self._settings.alive_every_s, ends - self._clock()))
-
-    def _check_patience(self) -> None:
-        """Raises NodeError(NODE_BUSY): not a failure of the model, the mesh plans again or gives up itself."""
-        now = self._clock()
-        if self.hold_until is not None and now >= self.hold_until:
-            raise self._too_late(now - self.admitted_at)
+    def _patient_until(self) -> float:
+        """The next sign of life, or when there will be no more to wait for. Raises NodeError(NODE_BUSY) then: not a
+        failure of the model, the mesh plans again or gives up itself."""
+        now, hold_until, ends = self._clock(), self.hold_until, self.deadline
+        if hold_until is not None:
+            if now >= hold_until:
+                raise self._too_late(now - self.admitted_at)
+            ends = min(ends, hold_until)
         if now >= self.deadline:
             doing = "waiting for a slot" if self.started_at is None else "running"
             raise NodeError(NodeErrorCode.NODE_BUSY, f"the request's deadline passed while it was {doing}")
+        return min(now + self._settings.alive_every_s, ends)
 
     async def _guard(self, run: Callable[[Worker], Awaitable[None]], worker: Worker) -> None:
         try:
@@ -224,7 +220,7 @@ class AdmittedCall:
                     self.done(None)
                     return
                 while len(self._out) >= self._settings.stream_blocks:
-                    self._room = asyncio.get_running_loop().create_future()
+                    self._room = self._loop.create_future()
                     await self._room
                 self.block(block)
         raise NodeError(NodeErrorCode.MODEL_FAILED, "the answer ended without [DONE]")

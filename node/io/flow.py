@@ -96,9 +96,7 @@ class Meter:
 
     def count(self, block: bytes) -> None:
         """It has passed."""
-        if block.startswith(b"data: {") and b'"usage"' not in block:
-            self.generated += 1  # as nearly all are
-        elif (found := usage_of(block)) is not None:
+        if (found := usage_of(block)) is not None:
             self.prompt += found.usage.prompt
         elif is_comment(block):
             self.signs += 1
@@ -128,7 +126,10 @@ class Metered:
         return self
 
     def block(self, block: bytes) -> None:
-        self._meter.count(block)
+        if block.startswith(b"data: {") and b'"usage"' not in block:
+            self._meter.generated += 1  # as nearly all are
+        else:
+            self._meter.count(block)
         self._sink.block(block)
 
     def done(self, error: NodeError | None) -> None:

@@ -19,6 +19,8 @@ from node.settings import FrontSettings
 
 log = logging.getLogger(__name__)
 
+_HELD_BYTES = 16 * 1024  # of one turn; more is written before its end
+
 
 class Application(Protocol):
     """What carried requests are answered by."""
@@ -39,6 +41,8 @@ class Front(asyncio.Protocol):
     __slots__ = (
         "_carries",
         "_client",
+        "_corked",
+        "_held",
         "_incoming",
         "_outgoing",
         "_reader",
@@ -61,6 +65,8 @@ class Front(asyncio.Protocol):
         self._outgoing: Outgoing | None = None
         self._task: asyncio.Task[None] | None = None
         self._waiters: list[asyncio.Future[None]] = []  # for the client to take what was written
+        self._corked = False  # something was written in this turn of the loop: what follows is held to its end
+        self._held = b""
         self._carries = False
         self._client = ""
         self._reading = True
@@ -181,12 +187,32 @@ class Front(asyncio.Protocol):
         """Whether the connection stays after this answer. It cannot when the answer comes before the whole request."""
         return self.keeps and self._reader.whole
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes, *, more: bool = True) -> None:
+        """At once; what follows in the same turn of the loop (`more` may) goes out together, as one write each is the
+        most that a burst of small blocks costs."""
         if self.transport is None or self.transport.is_closing():
             raise ConnectionResetError("the client has gone")
-        self.transport.write(data)
+        if self._corked:
+            self._held += data
+            if len(self._held) >= _HELD_BYTES:
+                self._flush()
+        else:
+            self.transport.write(data)
+            if more:
+                self._corked = True
+                asyncio.get_running_loop().call_soon(self._uncork)
+
+    def _uncork(self) -> None:
+        self._corked = False
+        self._flush()
+
+    def _flush(self) -> None:
+        if self._held and self.transport is not None and not self.transport.is_closing():
+            self.transport.write(self._held)
+        self._held = b""
 
     async def drained(self) -> None:
+        self._flush()
         if self.full and self.transport is not None:
             waiter = asyncio.get_running_loop().create_future()
             self._waiters.append(waiter)
@@ -205,6 +231,7 @@ class Front(asyncio.Protocol):
         self._incoming = self._outgoing = None
         if self.transport is None:
             return
+        self._flush()
         loop = asyncio.get_running_loop()
         reader = self._reader
         if not self.keeps or not reader.whole:

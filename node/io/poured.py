@@ -50,6 +50,13 @@ class Poured(Answer):
             self._fail(failed("the model server's answer is compressed, which nobody asked for"))
 
     def on_part(self, body: bytes) -> None:
+        if self._spoke and body.startswith(b"data: {") and self._splitter.is_block(body) and b'"error"' not in body:
+            self._sink.block(body if self._rename is None else self._rename(body))
+        else:
+            self._part(body)
+
+    def _part(self, body: bytes) -> None:
+        """What is not simply one chunk of JSON."""
         if self._refusal is not None:
             self._refusal += body
             if len(self._refusal) >= self._engine.error_bytes:

@@ -19,7 +19,7 @@ class Line(Protocol):
 
     @property
     def keeping(self) -> bool: ...
-    def write(self, data: bytes) -> None: ...
+    def write(self, data: bytes, *, more: bool = True) -> None: ...
     async def drained(self) -> None: ...
     def answered(self) -> None: ...
     def last(self) -> None: ...
@@ -86,35 +86,40 @@ class Incoming:
 class Outgoing:
     """One answer. Writing raises ConnectionResetError when the client is gone; `drained` waits for a slow one."""
 
-    __slots__ = ("_chunked", "_head", "_line", "ended", "status")
+    __slots__ = ("_begun", "_chunked", "_head", "_line", "ended", "status")
 
     def __init__(self, line: Line, head: Head) -> None:
         self._line, self._head = line, head
         self._chunked = False
+        self._begun = b""  # a head that waits for the first part
         self.status = 0  # sent; 0 = none yet
         self.ended = False
 
     def whole(self, answer: Answer) -> None:
         """All of it."""
-        self._begin(answer.status, answer.fields, len(answer.body), answer.body)
+        head = self._begin(answer.status, answer.fields, len(answer.body))
+        self._line.write(head + answer.body, more=False)
         self._end()
 
     def begin(self, status: int, fields: Mapping[str, str]) -> None:
-        """The head of one that is written in parts."""
+        """The head of one that is written in parts. It goes out with the first of them."""
         self._chunked = self._head.minor > 0
         if not self._chunked:
             self._line.last()  # nothing but the end of the connection can say where the answer ends
-        self._begin(status, fields, None, b"")
+        self._begun = self._begin(status, fields, None)
 
     def write(self, data: bytes) -> None:
         """A part, not empty. Only after `begin`."""
         assert self.status
-        self._line.write(chunk(data) if self._chunked else data)
+        part = chunk(data) if self._chunked else data
+        if self._begun:
+            part, self._begun = self._begun + part, b""
+        self._line.write(part)
 
     def end(self) -> None:
         """The answer that was begun is whole."""
-        if self._chunked:
-            self._line.write(LAST_CHUNK)
+        if self._chunked or self._begun:
+            self._line.write(self._begun + (LAST_CHUNK if self._chunked else b""))
         self._end()
 
     @property
@@ -134,12 +139,11 @@ class Outgoing:
         """The connection ends now, and what was written and not sent is lost."""
         self._line.abort()
 
-    def _begin(self, status: int, fields: Mapping[str, str], length: int | None, body: bytes) -> None:
+    def _begin(self, status: int, fields: Mapping[str, str], length: int | None) -> bytes:
         assert not self.status
-        line = self._line
-        head = reply_head(status, fields, date=_date(), length=length, minor=self._head.minor, keeps=line.keeping)
-        line.write(head + body)
         self.status = status
+        keeps = self._line.keeping
+        return reply_head(status, fields, date=_date(), length=length, minor=self._head.minor, keeps=keeps)
 
     def _end(self) -> None:
         self.ended = True

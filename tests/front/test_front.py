@@ -325,6 +325,51 @@ async def test_a_slow_reader_holds_the_writer_up(site: Site) -> None:
     writer.close()
 
 
+class Counted:
+    """A transport that notes what is written to it."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self.written: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        self.written.append(data)
+        self._transport.write(data)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._transport, name)
+
+
+async def test_a_block_goes_out_at_once_and_a_burst_together(site: Site) -> None:
+    counted: list[Counted] = []
+
+    async def bursts(incoming: Incoming, outgoing: Outgoing) -> None:
+        (front,) = site.fronts.connections
+        assert front.transport is not None
+        counted.append(Counted(front.transport))
+        front.transport = counted[0]  # type: ignore[assignment]  # does all that one does
+        outgoing.begin(200, {})
+        assert counted[0].written == [], "the head goes with the first block"
+        for number in range(100):
+            outgoing.write(b"%02d" % number)
+            assert len(counted[0].written) == 1
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert len(counted[0].written) == 2
+        outgoing.write(b"x" * 10_000)
+        for _ in range(10):
+            outgoing.write(b"y" * 10_000)
+            assert len(front._held) < 20_000, "what is held is bounded"
+        outgoing.end()
+
+    site.script = bursts
+    answer = await site.says(post(b"", b"Connection: close"))
+    _, _, body = answer.partition(b"\r\n\r\n")
+    assert body.replace(b"\r\n", b"").startswith(b"".join(b"2%02d" % number for number in range(100)))
+    assert body.endswith(b"y\r\n0\r\n\r\n")
+    assert (body.count(b"x"), body.count(b"y")) == (10_000, 100_000)
+
+
 async def test_a_client_that_leaves_at_any_point_leaves_nothing(site: Site) -> None:
     held = asyncio.Event()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from msgspec import structs
 
 from node.types import ModelReport, ModelState, NodeId, NodeReport
 from router import catalog
@@ -38,6 +39,16 @@ def test_a_name_an_alias_and_fallbacks() -> None:
     seen = view(node(A, ModelReport(name="big", aliases=("std",), fallback=("small", "tiny", "big"))), node(B))
     assert wanted(seen, "big").models == ("big", "small", "tiny")
     assert wanted(seen, "std").models == ("std", "small", "tiny", "big")
+
+
+def test_what_a_name_means_is_worked_out_once_in_a_view() -> None:
+    seen = view(node(A, ModelReport(name="big", multiple_choices=False)), node(B))
+    assert wanted(seen, "big") is wanted(seen, "big")
+    assert refusal(seen, "big", choices=2).refusal.code is ErrorCode.INVALID_REQUEST
+    for name in ("none", "nobody"):
+        refusal(seen, name)
+    assert len(seen.wanted) == 1, "what is refused is not kept: clients invent any number of names"
+    assert structs.replace(seen, nodes=()).wanted == {}
 
 
 def test_a_fallback_serves_while_the_first_choice_is_away() -> None:
