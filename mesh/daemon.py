@@ -319,10 +319,11 @@ class Daemon:
             serving = self.edge.open_requests > 0 or bool(self.host.running())
             self.awake.look(serving, time.monotonic())
             busy = serving or self.dispatch.account().total > 0
+            began = time.thread_time()
             if pace.due(self.membership.alive(), changed=changed, busy=busy, now=clock.now()):
                 self.publish()
             if changed:
-                await asyncio.sleep(settings.gap_s)
+                await asyncio.sleep(pace.pause_s(time.thread_time() - began))
 
     def _send(self, node: NodeId, frame: EdgeFrame | CoordinatorFrame) -> bool:
         return self.overlay is not None and self.overlay.send(node, frame)

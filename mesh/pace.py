@@ -25,3 +25,9 @@ class Pace:
             return False
         self._said_at = now
         return True
+
+    def pause_s(self, took_s: float) -> float:
+        """Before the next one may be due, when the last took so much processor time: with each request something
+        changes, and a report costs many times a request."""
+        s = self._settings
+        return min(max(s.gap_s, took_s / s.part), s.gap_max_s)

@@ -89,7 +89,9 @@ class PublishSettings(Struct, frozen=True, kw_only=True):
     every_s: float = 1.0  # while something is open here, or peers have come or gone lately
     met_s: float = 10.0  # "lately"
     quiet_every_s: float = 5.0  # otherwise
-    gap_s: float = 0.02  # never more often: changes in between travel together
+    gap_s: float = 0.02  # never more often: changes in between travel together,
+    part: float = 0.05  # nor so often that it takes more than this part of the loop's processor time,
+    gap_max_s: float = 0.1  # but at least so often while something changes
 
 
 class NoiseSettings(Struct, frozen=True, kw_only=True):

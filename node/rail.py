@@ -61,6 +61,7 @@ class Rail:
         self._gap_s, self._half_life_s = settings.request_gap_s, settings.demand_half_life_s
         self.budget_bytes = settings.memory_budget_bytes
         self.deadline: float | None = None
+        self.calm = False  # the last event changed nothing for any model
         self._models: dict[str, Resident] = {}
         self._turn: list[str] = []  # reserved, not loaded yet; the first is loading (as are slow ones, which left this)
         self._line: list[str] = []  # waits for room, first come first
@@ -136,9 +137,18 @@ class Rail:
                 self._learn(event, now)
             case _:
                 assert_never(event)
-        effects += self._plan(now)
+        self.calm = self._calm(event, now)
+        if not self.calm:
+            effects += self._plan(now)
         self.deadline = min((t for t in self._moments() if t > now), default=None)
         return effects
+
+    def _calm(self, event: RailEvent, now: float) -> bool:
+        """Whether a plan would come to nothing: a request begins or ends, and nobody waits, nothing is due."""
+        if not isinstance(event, Began | Ended) or self._line or self._claim or self._over_since is not None:
+            return False
+        due = [t for t in (self.deadline, self._of(event.model).expires_at) if t is not None]
+        return not due or now < min(due)
 
     def _learn(self, event: Terms | Began | Ended | Measured, now: float) -> None:
         model = self._of(event.model)
@@ -321,7 +331,7 @@ class Rail:
             if model.name in victims and (model.yielding or model.cold(self._gap_s, now)):
                 effects.append(_evict(model, f"its room goes to {whom}" if whom else _SHRANK, "evicted"))
             elif model.expires_at is not None and now >= model.expires_at:
-                effects.append(_evict(model, _unused(model.kept_s), "idle"))
+                effects.append(_evict(model, model.unused, "idle"))
         if self._over_since is not None:
             idle = [m for m in self._models.values() if m.idle and not m.pinned and m.size_bytes]
             chosen = cheapest(self._missing(0), [m.candidate(self._half_life_s, now) for m in idle])
@@ -382,10 +392,6 @@ class Rail:
 def _evict(model: Resident, why: str, cause: str) -> Evict:
     model.ending = True
     return Evict(model.name, why, cause)
-
-
-def _unused(keep_s: float) -> str:
-    return f"unused for {keep_s:g} s" if keep_s else "keep_alive 0: unloaded after the answer"
 
 
 def load_order(sizes: Mapping[str, int], pinned: frozenset[str] = frozenset()) -> list[str]:

@@ -44,6 +44,11 @@ class Resident(Struct):
         return self.keep_s if self.session_keep_s is None else self.session_keep_s
 
     @property
+    def unused(self) -> str:
+        """Why it goes by itself."""
+        return f"unused for {self.kept_s:g} s" if self.kept_s else "keep_alive 0: unloaded after the answer"
+
+    @property
     def expires_at(self) -> float | None:
         """When it goes by itself; None: not while it is busy, pinned or kept for ever. "After the answer" (0) needs an
         answer: what was loaded before anybody asked stays for the first one."""

@@ -67,8 +67,8 @@ class EdgeSettings(Struct, frozen=True, kw_only=True):
 
     farewell_s: float = 5.0  # for a client that does not read to take the error that ends its stream
 
-    connect_floor_s: float = 0.25  # to one address of a peer: four round trips, but at least this,
-    connect_cap_s: float = 1.0  # at most this
+    connect_floor_s: float = 0.25  # an address of a peer that took no connection by then: the next is tried beside it
+    connect_cap_s: float = 1.0  # for one address to take it
     silence_s: float = 5.0  # the serving node says `: alive` each second
     block_limit_bytes: int = 8 * 2**20  # of one event of a stream
     refusal_limit_bytes: int = 64 * 2**10  # of a node's refusal

@@ -120,7 +120,10 @@ async def _resolved(origin: Origin) -> list[tuple[Any, ...]]:
             family = socket.AF_INET if ip.version == 4 else socket.AF_INET6
             there = (origin.host, origin.port) if ip.version == 4 else (origin.host, origin.port, 0, 0)
             return [(family, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", there)]
-    found = await loop.getaddrinfo(origin.host, origin.port, type=socket.SOCK_STREAM)
+    try:
+        found = await loop.getaddrinfo(origin.host, origin.port, type=socket.SOCK_STREAM)
+    except UnicodeError as error:
+        raise OSError("that cannot be a name") from error
     if not found:
         raise OSError("the name has no address")
     return list(found)

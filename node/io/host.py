@@ -113,6 +113,7 @@ class Host:
         """Drives everything until cancelled; every worker is gone when it returns."""
         try:
             async with asyncio.TaskGroup() as tasks:
+                self._keeper.clock = asyncio.get_running_loop().time  # asking which loop runs is a system call
                 self._keeper.tasks = tasks
                 self._roster.fetching.begin(tasks)
                 try:
@@ -291,7 +292,7 @@ class Host:
         """Puts the call in its model's line, starting a cold model that fits. Raises NodeError."""
         if self.draining:
             raise NodeError(NodeErrorCode.DRAINING, f"this node is draining: {self.drain_reason}")
-        model, now = self._roster.find(call.model), _clock()
+        model, now = self._roster.find(call.model), self._keeper.clock()
         if failure := model.failure(now):
             raise failure
         if call.resumes and model.resume is not Resume.CONTINUE:
@@ -321,7 +322,7 @@ class Host:
             self._leave(model, admitted, outcome, error)
 
     def _leave(self, model: Hosted, admitted: AdmittedCall, outcome: Outcome, error: NodeError | None) -> None:
-        now = _clock()
+        now = self._keeper.clock()
         model.queue.leave(admitted.key, now)
         del model.calls[admitted.key]
         tells = outcome == "ok" and not admitted.call.resumes  # whose usage is that of the whole answer

@@ -7,6 +7,7 @@ a node needs of it and no more.
 from __future__ import annotations
 
 import asyncio
+import logging
 import ssl
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -16,6 +17,8 @@ from node.io.dial import NoneConnectedError, Origin, SocketFactory, dial, plain_
 from node.io.http_read import ReadAnswer
 from node.io.http_wire import Answer, BrokenError, Connection, FullError, HttpError, NotConnectedError
 from node.settings import HttpSettings
+
+log = logging.getLogger(__name__)
 
 
 class _Asked(NamedTuple):
@@ -127,10 +130,15 @@ class HttpClient:
             await connection.send(asked.head, asked.body, self._settings.slice_bytes)
         except HttpError as error:
             answer.fail(error)
-        except BaseException:
+        except asyncio.CancelledError:
             if connection is not None:
                 connection.end()
             raise
+        except Exception as error:
+            log.exception("a connection to %s could not be made", asked.origins[0].host if asked.origins else "nobody")
+            if connection is not None:
+                connection.end()
+            answer.fail(BrokenError(f"{type(error).__name__}: {error}"))
 
     async def close(self) -> None:
         """Ends every connection; returns when the system has them back. Idempotent."""

@@ -78,6 +78,8 @@ class Keeper:
         self._rail_says: deque[RailEffect] = deque()
         self._obeying = False
         self._rail_timer: asyncio.TimerHandle | None = None
+        self._rail_due = 0.0  # when it rings
+        self.clock: Callable[[], float] = _clock  # that of its loop, once that runs
         self.tasks: asyncio.TaskGroup | None = None  # None: not running (yet, or any more), and nothing happens
 
     def want(self, model: Hosted, *, afresh: bool = False) -> None:
@@ -94,7 +96,7 @@ class Keeper:
             return
         while self._inbox:
             model, event = self._inbox[0]
-            for effect in model.lifecycle.step(event, _clock()):
+            for effect in model.lifecycle.step(event, self.clock()):
                 self._perform(model, effect)
             self._arm(model)
             self._inbox.popleft()
@@ -104,7 +106,7 @@ class Keeper:
         if model.lifecycle.state is not ModelState.READY or self.tasks is None or self.rail.yields(model.name):
             return
         assert model.worker is not None
-        for key in model.queue.start(_clock()):
+        for key in model.queue.start(self.clock()):
             call = model.calls[key]
             call.start(model.worker, self.tasks)
             self.rail_step(Began(model.name, model.queue.in_flight, call.call.keep_alive))
@@ -113,11 +115,11 @@ class Keeper:
         """How long `call` may wait for its model to load: as the grant says; on a node alone until the client's own
         deadline, since nobody else can answer it."""
         latest = call.deadline - min(self._settings.hold_margin_s, 0.05 * call.call.deadline_s)
-        return latest if call.call.alone else min(latest, _clock() + self.hold_s(model))
+        return latest if call.call.alone else min(latest, self.clock() + self.hold_s(model))
 
     def hold_s(self, model: Hosted) -> float:
         """How long it is worth waiting for `model` to load."""
-        expected_s = model.load_s + self.rail.wait_s(model.name, model.size_bytes, _clock())
+        expected_s = model.load_s + self.rail.wait_s(model.name, model.size_bytes, self.clock())
         return self._settings.hold_floor_s + self._settings.hold_factor * expected_s
 
     def forget(self, model: Hosted) -> None:
@@ -191,9 +193,9 @@ class Keeper:
 
     def rail_step(self, event: RailEvent) -> None:
         """Tells the rail, and does what it says, in order: what it says because of that comes after it."""
-        self._rail_says.extend(self.rail.step(event, _clock()))
+        self._rail_says.extend(self.rail.step(event, self.clock()))
         self._arm_rail()
-        if self._obeying:
+        if self._obeying or (self.rail.calm and not self._rail_says):
             return
         self._obeying = True
         try:
@@ -226,12 +228,19 @@ class Keeper:
                 assert_never(effect)
 
     def _arm_rail(self) -> None:
+        due = self.rail.deadline if self.tasks is not None else None
         if self._rail_timer is not None:
+            if due == self._rail_due:
+                return
             self._rail_timer.cancel()
             self._rail_timer = None
-        if self.rail.deadline is not None and self.tasks is not None:
-            at = asyncio.get_running_loop().call_at
-            self._rail_timer = at(self.rail.deadline, self.rail_step, rail_events.Tick())
+        if due is not None:
+            self._rail_due = due
+            self._rail_timer = asyncio.get_running_loop().call_at(due, self._rail_tick)
+
+    def _rail_tick(self) -> None:
+        self._rail_timer = None
+        self.rail_step(rail_events.Tick())
 
     @property
     def _group(self) -> asyncio.TaskGroup:
@@ -242,14 +251,14 @@ class Keeper:
 
     async def _live(self, model: Hosted) -> None:
         """Starts a worker and watches it until it ends by itself, or `_end` cancels this."""
-        began, s = _clock(), self._settings
+        began, s = self.clock(), self._settings
         slow_s = max(s.slow_floor_s, s.slow_factor * model.load_s)
         slow = asyncio.get_running_loop().call_later(slow_s, self.rail_step, rail_events.Slow(model.name))
         try:
             worker, why = await self._start(model)
         finally:
             slow.cancel()
-        self.tell(model, StartFailed(why) if worker is None else Started(_clock() - began))
+        self.tell(model, StartFailed(why) if worker is None else Started(self.clock() - began))
         self.rail_step(Settled(model.name))  # After its held requests have begun: before, it would seem idle.
         if worker is None:
             return

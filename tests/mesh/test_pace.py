@@ -45,3 +45,10 @@ def test_after_a_peer_has_come_or_gone_it_is_said_each_second_again() -> None:
     assert said(pace, range(100, 100 + QUIET_FROM), NOBODY) == list(range(100, 100 + QUIET_FROM))
     said(pace, range(200, 300), NOBODY)
     assert said(pace, range(300, 300 + QUIET_FROM), A) == list(range(300, 300 + QUIET_FROM))
+
+
+def test_a_report_that_costs_much_is_said_less_often_while_things_change() -> None:
+    pace = Pace(S, 0.0)
+    assert pace.pause_s(0.0) == pace.pause_s(0.0005) == S.gap_s
+    assert pace.pause_s(0.003) == 0.003 / S.part
+    assert pace.pause_s(10.0) == S.gap_max_s

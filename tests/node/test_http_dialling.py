@@ -10,7 +10,7 @@ import pytest
 
 from node.io.dial import Origin
 from node.io.http_client import HttpClient
-from node.io.http_wire import NotConnectedError
+from node.io.http_wire import BrokenError, NotConnectedError
 from tests.mesh.waiting import until
 from tests.node.speaking import ASK, black_hole, spoken
 
@@ -81,3 +81,20 @@ async def test_a_cancelled_dial_leaves_nothing() -> None:
             await asking
         await until(lambda: [s.fileno() for s in made] == [-1, -1])
     await until(lambda: client._open == {})
+
+
+async def test_what_cannot_be_a_name_leads_nowhere() -> None:
+    async with HttpClient() as client:
+        for host in ("x" * 70 + ".local", "a..b"):
+            with pytest.raises(NotConnectedError):
+                await client.ask([Origin(host, 1)], ASK, connect_s=30.0, silence_s=30.0)
+
+
+async def test_a_defect_while_dialling_is_a_failure_and_not_silence() -> None:
+    def broken(_: tuple[Any, ...]) -> socket.socket:
+        raise ZeroDivisionError
+
+    async with HttpClient(make=broken) as client:
+        with pytest.raises(BrokenError, match="ZeroDivisionError"):
+            await client.ask([Origin("127.0.0.1", 1)], ASK, connect_s=30.0, silence_s=30.0)
+        assert client._open == {}

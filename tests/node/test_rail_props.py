@@ -20,6 +20,7 @@ from node.rail_events import (
     Held,
     Load,
     Measured,
+    RailEffect,
     RailEvent,
     Release,
     Reserve,
@@ -47,9 +48,25 @@ steps = st.lists(
 )
 
 
+class Twins(Rail):
+    """Beside it one that makes a whole plan after every event, and never comes to anything else."""
+
+    def __init__(self, settings: NodeSettings) -> None:
+        super().__init__(settings)
+        self.planner = Rail(settings)
+        self.planner._calm = lambda *_: False  # type: ignore[method-assign]
+
+    def step(self, event: RailEvent, now: float) -> list[RailEffect]:
+        effects = super().step(event, now)
+        assert self.planner.step(event, now) == effects
+        assert self.planner.deadline == self.deadline
+        assert [self.planner.yields(name) for name in "abcdef"] == [self.yields(name) for name in "abcdef"]
+        return effects
+
+
 class Shell:
     def __init__(self, budget: int) -> None:
-        self.rail = Rail(NodeSettings(memory_budget_bytes=budget, request_gap_s=GAP_S, turn_s=TURN_S))
+        self.rail = Twins(NodeSettings(memory_budget_bytes=budget, request_gap_s=GAP_S, turn_s=TURN_S))
         self.now, self.budget, self.gap_s = 0.0, budget, GAP_S
         self.size: dict[str, int] = {}  # reserved
         self.waiting: dict[str, int] = {}
