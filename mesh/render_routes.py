@@ -61,6 +61,7 @@ _TERMS = {
     "hurt": "what others there lose",
     "guard": "what that machine's own model loses",
     "headroom": "so that memory stays free",
+    "again": "what its next turn reads anew",
 }
 _LEAST_S = 0.0005  # less is shown as 0
 _AT_ONCE_MS = 5.0

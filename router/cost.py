@@ -16,7 +16,7 @@ from router.prefix import Mirror, start
 from router.settings import RouterSettings
 from router.speed import Pace
 
-NAMES = ("wait", "load", "prefill", "decode", "network", "hurt", "guard", "headroom")
+NAMES = ("wait", "load", "prefill", "decode", "network", "hurt", "guard", "headroom", "again")
 
 
 class Spot:
@@ -36,12 +36,14 @@ class Spot:
 
 class Guard(NamedTuple):
     """What a node's own models lose while another one takes their place: `weight` seconds for each second squared of
-    half their absence, which ends `back_s` after the request. `gone`: they are out already. `why` in words."""
+    half their absence, which ends `back_s` after the request. `gone`: they are out already. `soon`: how likely they are
+    back while a conversation lasts. `why` in words."""
 
     weight: float = 0.0
     back_s: float = 0.0
     gone: bool = False
     why: str = "no other model has to leave"
+    soon: float = 0.0
 
     def seconds(self, held_s: float) -> float:
         """Expected delay of their requests when they are away for `held_s`, and come back then."""
@@ -140,7 +142,7 @@ class Price(NamedTuple):
 
     lane: Lane
     total: float
-    terms: tuple[float, float, float, float, float, float, float, float]  # as NAMES
+    terms: tuple[float, float, float, float, float, float, float, float, float]  # as NAMES
     cached: int
     streams: int
     read_s: float
@@ -160,8 +162,17 @@ class Held(NamedTuple):
     why: str = ""
 
 
-def price(lane: Lane, request: Request, output: float, settings: RouterSettings, cached: int | None = None) -> Price:
-    """`output` = expected tokens of the answer; `cached` prompt tokens, if that is known already."""
+def price(
+    lane: Lane,
+    request: Request,
+    output: float,
+    settings: RouterSettings,
+    *,
+    cached: int | None = None,
+    again_s: float = 0.0,
+) -> Price:
+    """`output` = expected tokens of the answer; `cached` prompt tokens, if that is known already; `again_s` that the
+    conversation loses if this model leaves memory before its next turn."""
     spot, pace = lane.spot, lane.pace
     streams, step_s, slower = spot.streams, pace.step_s, settings.stream_slowdown
     cached = lane.cached(request) if cached is None else cached
@@ -183,8 +194,9 @@ def price(lane: Lane, request: Request, output: float, settings: RouterSettings,
     network = lane.status.rtt_s if lane.status.rtt_s > 0 else 0.0
     decode = settings.decode_weight * write_s
     headroom = headroom_s(lane, settings) if load_s > 0.0 else tie_s(lane.status, settings)
-    terms = (wait_s, load_s, read_s, decode, network, hurt, guard, headroom)
-    total = wait_s + load_s + read_s + decode + network + hurt + guard + headroom
+    again = again_s * lane.guard.soon
+    terms = (wait_s, load_s, read_s, decode, network, hurt, guard, headroom, again)
+    total = wait_s + load_s + read_s + decode + network + hurt + guard + headroom + again
     return Price(lane, total, terms, cached, streams, read_s, write_s, lane.taken, output, token_s)
 
 
@@ -228,8 +240,9 @@ def explain(found: Price, request: Request, settings: RouterSettings) -> Candida
         _why_hurt(found, settings),
         lane.guard.why,
         _why_headroom(found),
+        _why_again(found),
     )
-    terms = tuple(Term(n, s, w) for n, s, w in zip(NAMES, found.terms, whys, strict=True))
+    terms = tuple(Term(n, s, w) for n, s, w in zip(NAMES, found.terms, whys, strict=True) if n != "again" or s)
     return Candidate(lane.status.node, lane.model.name, found.total, terms)
 
 
@@ -289,6 +302,11 @@ def _why_hurt(found: Price, settings: RouterSettings) -> str:
     if lane.evicts:
         parts.append(f"what leaves memory takes {lane.back_s:.1f} s to load again")
     return f"{', '.join(parts)}; {settings.hurt_weight:.0%} of that counts" if parts else "nobody else is delayed"
+
+
+def _why_again(found: Price) -> str:
+    soon = found.lane.guard.soon
+    return f"when that machine's own model comes back ({soon:.0%} likely), the conversation is read anew elsewhere"
 
 
 def _why_headroom(found: Price) -> str:

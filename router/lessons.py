@@ -48,6 +48,9 @@ class Lessons:
     def ended(self, flight: Flight, usage: Usage, now: float) -> None:
         """It ended well."""
         if usage.prompt > 0:
+            if flight.request.blocks:
+                whole = self._settings.early_part * usage.prompt
+                self._fleet.speeds.went_on(flight.model, cached=usage.cached >= whole)
             self._read(flight, usage.prompt, usage.cached, now)
         if usage.completion <= 0:
             return

@@ -65,7 +65,7 @@ class Found(NamedTuple):
         spot = Spot(seen.busy_s, seen.streams)
         lane = Lane(here.status, here.model, seen.pace, fleet.mirrors.of(here.status.node, here.model), spot)
         lane.taken, lane.lefts = seen.taken, list(seen.lefts)
-        return price(lane, request, self.output, settings, seen.cached)
+        return price(lane, request, self.output, settings, cached=seen.cached)
 
 
 def quickest(fleet: Fleet, options: Options, request: Request, settings: RouterSettings, now: float) -> Found | None:

@@ -172,6 +172,7 @@ class Speeds:
         self._settings = settings
         self._learners: OrderedDict[tuple[NodeId, str], Learner] = OrderedDict()
         self._output: OrderedDict[str, float] = OrderedDict()
+        self._goes_on: OrderedDict[str, float] = OrderedDict()
 
     def pace(self, status: NodeStatus, model: ModelStatus, now: float) -> Pace:
         """What to expect of `model` on that node, now."""
@@ -213,6 +214,18 @@ class Speeds:
                 self._output.popitem(last=False)
         self._output[model] = known + self._settings.output_forget * (tokens - known)
         self._output.move_to_end(model)
+
+    def went_on(self, model: str, *, cached: bool) -> None:
+        """A prompt that may go on from another one: `cached`, most of it was in the node's cache."""
+        known = self._goes_on.get(model, 0.0)
+        self._goes_on[model] = known + self._settings.output_forget * (cached - known)
+        self._goes_on.move_to_end(model)
+        if len(self._goes_on) > self._settings.speeds_limit:
+            self._goes_on.popitem(last=False)
+
+    def goes_on(self, model: str) -> float:
+        """How likely a conversation with `model` has another turn: the part of its prompts that were one."""
+        return self._goes_on.get(model, 0.0)
 
     def output(self, model: str, max_tokens: int) -> float:
         """Expected tokens of an answer, at least 1; `max_tokens` 0 = no bound set."""

@@ -6,6 +6,7 @@ whatever the bytes say. A node's own models are guarded by how often they are as
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Iterable
 
@@ -101,7 +102,7 @@ class Swaps:
                 and m.state is ModelState.ABSENT
                 and (m.size_bytes > status.headroom_bytes or frozenset((m.name, model.name)) in clashes)
             ]
-        weight, back_s, names = 0.0, 0.0, []
+        weight, back_s, rates, names = 0.0, 0.0, 0.0, []
         for own in out:
             called = (own.name, *own.aliases)
             rate = self._demand.rate(called, now)
@@ -109,13 +110,14 @@ class Swaps:
                 weight += (
                     self._settings.guard_weight * self._busier(lane, own, rate, homes, now) * rate / homes[own.name]
                 )
+                rates += rate / homes[own.name]
                 back_s = max(back_s, self._speeds.load_s(status.node, own))
                 names.append(f"{own.name!r}, asked for every {1 / rate:.0f} s,")
         if not names:
             return lane.guard
         has = "has" if not lane.evicts else "would have"
         why = f"{' and '.join(names)} {has} to wait until it is back in memory, which takes {back_s:.1f} s"
-        return Guard(weight, back_s, not lane.evicts, why)
+        return Guard(weight, back_s, not lane.evicts, why, 1 - math.exp(-rates * self._settings.talk_s))
 
     def _busier(self, lane: Lane, own: ModelStatus, rate: float, homes: dict[str, int], now: float) -> float:
         """A second lost delays all who come before the queue is empty again: 1 / (1 - load) of them."""

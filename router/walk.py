@@ -85,13 +85,15 @@ class Walk:
         speed nobody knows has a try soon, or it would never be known."""
         lanes, others = self._same_weights(kind, request)
         fleet, settings = self._fleet, self._settings
-        output = fleet.output(lanes[0].model.name, request)
+        name = lanes[0].model.name
+        output, again_s = fleet.output(name, request), self._again_s(lanes, request)
         prices = [
             price(
                 o,
                 request,
-                output if o.model.name == lanes[0].model.name else fleet.output(o.model.name, request),
+                output if o.model.name == name else fleet.output(o.model.name, request),
                 settings,
+                again_s=again_s,
             )
             for o in lanes
         ]
@@ -103,6 +105,15 @@ class Walk:
                 choice.best = cheapest(overdue)
                 choice.idle_s = self._now - self._idle[choice.best.lane.key]
         return choice
+
+    def _again_s(self, lanes: Sequence[Lane], request: Request) -> float:
+        """Expected seconds of reading if this turn goes to a guest: once the machine's own model is back, the next one
+        is read anew where the model is at home, but for what that holds already."""
+        if not request.blocks or all(o.model.own for o in lanes):
+            return 0.0
+        home = [(o, o.cached(request)) for o in lanes if o.model.own]
+        least = min((o.pace.read_s(request.prompt_tokens - cached, cached) for o, cached in home), default=0.0)
+        return least * self._fleet.speeds.goes_on(lanes[0].model.name)
 
     def _overdue(self, lane: Lane) -> bool:
         settings, idle_s = self._settings, self._now - self._idle.get(lane.key, self._now)

@@ -179,7 +179,7 @@ def test_the_explained_terms_are_the_total(
     shown = explain(found, request(tokens), SETTINGS)
     assert shown.total_s == found.total
     assert shown.total_s == sum(t.seconds for t in shown.terms)
-    assert [t.name for t in shown.terms] == list(NAMES)
+    assert [t.name for t in shown.terms] == [name for name in NAMES if name != "again"]  # Nobody is a guest here.
     assert all(t.seconds >= 0 and t.why for t in shown.terms)
     assert shown.excluded is None
 

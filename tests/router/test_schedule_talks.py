@@ -7,7 +7,7 @@ from msgspec import structs
 
 from node.types import ModelState, NodeId, NodeStatus, RequestId, Usage
 from router.schedule import Finished, FirstToken, Grant, NodeChanged, NodeDown, NodeUp
-from tests.router.fleets import ask, granted, model, node, scheduler
+from tests.router.fleets import GB, ask, granted, model, node, scheduler
 
 TALK: dict[str, object] = {"prompt_tokens": 4000, "block_tokens": 100}
 CACHED: dict[str, object] = {"cache_seqs": 10, "cache_tokens": 100_000}
@@ -106,3 +106,28 @@ def test_short_turns_stay_on_their_weights_and_conversations_that_begin_alike_do
     [grant] = s.step(Finished(RequestId("2"), "ok", Usage(100, 0, 9)), 5.0)
     assert isinstance(grant, Grant)
     assert (grant.id, grant.node) == ("3", "b")
+
+
+def test_a_conversation_that_will_go_on_rather_waits_at_home_than_is_read_twice() -> None:
+    """A guest's cache goes with it when that machine's own model comes back."""
+
+    def placed(cached: int) -> dict[str, float]:
+        """What it costs more on each node because of its next turn, when talks were (not) found in caches so far."""
+        guest = model(own=False, state=ModelState.ABSENT, size_bytes=9 * GB, **CACHED)
+        big = model("big", size_bytes=9 * GB)
+        s = scheduler(node("home", model(**CACHED)), node("a", big, guest, headroom_bytes=0, evictable_bytes=9 * GB))
+        now = 0.0
+        for turn in range(60):
+            now += 10.0
+            for name, wanted in (("b", "big"), ("t", "qwen")):
+                blocks = turns(30 + turn) if wanted == "qwen" else ()
+                s.step(ask(f"{name}{turn}", wanted, blocks=blocks, **TALK), now)
+                s.step(FirstToken(RequestId(f"{name}{turn}"), cached if blocks else 0), now + 2.0)
+                s.step(Finished(RequestId(f"{name}{turn}"), "ok", Usage(4000, cached if blocks else 0, 50)), now + 3.0)
+        [grant] = s.step(ask("new", blocks=(1, 2, 3), **TALK), now + 4.0)
+        assert isinstance(grant, Grant)
+        assert grant.node == "home"
+        return {c.node: t.seconds for c in grant.decision.candidates for t in c.terms if t.name == "again"}
+
+    assert placed(0) == {}
+    assert placed(3900)["a"] > 3.0
