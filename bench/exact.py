@@ -89,7 +89,8 @@ class Bench:
                 return against(answer, references[question.name])
 
             def goes_on() -> bool:
-                return len(tally.hit()) + self._going < self._options.streams and self._goes_on(tally)
+                streams = self._options.streams
+                return len(tally.hit()) + self._going < streams and self._goes_on(tally, streams)
 
             while goes_on():
                 self._going += 1
@@ -101,8 +102,8 @@ class Bench:
 
     _going = 0  # cuts under way, on all meshes
 
-    def _goes_on(self, tally: Tally) -> bool:
-        late = tally.count("late") > LATE_MOST * self._options.streams
+    def _goes_on(self, tally: Tally, streams: int) -> bool:
+        late = tally.count("late") > LATE_MOST * streams
         return time.monotonic() < self._ends_at and not late and not tally.broken
 
     async def _asked_twice(
@@ -147,7 +148,10 @@ class Bench:
                 (self.drawn, lambda _, answer: seam(answer, decode)),
             ]
             while len(self.batched.hit()) + len(self.drawn.hit()) < self._options.batched:
-                if not self._goes_on(self.batched):
+                if not (
+                    self._goes_on(self.batched, self._options.batched)
+                    and self._goes_on(self.drawn, self._options.batched)
+                ):
                     return
                 half = BATCH // 2
                 questions = [*self._rng.sample(exact, half), *self._rng.sample(free, half)]
@@ -181,8 +185,10 @@ class Bench:
             await asyncio.to_thread(KINDS[kind], mesh, victim)
         answers = [await one.answer for one in opened]
         routes = [await mesh.route(entry, answer.request) for answer in answers]
-        for one, answer, route, (tally, check) in zip(questions, answers, routes, judges, strict=True):
+        for n, (one, answer, route, (tally, check)) in enumerate(zip(questions, answers, routes, judges, strict=True)):
             outcome, how, why = judged(answer, route, check(one, answer))
+            if outcome == "late" and n != chosen:
+                continue  # it ran beside the one that was to be cut, on another node
             node = victim.name if victim else ""
             cut = Cut(kind=kind, question=one.name, node=node, entry=entry.name, outcome=outcome, how=how, why=why,
                       gap_s=answer.gap_s)  # fmt: skip
