@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 JOINED_S = 2.0  # for an answer to say who coordinates; a node alone decides in half a second
 ADDED_S = 2.0  # for a peer that was added to be linked and heard before its state is told
 MESH_LOOK_EVERY_S = 0.02  # at what is awaited of others
+TOLD_TO_ALL = ("hold", "release")  # of what a drill asks
 FOLLOW_LOOK_S = 1.0  # who follows the routes of a node without any is looked for so often
 DRAIN_SEEN_S = 5.0  # until a drain asked of another node must show in its report,
 DRAIN_RENEWED_S = 1.0  # and the new end of one that is on already: it may be the same again
@@ -243,6 +244,8 @@ class DaemonControl:
     async def drill(self, ask: str, drill: str, node: str, model: str, for_s: float) -> Json:
         d = self._daemon
         self._overlay()
+        if not node and ask not in TOLD_TO_ALL:
+            raise MeshError("bad_request", f"a drill's '{ask}' names the node that it stops")
         nodes = [resolve(d.membership.view(), node)] if node else [d.id, *sorted(d.membership.alive())]
         names, found = d.membership.view().names(), await d.drilling.ask(nodes, ask, drill, model, for_s)
         return {

@@ -78,7 +78,11 @@ class _Handover(logging.Handler):
         if len(self._waiting) >= WAITING_MAX:
             self.dropped += 1
             return
-        record.msg, record.args = record.getMessage(), None  # arguments may change before the thread reads them
+        try:
+            record.msg, record.args = record.getMessage(), None  # arguments may change before the thread reads them
+        except Exception:  # noqa: BLE001 - whoever logs wrongly is told on stderr, as logging has it, and goes on
+            self.handleError(record)
+            return
         self._waiting.append(record)
         if not self._wake.is_set():
             self._wake.set()

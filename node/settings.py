@@ -87,7 +87,7 @@ class HttpSettings(Struct, frozen=True, kw_only=True):
     idle_max: int = 64  # of them kept for the next question,
     idle_s: float = 30.0  # for so long
     end_s: float = 1.0  # what follows the last event of a stream is waited for so long; then the connection is closed
-    stale_s: float = 5.0  # a kept connection that ends so soon after a question was stale: the question is sent again
+    stale_s: float = 1.0  # a kept connection that ends so soon after a question was stale: the question is sent again
     beside_s: float = 0.25  # an address that has not answered by then: the next one is tried beside it
     shun_s: float = 10.0  # and goes to the end of the line for so long
     shunned_max: int = 1024  # addresses
@@ -110,6 +110,7 @@ class FrontSettings(Struct, frozen=True, kw_only=True):
     framing_bytes: int = 4 * 2**20  # such lines of one body, and what follows the last chunk (400)
     ahead_bytes: int = 64 * 1024  # sent before the last answer was out; then the connection is not read
     linger_s: float = 5.0  # what a refused client still sends is thrown away so long, so that it can read why
+    untaken_s: float = 60.0  # a client that takes nothing of an answer for so long, once all of it is said, is cut off
 
     def __post_init__(self) -> None:
         assert 0 < self.target_bytes < self.head_bytes

@@ -52,8 +52,8 @@ class Foreign:
 
     def drop(self, node: NodeId) -> None:
         """It is gone, and its report with it."""
-        for report in self._running.pop(node, ()):
-            self._forget(report.id, node)
+        for request in {report.id for report in self._running.pop(node, ())}:  # two attempts of one may run there
+            self._forget(request, node)
         self._counts.pop(node, None)
         self._stale.discard(node)
 

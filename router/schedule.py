@@ -179,10 +179,10 @@ class Scheduler:
         flight.expect(0.0, found.read_s, found.write_s, seen[0], streams)
         self._lessons.granted(flight, here.model)
         self._ledger.add(flight, now)
-        settings, fleet = self._settings, self._fleet
+        settings = self._settings
 
         def why() -> Decision:
-            choice = found.choice(request, settings, fleet)
+            choice = found.choice(request, settings)
             return explain.granted(explain.Case(request, now - since, None, options), choice, settings)
 
         return Grant(request.id, node, name, Why(why))

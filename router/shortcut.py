@@ -12,6 +12,7 @@ from typing import NamedTuple
 from router.cost import Lane, Price, Spot, price
 from router.events import Request
 from router.fleet import Fleet, Options, Ready
+from router.prefix import Mirror
 from router.settings import RouterSettings
 from router.speed import Pace
 from router.walk import Choice
@@ -54,16 +55,16 @@ class Found(NamedTuple):
     seen: list[tuple[int, Pace] | Seen]  # a Seen, or the start of one where nothing runs
     output: float
 
-    def choice(self, request: Request, settings: RouterSettings, fleet: Fleet) -> Choice:
+    def choice(self, request: Request, settings: RouterSettings) -> Choice:
         """The same as a walk would have made it."""
-        prices = [self._price(n, request, settings, fleet) for n in range(len(self.ready))]
+        prices = [self._price(n, request, settings) for n in range(len(self.ready))]
         return Choice(prices[self.best], prices)
 
-    def _price(self, number: int, request: Request, settings: RouterSettings, fleet: Fleet) -> Price:
+    def _price(self, number: int, request: Request, settings: RouterSettings) -> Price:
         """What `ready[number]` would have cost."""
         here, seen = self.ready[number], Seen(*self.seen[number])
         spot = Spot(seen.busy_s, seen.streams)
-        lane = Lane(here.status, here.model, seen.pace, fleet.mirrors.of(here.status.node, here.model), spot)
+        lane = Lane(here.status, here.model, seen.pace, Mirror(), spot)  # what was cached then is in `seen`
         lane.taken, lane.lefts = seen.taken, list(seen.lefts)
         return price(lane, request, self.output, settings, cached=seen.cached)
 

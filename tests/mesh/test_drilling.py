@@ -64,6 +64,8 @@ async def test_a_node_falls_as_if_it_had_crashed_and_comes_back_by_itself(tmp_pa
     async with pair(tmp_path) as (one, two):
         boot, port = two.boot, two.config.port
         assert said(await one.control.drill("hold", "d", "", "", 1.0)) == {"one": "", "two": ""}
+        with pytest.raises(MeshError, match="names the node"):
+            await one.control.drill("node", "d", "", "", AWAY_S)
         found = await one.control.drill("node", "d", "two", "", AWAY_S)
         assert said(found) == {"two": ""}
         async with listener() as (_, wire):

@@ -99,6 +99,17 @@ def test_a_line_that_cannot_be_written_costs_no_other(daemon_log: DaemonLog, tmp
     assert {"good", "better"} <= {line["value"] for line in lines if isinstance(line.get("value"), str)}
 
 
+def test_who_logs_wrongly_goes_on(daemon_log: DaemonLog, tmp_path: Path) -> None:
+    log = logging.getLogger("mesh.test_log")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(logging, "raiseExceptions", False)
+        log.warning("%d wrong", "is")
+    log.warning("right")
+    daemon_log.close()
+    lines = [json.loads(line) for line in (tmp_path / "logs" / "daemon.log").read_text().splitlines()]
+    assert [line["message"] for line in lines] == ["right"]
+
+
 def test_what_waits_is_bounded(daemon_log: DaemonLog, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mesh.log.WAITING_MAX", 0)
     event(logging.getLogger("mesh.test_log"), logging.WARNING, "one", "first")

@@ -6,6 +6,7 @@ import math
 
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from node.types import NodeId, NodeStatus, RequestId, RunningReport
 from router.foreign import Foreign
@@ -63,6 +64,16 @@ def test_it_is_the_count_of_everything(script: list[tuple[tuple[object, ...], fl
                 desk.told.pop(NodeId(node), None)
         desk.recount(now)
         assert desk.is_right(now)
+
+
+def test_two_attempts_of_one_request_on_a_node_that_goes_are_forgotten_with_it() -> None:
+    desk = Desk()
+    first = report(IDS[0])
+    desk.foreign.reported(A, (first, replace(first, attempt=2)))
+    desk.foreign.reported(B, (first,))
+    desk.foreign.drop(A)
+    desk.recount(1.0)
+    assert desk.told == {B: {"qwen": 1}}
 
 
 def test_one_that_ended_here_is_counted_when_its_node_reports_it_for_too_long() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from node.types import ModelState, ModelStatus, NodeId, NodeStatus, RequestId, Usage
-from router.events import Finished, FirstToken, Grant, NodeUp, Request, Submit
+from router.events import Decision, Finished, FirstToken, Grant, NodeChanged, NodeUp, Request, Submit
 from router.schedule import Scheduler
 from router.settings import RouterSettings
 
@@ -110,3 +110,29 @@ def test_it_is_taken_unless_a_request_has_to_wait() -> None:
         assert grant.node == "b"  # a answers still
     assert s.step(Submit(Request(id=RequestId("3"), models=("m",), prompt_tokens=100)), 2.0) == []
     assert [name for name, *_ in s.waiting()] == ["3"]
+
+
+def test_whoever_reads_why_later_changes_nothing() -> None:
+    def status(cache_tokens: int) -> NodeStatus:
+        model = ModelStatus(name="m", state=ModelState.READY, slots=4, cache_tokens=cache_tokens, cache_seqs=10)
+        return NodeStatus(node=NodeId("a"), models=(model,))
+
+    def last(*, read: bool) -> Decision:
+        """Why the last of three was placed, whether somebody has read the first one's reasons before it or not."""
+        scheduler = Scheduler(RouterSettings(), random.Random(1))
+        scheduler.step(NodeUp(status(1024)), 0.0)
+        grants = []
+        for now, blocks in ((1.0, 4), (3.0, 100), (5.0, 101)):
+            id_, tokens = RequestId(str(blocks)), 64 * blocks
+            asked = Request(id=id_, models=("m",), prompt_tokens=tokens, blocks=tuple(range(blocks)), block_tokens=64)
+            (grant,) = scheduler.step(Submit(asked), now)
+            assert isinstance(grant, Grant)
+            grants.append(grant)
+            scheduler.step(FirstToken(id_, 0), now + 0.5)
+            scheduler.step(Finished(id_, "ok", Usage(prompt=tokens, completion=3)), now + 1)
+            scheduler.step(NodeChanged(status(100_000)), now + 1)  # since the first its cache may be larger
+            if read and now > 1:
+                assert grants[0].why.decision.chosen == "a"
+        return grants[-1].why.decision
+
+    assert last(read=True) == last(read=False)
