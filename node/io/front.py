@@ -48,8 +48,11 @@ class Front(asyncio.Protocol):
         "_reader",
         "_reading",
         "_site",
+        "_taken",
+        "_taken_at",
         "_task",
         "_waiters",
+        "_written",
         "full",
         "idle_since",
         "keeps",
@@ -70,6 +73,9 @@ class Front(asyncio.Protocol):
         self._carries = False
         self._client = ""
         self._reading = True
+        self._written = 0  # bytes, in all
+        self._taken = -1  # bytes of them that were not in the transport any more at the last look,
+        self._taken_at = 0.0  # and since when there are not more of them, loop's time; `_taken` -1: nothing waits
         self.transport: asyncio.Transport | None = None
         self.full = False  # enough waits in the transport
         self.keeps = True  # the connection may serve another request
@@ -97,7 +103,7 @@ class Front(asyncio.Protocol):
 
     def eof_received(self) -> None:
         """A client that says no more has left: nothing tells it from one that was closed. The transport closes when
-        what it holds is sent, which a client that does not read may keep it from."""
+        what it holds is sent, which a client that does not read may keep it from: little is left to `look`."""
         if self.full:
             self.abort()
 
@@ -197,7 +203,7 @@ class Front(asyncio.Protocol):
             if len(self._held) >= _HELD_BYTES:
                 self._flush()
         else:
-            self.transport.write(data)
+            self._send(data)
             if more:
                 self._corked = True
                 asyncio.get_running_loop().call_soon(self._uncork)
@@ -208,8 +214,13 @@ class Front(asyncio.Protocol):
 
     def _flush(self) -> None:
         if self._held and self.transport is not None and not self.transport.is_closing():
-            self.transport.write(self._held)
+            self._send(self._held)
         self._held = b""
+
+    def _send(self, data: bytes) -> None:
+        assert self.transport is not None
+        self._written += len(data)
+        self.transport.write(data)
 
     async def drained(self) -> None:
         self._flush()
@@ -266,6 +277,30 @@ class Front(asyncio.Protocol):
 
     # Of the server
 
+    def look(self, now: float, keepalive_s: float) -> None:
+        """Ends it when its time is over: an idle connection's, one's that lingers, and that of a client which takes
+        nothing more of what was said to it. Closing would wait for that client, with all of the answer in memory."""
+        if self.transport is None:
+            return
+        said_enough = self.lingers_until is not None and now >= self.lingers_until
+        if said_enough or self._neglected(self.transport, now):
+            self.abort()
+        elif self.idle_since is not None and self._taken < 0 and now - self.idle_since >= keepalive_s:
+            self.transport.close()
+
+    def _neglected(self, transport: asyncio.Transport, now: float) -> bool:
+        """Whether nothing was taken for too long. While a request is open, its application waits for a slow client."""
+        unsent = transport.get_write_buffer_size()
+        if not unsent or not (self._outgoing is None or transport.is_closing()):
+            self._taken = -1
+            return False
+        if self.idle_since is not None:
+            self.idle_since = now  # it still reads
+        taken = self._written - unsent
+        if taken != self._taken:
+            self._taken, self._taken_at = taken, now
+        return now - self._taken_at >= self._site.settings.untaken_s
+
     def last(self) -> None:
         """The connection closes after this answer, or now when none is open."""
         self.keeps = False
@@ -303,12 +338,10 @@ class Fronts:
         return Front(self)
 
     def look(self, now: float, keepalive_s: float) -> None:
-        """Closes connections that are idle for longer than that, and those whose time to linger is over."""
+        """Ends connections that are idle for longer than that, those whose time to linger is over, and those whose
+        clients do not read. To be called every now and then: what a client takes shows from one look to the next."""
         for front in list(self.connections):
-            if front.idle_since is not None and now - front.idle_since >= keepalive_s:
-                front.force_close()
-            elif front.lingers_until is not None and now >= front.lingers_until:
-                front.abort()
+            front.look(now, keepalive_s)
 
     async def close(self, grace_s: float) -> None:
         """Ends all connections: idle ones now, others after their answer, or after so many seconds."""

@@ -455,6 +455,78 @@ async def test_a_connection_on_which_nothing_is_asked_any_more_is_closed(site: S
     writer.close()
 
 
+@pytest.mark.parametrize("leaves", ["stays", "says close", "ends"])
+async def test_an_answer_that_nobody_takes_is_given_up_and_a_slow_one_is_not(leaves: str) -> None:
+    """Its task is over, so no other bound counts what it holds."""
+    async with serving(FrontSettings(untaken_s=60.0)) as site:
+
+        async def large(incoming: Incoming, outgoing: Outgoing) -> None:
+            await body_of(incoming)
+            outgoing.whole(Answer(200, {}, b"x" * 2**25))
+
+        site.script = large
+        with socket.create_connection(("127.0.0.1", site.port)) as client:
+            client.setblocking(False)
+            client.sendall(post(b"", *([b"Connection: close"] if leaves == "says close" else [])))
+            await until(lambda: site.fronts.connections and not site.open)
+            (front,) = site.fronts.connections
+            assert front.transport is not None
+            if leaves == "ends":
+                front.full = False  # as with an answer that ends just below what pauses a writer
+                client.shutdown(socket.SHUT_WR)
+                await until(lambda: front.transport is not None and front.transport.is_closing())
+            left = [front.transport.get_write_buffer_size()]
+
+            def goes_on() -> bool:
+                with suppress(BlockingIOError):
+                    client.recv(2**20)
+                assert front.transport is not None
+                return front.transport.get_write_buffer_size() < left[-1]
+
+            now = asyncio.get_running_loop().time()
+            for _ in range(4):
+                site.fronts.look(now, 75.0)
+                await until(goes_on)
+                left.append(front.transport.get_write_buffer_size())
+                now += 59.0
+            site.fronts.look(now, 75.0)
+            site.fronts.look(now + 59.0, 75.0)
+            await asyncio.sleep(0)
+            assert front.transport is not None, "who reads slowly is not cut off"
+            site.fronts.look(now + 61.0, 75.0)
+            await until(lambda: front.transport is None)
+            assert site.fronts.connections == set()
+
+
+async def test_who_has_taken_all_of_a_slow_answer_may_ask_again(site: Site) -> None:
+    async def large(incoming: Incoming, outgoing: Outgoing) -> None:
+        await body_of(incoming)
+        outgoing.whole(Answer(200, {}, b"x" * 2**25))
+
+    site.script = large
+    reader, writer = await site.connect()
+    writer.write(post())
+    await until(lambda: any(front.idle_since is not None for front in site.fronts.connections))
+    (front,) = site.fronts.connections
+    transport = front.transport
+    assert transport is not None
+    now = asyncio.get_running_loop().time()
+    for _ in range(2):
+        assert transport.get_write_buffer_size() > 0
+        site.fronts.look(now, 75.0)
+        now += 50.0
+    async with asyncio.timeout(30):
+        await one_answer(reader)
+        await until(lambda: not transport.get_write_buffer_size())
+        site.fronts.look(now, 75.0)
+        site.script = echo
+        writer.write(post(b"hi"))
+        assert (await one_answer(reader))[1] == b"hi"
+        site.fronts.look(asyncio.get_running_loop().time() + 76.0, 75.0)
+        assert await reader.read() == b""
+    writer.close()
+
+
 async def test_a_server_that_ends_lets_what_is_open_end_and_closes_the_rest() -> None:
     async with serving() as site:
         gate = asyncio.Event()
