@@ -119,13 +119,15 @@ Event: TypeAlias = (
 
 class AskFor(Struct, frozen=True):
     """Ask where to run it, without `excluded`. `last_outcome` is how the attempt before ended, if one ran.
-    `begun`: some of the answer is there, so it must go on from that; nodes that `cannot` said so."""
+    `begun`: some of the answer is there, so it must go on from that; nodes that `cannot` said so. `refused`: since it
+    broke off an ask was refused, so whoever can do anything will do."""
 
     attempt: int
     excluded: tuple[NodeId, ...]
     last_outcome: Outcome | None
     begun: bool = False
     cannot: tuple[NodeId, ...] = ()
+    refused: bool = False
 
 
 class Open(Struct, frozen=True):

@@ -96,6 +96,7 @@ class Attempts:
         self._failures = self._busies = self._rounds = self._pauses = self._cuts = 0
         self._last: Broke | None = None
         self._last_done: Done | None = None  # how the attempt before ended; the next ask tells the coordinator
+        self._refused = False  # since something new came, of an answer that has begun
         self._unkept = ""
         self.over = False
         self.waited_s = 0.0  # without a grant, in all
@@ -185,6 +186,7 @@ class Attempts:
         """The client gets something new: what went wrong before counts no more, as long as that is not too often."""
         again = self._begun
         self._flows = self._begun = True
+        self._refused = False
         if (self._mode == "start" and again) or self._cuts > self._settings.cuts_limit:
             return
         self._failures = self._busies = self._rounds = self._pauses = 0
@@ -203,6 +205,7 @@ class Attempts:
         hard = refusal.code is ErrorCode.DEADLINE_EXCEEDED if self._sent else refusal.code not in _NOBODY_LEFT
         if hard or self._last is None:
             return self._end(Fail(refusal), now)  # Nobody was tried: what the coordinator says is all there is to say.
+        self._refused = self._begun
         if self._busy:  # Full is not failed: those are asked again, as long as the limit of grants allows.
             self._busy.clear()
             pause_s = min(self._settings.busy_pause_s * 2**self._pauses, self._settings.busy_pause_cap_s)
@@ -258,7 +261,7 @@ class Attempts:
         self._attempt += 1
         self._asking, self._resume_at = True, None
         excluded = (*self._barred, *self._failed, *self._busy)
-        return AskFor(self._attempt, excluded, last_outcome, self._begun, tuple(self._cannot))
+        return AskFor(self._attempt, excluded, last_outcome, self._begun, tuple(self._cannot), self._refused)
 
     def _close(
         self,

@@ -83,8 +83,11 @@ class Handover:
         completion = max(0, usage.completion - len(given))
         return Usage(prompt=usage.prompt + len(given), cached=usage.cached, completion=completion)
 
-    def plan(self, view: View, excluded: Collection[NodeId], cannot: Collection[NodeId]) -> Plan:
-        """Whom to ask, when `excluded` are out anyway and `cannot` have said that they only can run it again."""
+    def plan(
+        self, view: View, excluded: Collection[NodeId], cannot: Collection[NodeId], *, refused: bool = False
+    ) -> Plan:
+        """Whom to ask, when `excluded` are out anyway and `cannot` have said that they only can run it again.
+        `refused`: those who can go on with it were asked for in vain, so all who can do anything are."""
         self._cannot = cannot
         try:
             tokens = self.continuation
@@ -98,13 +101,15 @@ class Handover:
         names = self._names_for(members)
         modes = {report.id: self._mode_at(report, names) for report in members}
         if not any(mode for mode, _ in modes.values()):
+            if not self._streamed:
+                return Plan(models=self._names)  # somebody may come who can begin it
             return Plan(lost="engine", why="no engine of this mesh can go on with it, nor run it again")
         here = {n.report.id for n in view.serving()} - set(excluded)
         on = any(mode == "continue" for node, (mode, _) in modes.items() if node in here)
         if not on and not self._streamed:
             return Plan(models=self._names)
         left_out = {node: why for node, (mode, why) in modes.items() if why and mode is None}
-        if on:
+        if on and not refused:
             only = "it could only run the answer again from its start, and others can go on with it"
             left_out |= {node: only for node, (mode, _) in modes.items() if mode not in ("continue", None)}
         return Plan(models=names, left_out=left_out, given=len(tokens.tokens) if on and tokens is not None else 0)

@@ -258,7 +258,7 @@ class Exchange:
         plan = Plan(models=self._wanted.models)
         if ask.begun and self._generates:
             assert self._handover is not None
-            plan = self._handover.plan(self._means.view(), ask.excluded, ask.cannot)
+            plan = self._handover.plan(self._means.view(), ask.excluded, ask.cannot, refused=ask.refused)
         if plan.lost is not None:
             self._feed(Hopeless(ask.attempt, plan.lost, plan.why))
             return

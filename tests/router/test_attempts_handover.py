@@ -95,7 +95,7 @@ def test_a_node_that_is_drained_now_hands_over_without_having_failed(code: NodeE
     m = flowing()
     assert m.step(Broke(1, code, "this node stopped"), 1.0) == [AskFor(2, (A,), "busy", begun=True)]
     assert m.step(Denied(2, NOBODY), 1.0) == []
-    assert m.step(Tick(), 1.0 + SETTINGS.busy_pause_s) == [AskFor(3, (), None, begun=True)]
+    assert m.step(Tick(), 1.0 + SETTINGS.busy_pause_s) == [AskFor(3, (), None, begun=True, refused=True)]
 
 
 def test_the_client_is_comforted_until_something_new_comes() -> None:
@@ -182,11 +182,24 @@ def test_the_node_it_broke_off_on_is_asked_again_in_a_later_round() -> None:
     m = flowing()
     cut(m)
     assert m.step(Denied(2, NOBODY), 1.0) == []
-    assert m.step(Tick(), 2.0) == [AskFor(3, (), None, begun=True)]
+    assert m.step(Tick(), 2.0) == [AskFor(3, (), None, begun=True, refused=True)]
     m.step(placed(3, A), 2.0)
     m.step(FirstByte(3), 2.5)
     m.step(Joined(3), 2.5)
     assert m.step(Completed(3, Usage()), 3.0)[-1] == Finish("ok")
+
+
+def test_an_ask_that_was_refused_is_said_to_be_until_something_new_comes() -> None:
+    m = flowing()
+    assert cut(m) == [AskFor(2, (A,), "failed", begun=True)]
+    m.step(Denied(2, NOBODY), 1.0)
+    assert m.step(Tick(), 2.0) == [AskFor(3, (), None, begun=True, refused=True)]
+    m.step(placed(3, B), 2.0)
+    assert m.step(reset(3), 2.1) == [AskFor(4, (B,), "failed", begun=True, refused=True)]
+    m.step(placed(4, C), 2.2)
+    m.step(FirstByte(4), 2.3)
+    m.step(Joined(4), 2.3)
+    assert m.step(reset(4), 2.4) == [AskFor(5, (C,), "failed", begun=True)]
 
 
 @pytest.mark.parametrize("refusal", [NOBODY, FULL])

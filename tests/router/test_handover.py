@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from node.types import ModelReport, ModelState, NodeId, NodeReport, RequestId, Resume, Usage
 from router.events import Candidate, Decision, Why
 from router.handover import Handover
@@ -102,6 +104,29 @@ def test_who_can_only_run_it_again_waits_behind_who_can_go_on() -> None:
     plan = it.plan(seen, (A, B), ())
     assert (plan.left_out, plan.given) == ({}, 0)
     assert (it.mode(seen, C, "m"), it.mode(seen, B, "m")) == ("replay", "continue")
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+def test_who_can_only_run_it_again_is_asked_once_who_can_go_on_was_refused(streamed: bool) -> None:
+    seen = view({A: model(), B: model(), C: model(Resume.REPLAY)})
+    it = handover(seen, streamed=streamed)
+    assert set(it.plan(seen, (A,), ()).left_out) == {C}
+    plan = it.plan(seen, (A,), (), refused=True)
+    assert (plan.models, plan.left_out, plan.given, plan.lost) == (("m",), {}, 2, None)
+    assert it.mode(seen, B, "m") == "continue"
+    assert it.mode(seen, C, "m") == ("replay" if streamed else "start")
+
+
+def test_other_weights_stay_out_however_often_it_was_refused() -> None:
+    seen = view({A: model(), B: model(), C: model(fingerprint="f2")})
+    assert set(handover(seen).plan(seen, (A,), (), refused=True).left_out) == {C}
+
+
+def test_an_answer_that_was_not_sent_waits_for_somebody_who_has_the_model() -> None:
+    """Nobody has it now, which the coordinator says; a stream that only its own node could go on with is lost."""
+    it = handover(view({A: model()}), streamed=False)
+    plan = it.plan(view({}), (A,), ())
+    assert (plan.models, plan.left_out, plan.given, plan.lost) == (("m",), {}, 0, None)
 
 
 def test_a_dead_node_is_not_waited_for_when_another_can_run_it_again() -> None:
