@@ -117,6 +117,19 @@ class FrontSettings(Struct, frozen=True, kw_only=True):
         assert self.chunk_line_bytes >= 16
 
 
+class DoorSettings(Struct, frozen=True, kw_only=True):
+    """Bounds of what peers send to be run here. Times in seconds, sizes in bytes, and in brackets what they hear."""
+
+    body_limit_bytes: int = 33 * 2**20  # of one call: an edge takes 32 MiB from a client (bad_request)
+    bodies_limit_bytes: int = 512 * 2**20  # of all calls that are open (node_busy)
+    body_timeout_s: float = 120.0  # for a peer to send its body (unreachable)
+    retry_after_s: float = 2.0  # told with node_busy
+
+    def __post_init__(self) -> None:
+        assert 0 < self.body_limit_bytes <= self.bodies_limit_bytes
+        assert self.body_timeout_s > 0
+
+
 class EngineSettings(Struct, frozen=True, kw_only=True):
     """Bounds of the engines and their workers. Times in seconds, sizes in bytes."""
 

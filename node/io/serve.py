@@ -15,12 +15,13 @@ import msgspec
 from node.errors import NodeError, NodeErrorCode
 from node.http_reply import Answer
 from node.http_request import Fault, Head, path_of
+from node.io.bodies import Bodies
 from node.io.calls import STREAMED, Call
-from node.io.turn import BrokenBodyError, Incoming, Outgoing
+from node.io.turn import Incoming, Outgoing
 from node.openai import plain_path
+from node.settings import DoorSettings
 from node.types import NodeId, RequestId
 
-BODY_BYTES = 33 << 20  # an edge takes 32 MiB from a client
 _BELOW = "/mesh/v1/serve/"
 _HEADER_CHARS = 1000
 _JSON = {"content-type": "application/json"}
@@ -67,8 +68,15 @@ class Door:
     does): what was granted before they knew is sent elsewhere, instead of broken off a moment later. `callers` is kept
     up to date."""
 
-    def __init__(self, host: Serving, leaving: Callable[[], str] = str, callers: Callers | None = None) -> None:
+    def __init__(
+        self,
+        host: Serving,
+        leaving: Callable[[], str] = str,
+        callers: Callers | None = None,
+        settings: DoorSettings | None = None,
+    ) -> None:
         self._host, self._leaving, self._callers = host, leaving, callers or Callers()
+        self.bodies = Bodies(settings or DoorSettings())
 
     def takes(self, head: Head) -> bool:
         return head.method == "POST" and path_of(head.target).startswith(_BELOW)
@@ -78,35 +86,19 @@ class Door:
 
     async def answer(self, incoming: Incoming, outgoing: Outgoing) -> None:
         try:
-            call = _call(incoming.head, await _body(incoming))
-            if why := self._leaving():
-                raise NodeError(NodeErrorCode.DRAINING, f"this node is draining: {why}")
-            with self._callers.waits(call.edge):
-                if call.path in STREAMED:
-                    await _stream(outgoing, self._host, call)
-                    return
-                status, content_type, body = await self._host.post(call)
+            async with self.bodies.hold(incoming) as body:
+                call = _call(incoming.head, body)
+                if why := self._leaving():
+                    raise NodeError(NodeErrorCode.DRAINING, f"this node is draining: {why}")
+                with self._callers.waits(call.edge):
+                    if call.path in STREAMED:
+                        await _stream(outgoing, self._host, call)
+                        return
+                    status, content_type, said = await self._host.post(call)
         except NodeError as error:
             outgoing.whole(Answer(error.status, _JSON, error_body(error)))
         else:
-            outgoing.whole(Answer(status, {"content-type": content_type}, body))
-
-
-async def _body(incoming: Incoming) -> bytes:
-    """Raises NodeError: BAD_REQUEST when it is too large or not framed as HTTP has it."""
-    parts: list[bytes] = []
-    size = incoming.head.length or 0
-    try:
-        while True:
-            parts += incoming.take()
-            size = max(size, sum(map(len, parts)))
-            if size > BODY_BYTES:
-                raise NodeError(NodeErrorCode.BAD_REQUEST, f"the body is larger than {BODY_BYTES} bytes")
-            if incoming.whole:
-                return parts[0] if len(parts) == 1 else b"".join(parts)
-            await incoming.more()
-    except BrokenBodyError as error:
-        raise NodeError(NodeErrorCode.BAD_REQUEST, str(error)) from error
+            outgoing.whole(Answer(status, {"content-type": content_type}, said))
 
 
 def error_body(error: NodeError) -> bytes:

@@ -11,9 +11,13 @@ import aiohttp
 import pytest
 
 from node.errors import NodeError, NodeErrorCode
+from node.http_request import Head
+from node.io.bodies import Bodies
 from node.io.calls import ALIVE, Call
-from node.io.serve import BODY_BYTES, Door
+from node.io.serve import Door
+from node.io.turn import Incoming
 from node.openai import DONE
+from node.settings import DoorSettings
 from tests.mesh.waiting import until
 from tests.node.doors import opened
 from tests.node.fakes import data
@@ -230,9 +234,92 @@ async def test_a_path_that_leads_elsewhere_is_not_served(path: str) -> None:
 
 async def test_a_body_that_is_too_large_is_refused_unread() -> None:
     host = FakeHost()
-    async with raw(host, header=b"content-length: %d" % (BODY_BYTES + 1)) as answer:
+    async with raw(host, header=b"content-length: %d" % (DoorSettings().body_limit_bytes + 1)) as answer:
         assert answer.startswith(b"HTTP/1.1 400 ")
     assert host.calls == []
+
+
+HALF = b"POST /mesh/v1/serve/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 2000\r\n"
+
+
+async def _half_sent(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    fields = "".join(f"{name}: {value}\r\n" for name, value in HEADERS.items()).encode()
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(HALF + fields + b"\r\n" + b"x" * 1000)
+    return reader, writer
+
+
+async def test_a_body_that_does_not_arrive_is_not_waited_for() -> None:
+    host = FakeHost(DONE)
+    door = Door(host, settings=DoorSettings(body_timeout_s=0.05))
+    async with opened(door) as port, asyncio.timeout(30):
+        reader, writer = await _half_sent(port)
+        answer = await reader.read()
+        writer.close()
+    assert answer.startswith(b"HTTP/1.1 502 ")
+    assert b'"unreachable"' in answer, "which is tried elsewhere"
+    assert (door.bodies.held_bytes, host.calls) == (0, [])
+
+
+async def test_all_bodies_together_are_bounded_and_given_back() -> None:
+    host = FakeHost(DONE)
+    door = Door(host, settings=DoorSettings(body_limit_bytes=2000, bodies_limit_bytes=2500))
+    async with opened(door) as port, asyncio.timeout(30):
+        reader, writer = await _half_sent(port)
+        await until(lambda: door.bodies.held_bytes == 1000)
+        more_reader, more_writer = await _half_sent(port)
+        await until(lambda: door.bodies.held_bytes == 2000)
+        more_writer.write(b"x" * 1000)
+        assert (await more_reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 503 ")
+        assert b'"node_busy"' in await more_reader.readuntil(b"}")
+        await until(lambda: door.bodies.held_bytes == 1000)
+        writer.write(b"x" * 1000)
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+        assert len(host.calls[0].body) == 2000
+        await until(lambda: door.bodies.held_bytes == 0)
+        for each in (writer, more_writer):
+            each.close()
+
+
+async def test_a_peer_that_leaves_in_the_middle_of_its_body_leaves_nothing() -> None:
+    door = Door(FakeHost())
+    async with opened(door) as port:
+        _reader, writer = await _half_sent(port)
+        await until(lambda: door.bodies.held_bytes == 1000)
+        writer.close()
+        await until(lambda: door.bodies.held_bytes == 0)
+
+
+class Part(bytes):
+    """Notes how often its length is asked for."""
+
+    asked = 0
+
+    def __len__(self) -> int:
+        Part.asked += 1
+        return super().__len__()
+
+
+async def test_each_part_of_a_body_is_counted_once() -> None:
+    """However many there are: who sends 32 MiB in small pieces shall not hold the loop up."""
+    parts = 300
+    incoming = Incoming(Head("POST", "/", {}, None, True, 1, False), "", lambda _: None)
+    bodies = Bodies(DoorSettings())
+    async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+        reading = group.create_task(_read(bodies, incoming))
+        for number in range(1, parts + 1):
+            incoming.feed(Part(b"ab"))
+            for _ in range(3):
+                await asyncio.sleep(0)
+            assert bodies.held_bytes == 2 * number
+        incoming.end()
+    assert reading.result() == b"ab" * parts
+    assert Part.asked <= 3 * parts
+
+
+async def _read(bodies: Bodies, incoming: Incoming) -> bytes:
+    async with bodies.hold(incoming) as body:
+        return body
 
 
 @pytest.mark.parametrize("corpus", [HEADS, BODIES], ids=["heads", "bodies"])
