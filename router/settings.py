@@ -38,6 +38,8 @@ class EdgeSettings(Struct, frozen=True, kw_only=True):
     body_limit_bytes: int = 32 * 2**20
     bodies_limit_bytes: int = 512 * 2**20  # of all requests that are open
     body_timeout_s: float = 120.0  # for the client to send its body
+    zipped_inline_bytes: int = 64 * 2**10  # a compressed body of no more
+    plain_inline_bytes: int = 2**20  # that makes no more is unpacked on the loop: a ms or two; others beside it
     answer_limit_bytes: int = 32 * 2**20  # a non-streamed answer is put together in memory
     open_limit: int = 4096  # requests that this edge carries at once
     kept_stream_bytes: int = 8 * 2**20  # of what one client was sent, so that its answer can go on elsewhere

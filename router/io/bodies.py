@@ -11,7 +11,6 @@ from router.settings import EdgeSettings
 
 _ZIPPED = ("gzip", "x-gzip", "deflate")
 _ANY_ZIP = 32 + zlib.MAX_WBITS  # zlib's word for gzip or zlib, by what comes first
-_LONG_BYTES = 64 * 1024  # takes longer to unpack than the loop should stand still
 
 
 class Held:
@@ -88,10 +87,12 @@ class Bodies:
         if coding not in _ZIPPED:
             message = "content-encoding can be gzip, deflate or identity"
             raise RouterError(ErrorCode.INVALID_REQUEST, message, param="content-encoding")
-        limit = self._settings.body_limit_bytes
-        if len(body) <= _LONG_BYTES:
-            return _unzipped(body, limit)
-        return await asyncio.to_thread(_unzipped, body, limit)
+        s = self._settings
+        if len(body) <= s.zipped_inline_bytes:  # which may still make a thousand times as much
+            plain = _unzipped(body, min(s.body_limit_bytes, s.plain_inline_bytes))
+            if len(plain) <= s.plain_inline_bytes:
+                return plain
+        return await asyncio.to_thread(_unzipped, body, s.body_limit_bytes)
 
     def _fits(self, size_bytes: int) -> None:
         if size_bytes > self._settings.body_limit_bytes:
