@@ -132,7 +132,8 @@ class Handover:
 
     def _of(self, node: NodeId, model: ModelReport) -> tuple[Mode | None, str]:
         same = bool(self._fingerprint) and model.fingerprint == self._fingerprint
-        if same and model.resume is Resume.CONTINUE and self._on and node not in self._cannot:
+        on = self._on and not self.kept.why_not  # which younger streams may have taken since it was planned
+        if same and model.resume is Resume.CONTINUE and on and node not in self._cannot:
             return "continue", ""
         if not self._streamed:
             return "start", ""

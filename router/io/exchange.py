@@ -12,7 +12,7 @@ import math
 import secrets
 from collections import deque
 
-from node.continuation import continued
+from node.continuation import Continuation, continued
 from node.http_reply import Answer
 from node.io.calls import Call
 from node.io.turn import Incoming, Outgoing
@@ -73,6 +73,7 @@ class Exchange:
         self._timer_at = math.inf  # the machine's deadline when it was set, which mostly moves away
         self._wake = asyncio.Event()  # something to open, or the end
         self._to_open: Open | None = None
+        self._going_on: Continuation | None = None  # what is sent along with that
         self._handover: Handover | None = None
         self._carrier: Carrier | None = None
 
@@ -232,6 +233,10 @@ class Exchange:
             case AskFor():
                 self._ask(effect)
             case Open():
+                assert self._handover is not None
+                # Now, when `mode` said that it can: younger streams may take what is kept of it before it is opened.
+                self._going_on = self._handover.continuation if effect.mode == "continue" else None
+                assert self._going_on is not None or effect.mode != "continue"
                 self._to_open = effect
                 self._wake.set()
             case CloseUpstream():
@@ -323,12 +328,11 @@ class Exchange:
     # Carrying
 
     async def _carry(self, opened: Open, reply: Reply) -> None:
-        asked, said, handover = self._record.asked, self._record.said, self._handover
+        asked, said = self._record.asked, self._record.said
         assert asked is not None
         assert said is not None
-        assert handover is not None
         assert self._carrier is not None
-        on = handover.continuation if opened.mode == "continue" else None
+        on = self._going_on
         call = Call(
             id=self._record.id,
             attempt=opened.attempt,

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from node.io.calls import Call
 from node.types import ModelReport, ModelState, Resume
-from tests.router.fakes import ASK, Rig
+from tests.router.fakes import ASK, DONE, Rig, Script, chunk
 
 WHOLE = b': usage {"prompt":5,"cached":0,"completion":6}\n\n'
+HEAD = (chunk("The ", mesh_tokens=[11]), chunk("cap", mesh_tokens=[12, 13]))
+TAIL = (chunk("ital", mesh_tokens=[14]), chunk(" is Paris.", "stop", mesh_tokens=[15, 16]), WHOLE, DONE)
+AGAIN = (
+    chunk("The capi", id_="again"),
+    chunk("tal is", id_="again"),
+    chunk(" Paris.", "stop", id_="again"),
+    WHOLE,
+    DONE,
+)
+TEXT = "The capital is Paris."
 
 
 def model(resume: Resume = Resume.CONTINUE, fingerprint: str = "f1", **more: Any) -> tuple[ModelReport, ...]:
@@ -23,6 +34,21 @@ def model(resume: Resume = Resume.CONTINUE, fingerprint: str = "f1", **more: Any
             **more,
         ),
     )
+
+
+def resuming(rig: Rig, resume: Resume = Resume.CONTINUE, fingerprint: str = "f1") -> None:
+    rig.models = rig.other_models = model(resume, fingerprint)
+
+
+def goes_on(*blocks: bytes) -> Script:
+    """A node that goes on with these, and takes nothing that it would have to begin."""
+
+    async def serve(call: Call) -> AsyncGenerator[bytes, None]:
+        assert call.resumes
+        for block in blocks:
+            yield block
+
+    return serve
 
 
 def asked_on(call: Call) -> dict[str, Any]:

@@ -7,14 +7,12 @@ import json
 from collections.abc import AsyncGenerator
 from typing import Any
 
-import aiohttp
 import pytest
 
 from node.errors import NodeError, NodeErrorCode
 from node.io.calls import Call
-from node.types import NodeId, Resume
+from node.types import Resume
 from router.errors import ErrorCode, Refusal
-from router.events import Request
 from router.settings import EdgeSettings
 from tests.mesh.waiting import until
 from tests.router.fakes import (
@@ -31,33 +29,7 @@ from tests.router.fakes import (
     says,
     send,
 )
-from tests.router.resuming import WHOLE, asked_on, model, read
-
-HEAD = (chunk("The ", mesh_tokens=[11]), chunk("cap", mesh_tokens=[12, 13]))
-TAIL = (chunk("ital", mesh_tokens=[14]), chunk(" is Paris.", "stop", mesh_tokens=[15, 16]), WHOLE, DONE)
-AGAIN = (
-    chunk("The capi", id_="again"),
-    chunk("tal is", id_="again"),
-    chunk(" Paris.", "stop", id_="again"),
-    WHOLE,
-    DONE,
-)
-TEXT = "The capital is Paris."
-
-
-def resuming(rig: Rig, resume: Resume = Resume.CONTINUE, fingerprint: str = "f1") -> None:
-    rig.models = rig.other_models = model(resume, fingerprint)
-
-
-def goes_on(*blocks: bytes) -> Script:
-    """A node that goes on with these, and takes nothing that it would have to begin."""
-
-    async def serve(call: Call) -> AsyncGenerator[bytes, None]:
-        assert call.resumes
-        for block in blocks:
-            yield block
-
-    return serve
+from tests.router.resuming import AGAIN, HEAD, TAIL, TEXT, WHOLE, asked_on, goes_on, model, read, resuming
 
 
 async def lost(rig: Rig, **more: Any) -> tuple[str | None, str]:
@@ -169,39 +141,6 @@ async def test_who_can_continue_goes_before_who_can_only_run_it_again(rig: Rig) 
     rig.peer.scripts = [goes_on(*TAIL)]
     rig.dispatch.place = lambda request: ME if len(rig.dispatch.asked) == 1 else OTHER
     assert (await read(rig))[0] == TEXT
-
-
-@pytest.mark.parametrize("streamed", [True, False])
-async def test_when_who_can_continue_is_refused_who_can_run_it_again_is_asked(rig: Rig, streamed: bool) -> None:
-    """The node that can is there, but its model has failed; the other had no room for a moment."""
-    rig.models, rig.other_models = model(), model(Resume.REPLAY)
-    rig.host.scripts, rig.peer.scripts = [says(*HEAD, failed())], [says(*AGAIN)]
-    full = Refusal(ErrorCode.NO_NODE_AVAILABLE, "no room")
-
-    def place(request: Request) -> NodeId | Refusal:
-        asks = len(rig.dispatch.asked)
-        return ME if asks == 1 else OTHER if asks > 2 and OTHER not in request.excluded else full
-
-    rig.dispatch.place = place
-    _, body, _ = await send(rig, "/v1/chat/completions", json=message(stream=streamed))
-    assert DONE in body if streamed else body["choices"][0]["message"]["content"] == TEXT
-    assert rig.facts[0].attempts[-1].mode == ("replay" if streamed else "start")
-
-
-async def test_an_answer_that_nobody_has_the_model_for_any_more_is_refused_long_before_its_deadline(rig: Rig) -> None:
-    resuming(rig)
-    rig.other_models = ()
-
-    async def serve(_: Call) -> AsyncGenerator[bytes, None]:
-        yield HEAD[0]
-        rig.models = ()
-        raise failed()
-
-    rig.host.scripts = [serve]
-    nobody = Refusal(ErrorCode.MODEL_NOT_FOUND, "nobody has it")
-    rig.dispatch.place = lambda request: ME if len(rig.dispatch.asked) == 1 else nobody
-    status, body, _ = await send(rig, "/v1/chat/completions", json=message(), timeout=aiohttp.ClientTimeout(30))
-    assert (status, body["error"]["code"]) == (503, "model_failed")
 
 
 async def test_a_second_run_that_says_something_else_loses_the_stream(rig: Rig) -> None:

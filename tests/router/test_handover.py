@@ -186,6 +186,15 @@ def test_an_answer_that_was_not_sent_goes_on_or_begins_anew() -> None:
     assert not handover(seen).restart()
 
 
+def test_what_is_not_kept_any_more_when_the_grant_comes_begins_anew() -> None:
+    seen = view({A: model(), B: model()})
+    it = handover(seen, streamed=False)
+    assert it.plan(seen, (A,), ()).given == 2
+    assert it.mode(seen, B, "m") == "continue"
+    it.kept.drop("younger streams took the room")
+    assert (it.mode(seen, B, "m"), it.continuation) == ("start", None)
+
+
 def test_what_another_node_wrote_is_not_counted_for_who_ends_it() -> None:
     seen = view({A: model(), B: model()})
     it = handover(seen)
