@@ -108,7 +108,9 @@ def error_body(error: NodeError) -> bytes:
 
 
 async def _stream(out: Outgoing, host: Serving, call: Call) -> None:
-    """Blocks as they come, waiting for a slow edge (backpressure). Raises NodeError as long as nothing was sent."""
+    """Blocks as they come, waiting for a slow edge (backpressure) until the call's deadline. Raises NodeError as long
+    as nothing was sent, ConnectionError when the edge has gone or takes too little."""
+    ends_at = asyncio.get_running_loop().time() + call.deadline_s
     async with aclosing(host.serve(call)) as blocks:
         try:
             async for block in blocks:
@@ -116,13 +118,21 @@ async def _stream(out: Outgoing, host: Serving, call: Call) -> None:
                     out.begin(200, _STREAM)
                 out.write(block)
                 if out.full:
-                    await out.drained()
+                    await _drained(out, ends_at)
         except NodeError as error:
             if not out.status:
                 raise
             out.last()
             out.write(b"event: error\ndata: " + error_body(error) + b"\n\n")
     out.end()
+
+
+async def _drained(out: Outgoing, ends_at: float) -> None:
+    try:
+        async with asyncio.timeout_at(ends_at):
+            await out.drained()
+    except TimeoutError as error:
+        raise ConnectionAbortedError("the edge took too little until the call's deadline") from error
 
 
 def _call(request: Head, body: bytes) -> Call:

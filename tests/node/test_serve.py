@@ -184,6 +184,21 @@ async def test_a_peer_that_reads_slowly_holds_back_the_host() -> None:
         await until(lambda: host.closed)
 
 
+@pytest.mark.parametrize("deadline_ms", ["50", "1500"])
+async def test_a_peer_that_does_not_read_is_waited_for_until_the_calls_deadline(deadline_ms: str) -> None:
+    host = FakeHost(*[b": " + b"x" * 65_536 + b"\n\n"] * 4000)
+    door = Door(host)
+    clock, began = asyncio.get_running_loop().time, asyncio.get_running_loop().time()
+    async with opened(door) as port:
+        _reader, writer = await _half_sent(port, {**HEADERS, "x-mesh-deadline-ms": deadline_ms})
+        writer.write(b"x" * 1000)
+        await until(lambda: host.closed)
+        assert clock() - began >= int(deadline_ms) / 1000.0
+        assert 0 < host.yielded < 4000
+        await until(lambda: not door.bodies.held_bytes)
+        writer.close()
+
+
 async def test_other_paths_get_the_engines_answer() -> None:
     host = FakeHost()
     async with asked(host, "audio/speech") as response:
@@ -242,8 +257,8 @@ async def test_a_body_that_is_too_large_is_refused_unread() -> None:
 HALF = b"POST /mesh/v1/serve/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 2000\r\n"
 
 
-async def _half_sent(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    fields = "".join(f"{name}: {value}\r\n" for name, value in HEADERS.items()).encode()
+async def _half_sent(port: int, headers: dict[str, str] = HEADERS) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    fields = "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode()
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(HALF + fields + b"\r\n" + b"x" * 1000)
     return reader, writer
