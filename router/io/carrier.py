@@ -51,6 +51,7 @@ class Carrier:
         self.carried = None
         if self._scope is not None and (over or not self._writing):
             self._scope.reschedule(self._clock())
+            self._scope = None  # it is told once: a scope that has begun to end raises
 
     async def stream(self, opened: Open, call: Call, reply: Reply) -> None:
         """A completion. Raises nothing but CancelledError."""

@@ -255,6 +255,10 @@ class Exchange:
             case Comfort():
                 self._comfort()
             case Finish() | Fail():
+                assert self._carrier is not None
+                if isinstance(effect, Fail) or effect.outcome == "cancelled":
+                    # A block of an attempt that is over may still wait for a client that does not read.
+                    self._carrier.stop(over=True)
                 self._record.end = effect
                 self._wake.set()
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncGenerator
 from typing import Any
 
 from node.io.calls import Call
 from node.types import ModelReport, ModelState, Resume
+from tests.mesh.waiting import until
 from tests.router.fakes import ASK, DONE, Rig, Script, chunk
 
 WHOLE = b': usage {"prompt":5,"cached":0,"completion":6}\n\n'
@@ -66,3 +68,19 @@ async def read(rig: Rig, **more: Any) -> tuple[str, set[str], str | None]:
             text += choice.delta.content or ""
             finish = choice.finish_reason or finish
     return text, ids, finish
+
+
+async def connected(rig: Rig) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    host, port = rig.url.removeprefix("http://").split(":")
+    return await asyncio.open_connection(host, int(port), limit=2**10)
+
+
+async def at_rest(rig: Rig) -> None:
+    """Nothing moves any more: the client takes nothing."""
+    seen: list[int] = []
+
+    def still() -> bool:
+        seen.append(rig.bytes["client_out"])
+        return len(seen) > 20 and len(set(seen[-20:])) == 1
+
+    await until(still)

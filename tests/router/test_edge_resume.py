@@ -29,7 +29,20 @@ from tests.router.fakes import (
     says,
     send,
 )
-from tests.router.resuming import AGAIN, HEAD, TAIL, TEXT, WHOLE, asked_on, goes_on, model, read, resuming
+from tests.router.resuming import (
+    AGAIN,
+    HEAD,
+    TAIL,
+    TEXT,
+    WHOLE,
+    asked_on,
+    at_rest,
+    connected,
+    goes_on,
+    model,
+    read,
+    resuming,
+)
 
 
 async def lost(rig: Rig, **more: Any) -> tuple[str | None, str]:
@@ -318,22 +331,6 @@ def counted(rig: Rig, before: tuple[bytes, ...]) -> Script:
             yield block
 
     return serve
-
-
-async def connected(rig: Rig) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    host, port = rig.url.removeprefix("http://").split(":")
-    return await asyncio.open_connection(host, int(port), limit=2**10)
-
-
-async def at_rest(rig: Rig) -> None:
-    """Nothing moves any more: the client takes nothing."""
-    seen: list[int] = []
-
-    def still() -> bool:
-        seen.append(rig.bytes["client_out"])
-        return len(seen) > 20 and len(set(seen[-20:])) == 1
-
-    await until(still)
 
 
 async def test_the_word_of_the_nodes_is_not_a_clients(rig: Rig) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncGenerator
 
 import aiohttp
@@ -13,8 +14,9 @@ from node.types import NodeId, Resume
 from router.errors import ErrorCode, Refusal
 from router.events import Request
 from router.settings import EdgeSettings
-from tests.router.fakes import DONE, ME, OTHER, Rig, failed, message, rigged, says, send
-from tests.router.resuming import AGAIN, HEAD, TAIL, TEXT, goes_on, model, resuming
+from tests.mesh.waiting import until
+from tests.router.fakes import DONE, ME, OTHER, Rig, chunk, failed, message, rigged, says, send
+from tests.router.resuming import AGAIN, HEAD, TAIL, TEXT, at_rest, connected, goes_on, model, resuming
 
 
 @pytest.mark.parametrize("streamed", [True, False])
@@ -78,3 +80,27 @@ async def test_an_answer_that_younger_streams_push_out_during_a_hand_over_is_not
         assert body["choices"][0]["message"]["content"] == TEXT
         assert rig.facts[0].attempts[-1].mode == ("continue" if granted else "start")
         assert not rig.facts[0].resumable
+
+
+@pytest.mark.parametrize("place", [OTHER, None])
+async def test_a_client_that_does_not_read_is_held_no_longer_than_its_deadline(place: NodeId | None) -> None:
+    """Also when its node is lost while a block waits to be read, and nothing runs at the deadline."""
+    settings = EdgeSettings(silence_s=600.0, round_pause_s=600.0, kept_stream_bytes=2**26, farewell_s=0.1)
+    async with rigged(settings) as (rig, edge):
+        resuming(rig)
+        rig.peer.scripts = [says(*(chunk(str(n) * 1_500_000, mesh_tokens=[n]) for n in range(1, 10)))]
+        nobody = Refusal(ErrorCode.NO_NODE_AVAILABLE, "nobody")
+        rig.dispatch.place = lambda _: OTHER if len(rig.dispatch.asked) == 1 else nobody if place else None
+        body = json.dumps(message(stream=True)).encode()
+        _, writer = await connected(rig)
+        writer.write(
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            + f"X-Mesh-Deadline-Ms: 2000\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+            + body
+        )
+        await until(lambda: ("first", 1) in rig.dispatch.said)
+        await at_rest(rig)
+        edge.node_lost(OTHER)
+        await until(lambda: rig.facts and edge.open_requests == 0)
+        assert rig.facts[0].outcome == "failed"
+        writer.close()
