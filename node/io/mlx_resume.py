@@ -154,7 +154,8 @@ class Held:
     def write(self, data: bytes) -> int:
         """As a file's."""
         if data.startswith(LAST):
-            self.release()
+            self._complete()
+            self.open()
         elif self._left and data.startswith(b"data:"):
             self._left -= 1
             return len(data)
@@ -169,10 +170,17 @@ class Held:
             self._file.flush()
 
     def release(self) -> None:
-        """The other worker's tokens are through. Raises NonsenseError when a chunk is missing that the client has."""
+        """The other worker's tokens are through, and nothing else yet. Raises NonsenseError unless they make just the
+        chunks that the client has: it would lack text, or get some twice."""
+        self._complete()
+        more = sum(data.startswith(b"data:") for data in self._kept or ())
+        if more:
+            raise NonsenseError(f"{RESUME_FIELD}: these tokens make {more} `blocks` more")
+        self.open()
+
+    def _complete(self) -> None:
         if self._left:
             raise NonsenseError(f"{RESUME_FIELD}: these tokens make {self._left} `blocks` less")
-        self.open()
 
     def open(self) -> None:
         """Writes what was held back, if anything was."""

@@ -219,6 +219,25 @@ def test_a_client_cannot_have_more_chunks_than_the_tokens_make() -> None:
         held.write(b"data: [DONE]\n\n")  # never left out: who has it has all
 
 
+def test_a_client_cannot_have_fewer_chunks_than_the_tokens_make() -> None:
+    wire = Wire()
+    held = Held(wire, 1)
+    for data in (b"HTTP/1.0 200 OK\r\n", b"data: 1\n\n", b"data: 2\n\n"):
+        held.write(data)
+    with pytest.raises(NonsenseError, match="1 `blocks` more"):
+        held.release()
+    assert wire.written == b""
+
+
+def test_what_ends_an_answer_that_is_over_is_all_written() -> None:
+    """The tokens so far are all of it: what the client lacks of its chunks comes now."""
+    wire = Wire()
+    held = Held(wire, 1)
+    for data in (b"HTTP/1.0 200 OK\r\n", b"data: 1\n\n", b"data: 2\n\n", b"data: [DONE]\n\n"):
+        held.write(data)
+    assert wire.written == b"HTTP/1.0 200 OK\r\ndata: 2\n\ndata: [DONE]\n\n"
+
+
 def test_a_refusal_is_not_held_back() -> None:
     wire = Wire()
     held = Held(wire, 2)
