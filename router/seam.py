@@ -33,11 +33,25 @@ def read(block: bytes) -> Json:
     """The chunk of a `data:` block. Raises SeamError when it is none."""
     try:
         chunk = _chunk.decode(payload(block))
-        if not all(isinstance(choice, dict) for choice in chunk.get("choices") or ()):
-            raise SeamError("a chunk of the answer is not understood")
+        understood = all(_regular(choice) for choice in chunk.get("choices") or ())
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, TypeError) as error:
         raise SeamError("a chunk of the answer is not understood") from error
+    if not understood:
+        raise SeamError("a chunk of the answer is not understood")
     return chunk
+
+
+def _regular(choice: Any) -> bool:
+    """Whether all that is looked into further down has its type, or is left out."""
+    if not isinstance(choice, dict) or not isinstance(choice.get("index") or 0, int):
+        return False
+    delta = choice.get("delta") or {}
+    if not isinstance(delta, dict):
+        return False
+    calls = delta.get("tool_calls") or []
+    return isinstance(calls, list) and all(
+        isinstance(call, dict) and isinstance(call.get("function") or {}, dict) for call in calls
+    )
 
 
 def payload(block: bytes) -> bytes:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from router.kept import continuation
 from router.seam import Seam, SeamError
 
 
@@ -179,3 +180,32 @@ def test_a_block_that_is_no_chunk_is_named() -> None:
         Seam([b"data: what\n\n"])
     with pytest.raises(SeamError, match="not understood"):
         Seam([said("Hi")]).feed(b'data: {"choices": [7]}\n\n')
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"delta": "x"},
+        {"delta": [1]},
+        {"index": [1], "delta": {}},
+        {"index": "0", "delta": {}},
+        {"delta": {"tool_calls": 5}},
+        {"delta": {"tool_calls": {"0": {}}}},
+        {"delta": {"tool_calls": ["x"]}},
+        {"delta": {"tool_calls": [{"index": 0, "function": "f"}]}},
+    ],
+)
+def test_a_chunk_of_another_shape_is_named_wherever_it_comes(choice: dict[str, Any]) -> None:
+    odd = b"data: " + json.dumps({"id": "c", "choices": [choice]}).encode() + b"\n\n"
+    with pytest.raises(SeamError, match="not understood"):
+        Seam([odd])
+    with pytest.raises(SeamError, match="not understood"):
+        Seam([said("Hi")]).feed(odd)
+    with pytest.raises(SeamError, match="not understood"):
+        continuation([odd])
+
+
+@pytest.mark.parametrize("delta", [None, {}, {"tool_calls": None}, {"tool_calls": [{"index": None, "function": None}]}])
+def test_what_is_left_out_of_a_chunk_may_be_null(delta: dict[str, Any] | None) -> None:
+    block = b"data: " + json.dumps({"choices": [{"index": None, "delta": delta}]}).encode() + b"\n\n"
+    assert deltas(rest([block, said("Hi")], [block, said("Hi"), said(" there")])) == [{"content": " there"}]
