@@ -223,7 +223,7 @@ class Attempts:
         assert self._node is not None
         node, flowed = self._node, self._flows
         outcome = _OUTCOMES.get(broke.code, "failed")
-        if self._begun and broke.code is NodeErrorCode.BAD_REQUEST:
+        if self._begun and broke.code is NodeErrorCode.BAD_REQUEST and not self._unable(broke.code):
             outcome = "failed"  # The first node took the request: the fault is not the client's.
         self._last = broke
         error = f"{broke.code.value}: {broke.message}"
@@ -246,9 +246,13 @@ class Attempts:
             self._comfort_at = now + self._settings.comfort_every_s
         return [self._ask(outcome)]
 
+    def _unable(self, code: NodeErrorCode) -> bool:
+        """It cannot go on with what it was given, or takes that for nonsense: nothing against the node."""
+        return self._mode == "continue" and code in (NodeErrorCode.CANNOT_RESUME, NodeErrorCode.BAD_REQUEST)
+
     def _note(self, node: NodeId, code: NodeErrorCode, outcome: Outcome) -> None:
         """What this says about `node` for the next ask."""
-        if code is NodeErrorCode.CANNOT_RESUME and self._mode == "continue" and node not in self._cannot:
+        if self._unable(code) and node not in self._cannot:
             self._cannot.append(node)  # It may run it again from the start.
         elif outcome == "busy":
             self._busies += 1

@@ -120,11 +120,12 @@ def test_one_that_only_repeated_what_was_sent_has_cut_nothing() -> None:
     assert [fact.cut for fact in m.facts] == [True, False]
 
 
-def test_a_node_that_cannot_continue_may_run_it_again() -> None:
+@pytest.mark.parametrize("code", [NodeErrorCode.CANNOT_RESUME, NodeErrorCode.BAD_REQUEST])
+def test_a_node_that_cannot_continue_or_takes_it_for_nonsense_may_run_it_again(code: NodeErrorCode) -> None:
     m = flowing()
     cut(m)
     m.step(placed(2, B), 1.0)
-    cannot = Broke(2, NodeErrorCode.CANNOT_RESUME, "its engine cannot")
+    cannot = Broke(2, code, "its engine cannot")
     assert m.step(cannot, 1.1) == [AskFor(3, (A,), "cancelled", begun=True, cannot=(B,))]
     assert m.step(placed(3, B, "replay"), 1.1) == [Taken(ID, 3), Open(3, B, "m", "replay")]
     again = Broke(3, NodeErrorCode.CANNOT_RESUME, "its engine cannot")
@@ -240,7 +241,7 @@ def test_failures_before_anything_new_came_are_counted_until_their_limit() -> No
     effects = cut(m)
     for attempt in range(2, SETTINGS.failures_limit + 1):
         assert [type(e) for e in effects] == [AskFor]
-        m.step(placed(attempt, B), now)
+        m.step(placed(attempt, B, "replay"), now)
         m.step(FirstByte(attempt), now)
         effects = m.step(Broke(attempt, NodeErrorCode.BAD_REQUEST, "what is this"), now)
     assert effects[0] == Done(
