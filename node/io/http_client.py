@@ -121,7 +121,13 @@ class HttpClient:
         """What takes a while: a connection, if none is `kept`, and a large body."""
         answer.opening = task = asyncio.ensure_future(self._brought(answer, asked, kept))
         self._opening.add(task)
-        task.add_done_callback(self._opening.discard)
+
+        def done(_: asyncio.Future[None]) -> None:
+            self._opening.discard(task)
+            if kept is not None and task.cancelled():
+                kept.end()  # also when it was cancelled before its first step: nobody else knows that connection
+
+        task.add_done_callback(done)
 
     async def _brought(self, answer: Answer, asked: _Asked, connection: Connection | None) -> None:
         try:

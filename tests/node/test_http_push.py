@@ -85,3 +85,14 @@ async def test_a_pushed_answer_that_is_closed_says_nothing_more() -> None:
         early.close()
         await until(lambda: not client._opening)
         assert (early.told, client._open) == ([], {})
+
+
+async def test_a_large_question_that_is_closed_before_it_leaves_leaves_no_connection() -> None:
+    async with spoken(slice_bytes=100) as (speaker, client):
+        await speaker.all(client)
+        await until(lambda: client.idle == 1)
+        answer = Pushed()
+        client.push([Origin("127.0.0.1", speaker.port)], ASK, b"x" * 1000, answer, connect_s=5.0)
+        answer.close()
+        await until(lambda: client.connections == speaker.open == 0)
+        assert (answer.told, client._open, client._opening) == ([], {}, set())
