@@ -120,11 +120,15 @@ class Front(asyncio.Protocol):
     def resume_writing(self) -> None:
         self.full = False
         self._wake()
+        if self._outgoing is None and self._reader.waiting:
+            asyncio.get_running_loop().call_soon(self._read_on)
 
     # Reading
 
     def _read(self) -> None:
-        while (event := self._reader.next()) is not None:
+        # Who asks on and on, and does not take the answers, would have all of them kept here.
+        takes_none = self.full and self._outgoing is None
+        while not takes_none and (event := self._reader.next()) is not None:
             match event:
                 case Data(data):
                     assert self._incoming is not None
@@ -140,7 +144,11 @@ class Front(asyncio.Protocol):
                 case Fault():
                     self._refuse(event)
                     return
-        if self._reader.whole and self._reader.waiting > self._site.settings.ahead_bytes and self._reading:
+        if (
+            (takes_none or self._reader.whole)
+            and self._reader.waiting > self._site.settings.ahead_bytes
+            and self._reading
+        ):
             assert self.transport is not None
             self.transport.pause_reading()  # from now on, that the client leaves shows by writing only
             self._reading = False

@@ -498,6 +498,35 @@ async def test_an_answer_that_nobody_takes_is_given_up_and_a_slow_one_is_not(lea
             assert site.fronts.connections == set()
 
 
+async def test_who_asks_on_and_takes_no_answer_is_answered_no_further_until_it_does(site: Site) -> None:
+    answered = 0
+
+    async def large(incoming: Incoming, outgoing: Outgoing) -> None:
+        nonlocal answered
+        await body_of(incoming)
+        answered += 1
+        outgoing.whole(Answer(200, {}, b"x" * 2**23))
+
+    site.script = large
+    reader, writer = await site.connect()
+    writer.write(post())
+    await until(lambda: answered == 1 and not site.open)
+    (front,) = site.fronts.connections
+    assert front.transport is not None
+    for _ in range(20):
+        writer.write(post())
+    late = post(b"", b"x-late: " + b"y" * 1000)
+    for _ in range(200):
+        writer.write(late)
+    await until(lambda: not front._reading)
+    assert answered < 5, "what the system's buffers hold"
+    assert front.transport.get_write_buffer_size() <= 2**23 + 1000
+    async with asyncio.timeout(60):
+        for _ in range(30):
+            assert len((await one_answer(reader))[1]) == 2**23
+    writer.close()
+
+
 async def test_who_has_taken_all_of_a_slow_answer_may_ask_again(site: Site) -> None:
     async def large(incoming: Incoming, outgoing: Outgoing) -> None:
         await body_of(incoming)
