@@ -10,7 +10,6 @@ import logging.handlers
 import os
 import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -20,7 +19,8 @@ from typing import Any
 import msgspec
 
 WAITING_MAX = 10_000  # lines not yet written; more are dropped and counted
-BATCH_S = 0.1  # lines are written together, so late
+GATHERED = ("request", "call")  # lines of these events may wait for others, so long:
+BATCH_S = 0.1
 
 
 def utc(seconds: float) -> str:
@@ -60,15 +60,15 @@ class TerminalLines(logging.Formatter):
 
 
 class _Handover(logging.Handler):
-    """Hands records to the writing thread, which it wakes once a batch: a busy node has a line for each request. Full
-    means dropped, not waited for."""
+    """Hands records to the writing thread, at once but for those of GATHERED: a busy node has a line for each request.
+    Full means dropped, not waited for."""
 
     def __init__(self, sinks: Sequence[logging.StreamHandler[Any]]) -> None:
         super().__init__()
         self.dropped = 0
         self._sinks = sinks
         self._waiting: deque[logging.LogRecord] = deque()
-        self._wake = threading.Event()
+        self._wake, self._now = threading.Event(), threading.Event()
         self._closing = False
         self._writes = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="log", daemon=True)
@@ -84,6 +84,8 @@ class _Handover(logging.Handler):
             self.handleError(record)
             return
         self._waiting.append(record)
+        if getattr(record, "event", "") not in GATHERED:
+            self._now.set()
         if not self._wake.is_set():
             self._wake.set()
 
@@ -102,6 +104,7 @@ class _Handover(logging.Handler):
     def end(self) -> None:
         """Writes what is waiting and ends the thread. Idempotent."""
         self._closing = True
+        self._now.set()
         self._wake.set()
         self._thread.join()
         self.write()
@@ -109,8 +112,8 @@ class _Handover(logging.Handler):
     def _run(self) -> None:
         while not self._closing:
             self._wake.wait()
-            if not self._closing:
-                time.sleep(BATCH_S)  # lets a batch gather; nobody waits for this thread
+            self._now.wait(BATCH_S)
+            self._now.clear()
             self._wake.clear()
             self.write()
 

@@ -181,6 +181,7 @@ def coordinator_sleeps(macs: Sequence[Sleeper], slept_s: float = NIGHT_S) -> Nig
     wait_until(lambda: agreed(others), "it is succeeded")
     woke = sleeper.wake(slept_s)
     seconds = whole(macs) - woke
+    wait_until(lambda: all(mac.log.rulings()[-1].coordinator == coordinator_of(macs).id for mac in macs), "logs say it")
     terms: dict[int, set[str]] = {}
     for mac in macs:
         for told in mac.log.rulings():
