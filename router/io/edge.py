@@ -131,7 +131,7 @@ class Edge:
         self._open.add(exchange)
         self._idle.clear()
         try:
-            answer = await exchange.run(closed)
+            answer = await exchange.run(closed, self._leaving)
             if self._stopping:
                 outgoing.last()  # the client's next request shall look for a node that stays
             if answer is not None:
@@ -147,12 +147,17 @@ class Edge:
 
     def _closed(self) -> Refusal | None:
         """Why this edge takes no request now."""
-        if self._stopping:
-            wait_s = self._settings.stopping_retry_s
-            return Refusal(ErrorCode.NO_NODE_AVAILABLE, "this node is stopping", wait_s)
+        if (leaving := self._leaving()) is not None:
+            return leaving
         if len(self._open) >= self._settings.open_limit:
             return Refusal(ErrorCode.MESH_SATURATED, f"{self._settings.open_limit} requests are open here already")
         return None
+
+    def _leaving(self) -> Refusal | None:
+        """Asked again once a body is there: a node that has left its mesh meanwhile knows of nobody to send it to."""
+        if not self._stopping:
+            return None
+        return Refusal(ErrorCode.NO_NODE_AVAILABLE, "this node is stopping", self._settings.stopping_retry_s)
 
     def _hop(self, node: NodeId) -> Hop:
         view = self._view()

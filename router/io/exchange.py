@@ -11,6 +11,7 @@ import logging
 import math
 import secrets
 from collections import deque
+from collections.abc import Callable
 
 from node.continuation import Continuation, continued
 from node.http_reply import Answer
@@ -105,8 +106,9 @@ class Exchange:
         decision = self._record.decision(self._means.view())
         return compact(decision, self._settings.explain_limit_bytes) if decision is not None else None
 
-    async def run(self, closed: Refusal | None) -> Answer | None:
-        """What is still to be sent; None: at most the end of what was. `closed`: it is refused with this, unread.
+    async def run(self, closed: Refusal | None, leaving: Callable[[], Refusal | None]) -> Answer | None:
+        """What is still to be sent; None: at most the end of what was. `closed`: it is refused with this, unread;
+        `leaving` says so of one that was read.
         Raises nothing but CancelledError. The RouteFact is reported before it returns."""
         record = self._record
         answer: Answer | None = None
@@ -114,6 +116,8 @@ class Exchange:
             if closed is not None:
                 raise RouterError.of(closed)
             async with self._means.bodies.hold(self._in) as self._body:
+                if (late := leaving()) is not None:
+                    raise RouterError.of(late)
                 answer = await self._run()
         except RouterError as error:
             record.refusal = error.refusal

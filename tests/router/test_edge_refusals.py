@@ -149,3 +149,21 @@ async def test_draining_refuses_what_is_new_and_waits_for_what_is_open() -> None
         assert (status, headers["connection"]) == (200, "close")
         await drained
         assert edge.open_requests == 0
+
+
+async def test_a_body_that_comes_once_the_node_leaves_is_refused_as_new_ones_are() -> None:
+    """The node may have left its mesh by then: it would know of no model."""
+    async with rigged(FAST) as (rig, edge):
+        body = json.dumps(message()).encode()
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(rig.url.rsplit(":", 1)[1]))
+        writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n")
+        writer.write(b"Content-Length: %d\r\n\r\n" % len(body))
+        await until(lambda: edge.open_requests == 1)
+        drained = asyncio.ensure_future(edge.drain(10.0))
+        await asyncio.sleep(0)  # one turn of the loop: it has begun
+        writer.write(body)
+        answer = await reader.read()
+        assert answer.startswith(b"HTTP/1.1 503 ")
+        assert b"this node is stopping" in answer
+        writer.close()
+        await drained
