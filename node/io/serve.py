@@ -15,7 +15,7 @@ import msgspec
 from node.errors import NodeError, NodeErrorCode
 from node.http_reply import Answer
 from node.http_request import Fault, Head, path_of
-from node.io.bodies import Bodies
+from node.io.bodies import Bodies, Why
 from node.io.calls import STREAMED, Call
 from node.io.turn import Incoming, Outgoing
 from node.openai import plain_path
@@ -76,13 +76,24 @@ class Door:
         settings: DoorSettings | None = None,
     ) -> None:
         self._host, self._leaving, self._callers = host, leaving, callers or Callers()
-        self.bodies = Bodies(settings or DoorSettings())
+        self._settings = settings or DoorSettings()
+        self.bodies = Bodies(self._settings, self._refused)
 
     def takes(self, head: Head) -> bool:
         return head.method == "POST" and path_of(head.target).startswith(_BELOW)
 
     def malformed(self, fault: Fault) -> Answer:
         return Answer(fault.status, _JSON, error_body(NodeError(NodeErrorCode.BAD_REQUEST, fault.message)))
+
+    def _refused(self, why: Why, message: str) -> NodeError:
+        """A body that is not held. One that is slow has an edge that is out of reach: it is tried elsewhere."""
+        match why:
+            case "full":
+                return NodeError(NodeErrorCode.NODE_BUSY, message, retry_after_s=self._settings.retry_after_s)
+            case "slow":
+                return NodeError(NodeErrorCode.UNREACHABLE, message)
+            case _:
+                return NodeError(NodeErrorCode.BAD_REQUEST, message)
 
     async def answer(self, incoming: Incoming, outgoing: Outgoing) -> None:
         try:

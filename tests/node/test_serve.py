@@ -319,7 +319,7 @@ async def test_each_part_of_a_body_is_counted_once() -> None:
     """However many there are: who sends 32 MiB in small pieces shall not hold the loop up."""
     parts = 300
     incoming = Incoming(Head("POST", "/", {}, None, True, 1, False), "", lambda _: None)
-    bodies = Bodies(DoorSettings())
+    bodies = Door(FakeHost()).bodies
     async with asyncio.timeout(30), asyncio.TaskGroup() as group:
         reading = group.create_task(_read(bodies, incoming))
         for number in range(1, parts + 1):
