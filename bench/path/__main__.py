@@ -50,14 +50,15 @@ def within_reach(
 
 def profile(one: Subject, direct: Subject, folder: Path, chosen: list[Measure]) -> None:
     """Each kind of load, while the profilers look."""
-    texts = []
-    for measure in chosen:
-        found: list[str] = []
-        watcher = Thread(target=lambda: found.append(profiled(one.pids[0], 5.0)))  # noqa: B023 - joined below
-        measured(measure, one, direct, folder, 14.0, during=watcher.start)
-        watcher.join()
-        texts.append(f"== {measure.name}\n\n{found[0]}")
-    print(written("\n".join(texts)))
+    print(written("\n".join(_profile(one, direct, folder, measure) for measure in chosen)))
+
+
+def _profile(one: Subject, direct: Subject, folder: Path, measure: Measure) -> str:
+    found: list[str] = []
+    watcher = Thread(target=lambda: found.append(profiled(one.pids[0], 5.0)))
+    measured(measure, one, direct, folder, 14.0, during=watcher.start)
+    watcher.join()
+    return f"== {measure.name}\n\n{found[0]}"
 
 
 def run(options: argparse.Namespace) -> list[Figure]:

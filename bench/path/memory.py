@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.path.measures import held, measured
+from bench.path.measures import Loaded, held, measured
 from bench.path.subjects import Subject, subject
 from bench.path.usage import pss_bytes, tree
 from bench.report import Figure, within
@@ -37,15 +37,21 @@ def _of(one: Subject, engine: Subject, folder: Path, realtime: bool) -> list[Fig
     idle = pss_bytes(pids)
     found = [_judged(f"memory idle: {name}", idle / MIB, "MiB", IDLE_GOAL_MIB, IDLE_FLOOR_MIB, ours)]
     for streams in STREAMS:
-        sizes: list[int] = []
-        kind = held(f"memory{streams}", streams, WINDOW_S, pace_us=PACE_US, gap_us=GAP_US, spare_s=SPARE_S)
-        load = measured(kind, one, engine, folder, WINDOW_S, 0, realtime, lambda: sizes.append(pss_bytes(pids))).load  # noqa: B023 - called at once
-        found.append(within(f"memory with {streams} streams: {name}", sizes[0] / MIB, "MiB", None, None))
+        load, size = _open(streams, one, engine, folder, realtime)
+        found.append(within(f"memory with {streams} streams: {name}", size / MIB, "MiB", None, None))
         found.append(within(f"of {streams} streams, open at once: {name}", load.peak, "", streams, None))
         found.append(within(f"of {streams} streams, ended well: {name}", load.good, "", streams, None))
-        per = (sizes[0] - idle) / max(1, load.peak) / KIB
+        per = (size - idle) / max(1, load.peak) / KIB
     name = f"memory per stream at {STREAMS[-1]}: {name}"
     return [*found, _judged(name, per, "KiB", STREAM_GOAL_KIB, STREAM_FLOOR_KIB, ours)]
+
+
+def _open(streams: int, one: Subject, engine: Subject, folder: Path, realtime: bool) -> tuple[Loaded, int]:
+    """How so many streams went, and what its processes held while they were open, in bytes."""
+    sizes: list[int] = []
+    kind = held(f"memory{streams}", streams, WINDOW_S, pace_us=PACE_US, gap_us=GAP_US, spare_s=SPARE_S)
+    run = measured(kind, one, engine, folder, WINDOW_S, 0, realtime, lambda: sizes.append(pss_bytes(tree(one.pids))))
+    return run.load, sizes[0]
 
 
 def _judged(name: str, value: float, unit: str, goal: float, floor: float, ours: bool) -> Figure:
