@@ -6,6 +6,7 @@ import asyncio
 import ipaddress
 import socket
 from collections.abc import Callable, Collection, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Protocol, cast
@@ -69,14 +70,9 @@ class Heartbeats:
 
     async def open(self, hosts: Sequence[str], port: int) -> None:
         """Binds each host (an IP address; "0.0.0.0" and "::" for all). Raises OSError, with nothing left open."""
-        sockets: list[socket.socket] = []
-        try:
-            for host in hosts:
-                sockets.append(_bound(host, port))  # noqa: PERF401 - those bound so far are closed below
-        except OSError:
-            for sock in sockets:
-                sock.close()
-            raise
+        with ExitStack() as bound:
+            sockets = [bound.enter_context(_bound(host, port)) for host in hosts]
+            bound.pop_all()
         for host, sock in zip(hosts, sockets, strict=True):
             transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(lambda: _Endpoint(self), sock=sock)
             self._sockets.append((cast("_Udp", transport), ipaddress.ip_address(host.partition("%")[0])))

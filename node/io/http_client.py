@@ -53,6 +53,7 @@ class HttpClient:
         self._shunned: dict[Origin, float] = {}  # until when; oldest first
         self._opening: set[asyncio.Future[None]] = set()
         self._closed = False
+        self._emptied: asyncio.Future[None] | None = None  # awaited by close()
 
     async def __aenter__(self) -> HttpClient:
         return self
@@ -155,10 +156,9 @@ class HttpClient:
             await asyncio.wait(self._opening)
         for connection in tuple(self._connections):
             connection.transport.abort()
-        for _ in range(100):  # a turn or two of the loop
-            if not self._connections:
-                return
-            await asyncio.sleep(0)
+        if self._connections:
+            self._emptied = asyncio.get_running_loop().create_future()
+            await self._emptied
 
     # What its connections call
 
@@ -184,6 +184,8 @@ class HttpClient:
                     del self._idle[connection.origin]
         if gone:
             self._connections.discard(connection)
+            if self._emptied is not None and not self._connections and not self._emptied.done():
+                self._emptied.set_result(None)
 
     # Within
 

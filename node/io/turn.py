@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 from email.utils import formatdate
+from functools import lru_cache
 from typing import Protocol
 
 from node.http_reply import CONTINUE, LAST_CHUNK, Answer, chunk, reply_head
@@ -143,20 +144,16 @@ class Outgoing:
         assert not self.status
         self.status = status
         keeps = self._line.keeping
-        return reply_head(status, fields, date=_date(), length=length, minor=self._head.minor, keeps=keeps)
+        return reply_head(
+            status, fields, date=_date(int(time.time())), length=length, minor=self._head.minor, keeps=keeps
+        )
 
     def _end(self) -> None:
         self.ended = True
         self._line.answered()
 
 
-_dated: tuple[int, str] = (0, "")
-
-
-def _date() -> str:
+@lru_cache(maxsize=1)
+def _date(second: int) -> str:
     """RFC 9110, 5.6.7; made once a second."""
-    global _dated  # noqa: PLW0603 - a cache of one
-    now = int(time.time())
-    if now != _dated[0]:
-        _dated = (now, formatdate(now, usegmt=True))
-    return _dated[1]
+    return formatdate(second, usegmt=True)

@@ -6,7 +6,6 @@ import asyncio
 import base64
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
-from functools import partial
 from typing import NamedTuple
 
 from yarl import URL
@@ -83,12 +82,9 @@ class Upstream:
 
     async def stream(self, path: str, body: bytes, *, model_name: str) -> AsyncGenerator[bytes, None]:
         """Worker.stream of node/io/engine.py."""
-        async with aclosing(gathered(partial(self._into, path, body, model_name))) as blocks:
+        async with aclosing(gathered(lambda sink: self.pour(path, body, model_name=model_name, sink=sink))) as blocks:
             async for block in blocks:
                 yield block
-
-    def _into(self, path: str, body: bytes, model_name: str, sink: Sink) -> Flow:
-        return self.pour(path, body, model_name=model_name, sink=sink)
 
     def _renamer(self, model_name: str) -> Renamer:
         """What one stream has taught it about this server's chunks the next one need not learn."""
@@ -169,15 +165,22 @@ class Upstream:
             if answer is not None:
                 answer.close()
 
+    async def _generated(self, path: str, body: bytes) -> None:
+        """Returns at the end of the answer to a probe. Raises NodeError."""
+
+        def pour(sink: Sink) -> Flow:
+            return self.pour(path, body, model_name=self.echoes, sink=sink, fields=PROBE)
+
+        async with aclosing(gathered(pour)) as blocks:
+            async for _ in blocks:
+                pass
+
     async def probe(self, *, chat_first: bool) -> None:
         """Returns when it has generated a token. Raises NodeError(MODEL_FAILED, NODE_BUSY or BAD_REQUEST)."""
         tries = [("chat/completions", PROBE_CHAT), ("completions", PROBE_TEXT)]
         for path, body in tries if chat_first else reversed(tries):
-            pour = partial(self.pour, path, body, model_name=self.echoes, fields=PROBE)
             try:
-                async with aclosing(gathered(lambda sink, pour=pour: pour(sink=sink))) as blocks:  # type: ignore[misc]
-                    async for _ in blocks:
-                        pass
+                await self._generated(path, body)
             except NotServedError:
                 continue
             return

@@ -44,7 +44,7 @@ async def test_requests_sent_ahead_are_answered_in_their_order_one_at_a_time(sit
     async def slow(incoming: Incoming, outgoing: Outgoing) -> None:
         nonlocal most
         most = max(most, site.open)
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # so that another one could begin beside it
         await echo(incoming, outgoing)
 
     site.script = slow

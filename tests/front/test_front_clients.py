@@ -79,9 +79,7 @@ async def test_a_block_goes_out_at_once_and_a_burst_together(site: Site) -> None
         for number in range(100):
             outgoing.write(b"%02d" % number)
             assert len(counted[0].written) == 1
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
-        assert len(counted[0].written) == 2
+        await until(lambda: len(counted[0].written) == 2)
         outgoing.write(b"x" * 10_000)
         for _ in range(10):
             outgoing.write(b"y" * 10_000)
@@ -217,7 +215,7 @@ async def test_an_answer_that_nobody_takes_is_given_up_and_a_slow_one_is_not(lea
                 now += 59.0
             site.fronts.look(now, 75.0)
             site.fronts.look(now + 59.0, 75.0)
-            await asyncio.sleep(0)
+            await asyncio.sleep(0)  # an abort would be told in the next turn of the loop
             assert front.transport is not None, "who reads slowly is not cut off"
             site.fronts.look(now + 61.0, 75.0)
             await until(lambda: front.transport is None)

@@ -14,6 +14,7 @@ from mesh.render import plain
 from tests.mesh.commands import MESH, MODEL, NODE, STATUS, run
 
 B = {**NODE, "name": "b", "id": "2", "coordinator": True}
+SWITCHED: dict[str, Any] = MESH["mesh"]
 TWO = {**MESH, "nodes": [NODE, B]}
 STEP = Stopped(
     what="worker", node="b", detected_s=0.12, handed_over_s=0.34, back_s=9.5, pause_s=0.5, requests=40, resumed=2,
@@ -73,7 +74,7 @@ def test_wrong_usage_is_one_line_and_nothing_is_begun(drilled: Any, words: tuple
 @pytest.mark.parametrize(
     ("mesh", "named", "said"),
     [
-        ({**TWO, "mesh": {**TWO["mesh"], "enabled": False}}, "b", "the mesh is off on this node"),  # type: ignore[dict-item]
+        ({**TWO, "mesh": {**SWITCHED, "enabled": False}}, "b", "the mesh is off on this node"),
         (TWO, "a", "name another node"),
         (TWO, "z", "no node 'z'"),
         ({**TWO, "nodes": [NODE, {**B, "models": [{**MODEL, "state": "loading"}]}]}, "b", "only a answers for 'smol'"),

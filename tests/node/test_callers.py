@@ -43,7 +43,7 @@ async def test_what_has_ended_is_not_kept_in_mind() -> None:
             await asyncio.get_running_loop().create_future()
 
     left = asyncio.ensure_future(serve())
-    await asyncio.sleep(0)
+    await asyncio.sleep(0)  # one turn of the loop: it waits
     assert callers.leave(EDGE) == 1
     with callers.waits(EDGE):  # a new one while the old one ends
         assert (await asyncio.gather(left, return_exceptions=True))[0].__class__ is asyncio.CancelledError

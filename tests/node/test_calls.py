@@ -99,7 +99,7 @@ async def test_a_reader_that_waits_hears_that_it_is_alive_and_then_the_block() -
     call = admitted(worker, alive_s=0.02)
     assert [await call.next_block() for _ in range(2)] == [ALIVE, ALIVE]
     waiting = asyncio.ensure_future(call.next_block())
-    await asyncio.sleep(0)
+    await asyncio.sleep(0)  # one turn of the loop: it waits
     worker.say(data("a"))
     assert await waiting in (ALIVE, data("a"))
 
@@ -150,7 +150,7 @@ async def test_a_flow_can_be_iterated_over() -> None:
     worker = Pourer()
     blocks = gathered(lambda sink: worker.pour("", b"", model_name="", sink=sink))
     waiting = asyncio.ensure_future(anext(blocks))
-    await asyncio.sleep(0)
+    await asyncio.sleep(0)  # one turn of the loop: it waits
     worker.say(data("a"), *(data(str(n)) for n in range(70)))
     assert await waiting == data("a")
     assert worker.asked == ["resume", "pause"], "nobody iterates"
@@ -163,7 +163,7 @@ async def test_a_flow_that_breaks_off_raises_where_it_is_iterated_over() -> None
     worker = Pourer()
     blocks = gathered(lambda sink: worker.pour("", b"", model_name="", sink=sink))
     waiting = asyncio.ensure_future(anext(blocks))
-    await asyncio.sleep(0)
+    await asyncio.sleep(0)  # one turn of the loop: it waits
     worker.end(FAILED)
     with pytest.raises(NodeError, match="crashed"):
         await waiting

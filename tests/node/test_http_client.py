@@ -140,7 +140,7 @@ async def test_two_hundred_questions_cancelled_at_any_moment_leave_nothing() -> 
         async def one(turns: int) -> None:
             asking = asyncio.ensure_future(speaker.all(client))
             for _ in range(turns):
-                await asyncio.sleep(0)
+                await asyncio.sleep(0)  # it is cancelled after so many turns of the loop, wherever it is then
             asking.cancel()
             await asyncio.wait({asking})
 
@@ -178,10 +178,9 @@ async def test_a_slow_reader_holds_the_server_back() -> None:
 
         speaker.then = flood
         answer = await speaker.ask(client, silence_s=0.2)
-        seen = -1
-        while seen != sent[0]:  # until it stands still
-            seen = sent[0]
-            await asyncio.sleep(0.3)  # longer than silence is borne: it is ours, not the server's
+        await until(lambda: answer.paused)
+        borne_at = asyncio.get_running_loop().time() + 0.4
+        await until(lambda: asyncio.get_running_loop().time() > borne_at)  # that silence is ours, not the server's
         assert sent[0] < whole / 2
         assert answer._held < 100_000 + 2**20
         answer.bear(30.0)
@@ -238,7 +237,7 @@ async def test_closing_ends_answers_that_are_read() -> None:
         answer = await speaker.ask(client)
         assert await answer.read() == b"one"
         waiting = asyncio.ensure_future(answer.read())
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # one turn of the loop: it waits
         await client.close()
         with pytest.raises(BrokenError):
             await waiting

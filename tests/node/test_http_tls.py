@@ -40,10 +40,7 @@ def certificate(tmp_path: Path) -> tuple[Path, Path]:
         "-out",
         str(cert),
     ]
-    try:
-        subprocess.run(argv, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"no certificate can be made here: {error}")
+    subprocess.run(argv, check=True, capture_output=True)
     return cert, key
 
 

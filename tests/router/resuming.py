@@ -70,6 +70,13 @@ async def read(rig: Rig, **more: Any) -> tuple[str, set[str], str | None]:
     return text, ids, finish
 
 
+def posted(body: dict[str, Any]) -> bytes:
+    """A chat request on a connection that ends with its answer."""
+    data = json.dumps(body).encode()
+    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    return f"{head}Content-Length: {len(data)}\r\nConnection: close\r\n\r\n".encode() + data
+
+
 async def connected(rig: Rig) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     host, port = rig.url.removeprefix("http://").split(":")
     return await asyncio.open_connection(host, int(port), limit=2**10)

@@ -40,6 +40,7 @@ from tests.router.resuming import (
     connected,
     goes_on,
     model,
+    posted,
     read,
     resuming,
 )
@@ -272,15 +273,25 @@ async def test_a_node_that_falls_silent_is_left(rig: Rig) -> None:
 
 
 async def test_the_client_sees_signs_of_life_while_it_waits() -> None:
-    async with rigged(EdgeSettings(round_pause_s=0.5, comfort_every_s=0.05)) as (rig, _):
+    seen = asyncio.Event()
+
+    async def when_seen(call: Call) -> AsyncGenerator[bytes, None]:
+        await seen.wait()
+        async for block in goes_on(*TAIL)(call):
+            yield block
+
+    async with rigged(EdgeSettings(round_pause_s=0.05, comfort_every_s=0.05)) as (rig, _):
         resuming(rig)
         rig.other_models = ()
-        rig.host.scripts = [says(*HEAD, failed()), goes_on(*TAIL)]
-        _, text, _ = await send(rig, "/v1/chat/completions", json=message(stream=True))
-        head, tail = text.split(HEAD[1])
-        assert tail.count(b": working\n\n") >= 2
-        assert head == HEAD[0]
-        assert tail.endswith(DONE)
+        rig.host.scripts = [says(*HEAD, failed()), when_seen]
+        reader, writer = await connected(rig)
+        writer.write(posted(message(stream=True)))
+        assert HEAD[0] in await reader.readuntil(HEAD[1])
+        for _ in range(2):
+            await reader.readuntil(b": working\n\n")
+        seen.set()
+        assert DONE in await reader.read()
+        writer.close()
 
 
 async def test_the_deadline_ends_a_hand_over_by_its_name() -> None:
@@ -302,13 +313,8 @@ async def test_nothing_is_lost_of_what_a_slow_client_was_being_sent() -> None:
         resuming(rig)
         elsewhere(rig)
         rig.peer.scripts, rig.host.scripts = [hangs_after(*big)], [counted(rig, big)]
-        body = json.dumps(message(stream=True)).encode()
         reader, writer = await connected(rig)
-        writer.write(
-            b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-            + f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode()
-            + body
-        )
+        writer.write(posted(message(stream=True)))
         await until(lambda: ("first", 1) in rig.dispatch.said)
         await at_rest(rig)
         edge.node_lost(OTHER)
