@@ -35,6 +35,20 @@ class MembershipSettings(Struct, frozen=True, kw_only=True):
     addresses_max: int = 16  # of one peer
 
 
+class TrustSettings(Struct, frozen=True, kw_only=True):
+    """Records of who belongs. Over a bound the less senior ones are refused, and counted as `too_many`."""
+
+    members_max: int = 64  # further ones are not admitted: `mesh_full`
+    records_max: int = 1024
+    roster_bytes_max: int = 2 << 20  # of all together: they travel as one frame
+    record_bytes_max: int = 40 << 10  # a removal that keeps as many as it may
+    cert_bytes_max: int = 1024  # ours have 344
+    keeps_max: int = 1024
+    contested_max: int = 16  # removals signed by one who is removed, of each such signer
+    generation_max: int = 2000  # a thousand removals of one node; then it needs a new id
+    verified_max: int = 4096  # signatures whose result is remembered
+
+
 class LinkSettings(Struct, frozen=True, kw_only=True):
     """One WebSocket per pair of nodes."""
 
@@ -123,6 +137,25 @@ class HeartbeatSettings(Struct, frozen=True, kw_only=True):
     buffer_bytes: int = 256 << 10  # waiting in the socket's transport; more is dropped: a late heartbeat is worthless
     addresses_max: int = 16
     ways_max: int = 1024  # addresses whose socket is remembered
+
+
+class SealSettings(Struct, frozen=True, kw_only=True):
+    """What proves a datagram."""
+
+    answer_every_s: float = 0.05  # to one process of a member, while it does not repeat our challenge
+    answered_max: int = 8  # processes of one member for which that is remembered
+    boots_max: int = 4  # processes of one member that are believed beside each other: copied disks
+    window: int = 64  # datagrams; what is that much older than the last came by no other way, but was kept
+
+
+class HandshakeSettings(Struct, frozen=True, kw_only=True):
+    """TLS on the peer port."""
+
+    limit_s: float = 5.0  # for one handshake
+    open_max: int = 256  # handshakes at the same time; the oldest goes
+    burst: int = 64  # accepted in a row; then others have their turn
+    shutdown_s: float = 2.0  # for the other side to say that it has closed
+    pause_s: float = 0.2  # without file descriptors: until the next look
 
 
 class DiscoverySettings(Struct, frozen=True, kw_only=True):
