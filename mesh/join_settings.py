@@ -20,6 +20,7 @@ class JoinSettings(Struct, frozen=True, kw_only=True):
     ask_max_s: float = 60.0
     busy_s: float = 0.5  # after "I am joining somebody myself": half of it to all of it
     out_kept_s: float = 150.0  # a closed mesh that let this node wait is waited for, so long after its last answer
+    hurries_max: int = 20  # "something has changed for you", from whoever says so
     sights_max: int = 256  # nodes of other meshes of this name
     waiting_max: int = 16  # nodes that ask to be let in; further ones are told that the list is full
     waiting_kept_s: float = 900.0  # after they asked last

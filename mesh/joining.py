@@ -48,11 +48,12 @@ class Home(Struct, frozen=True, kw_only=True):
 
 
 class Call(Struct, frozen=True):
-    """How a join call to `node` ended. `joined` comes as a new Home as well."""
+    """How a join call to `node` ended. `joined` comes as a new Home as well. `revealed`: this node has told its nonce,
+    so who answered knows the check number; each such call is one try to meet another number."""
 
     node: NodeId
     outcome: Outcome
-    why: str = ""
+    revealed: bool = False
 
 
 class Hurry(Struct, frozen=True):
@@ -107,6 +108,8 @@ class Joining:
         self._fails: dict[NodeId, int] = {}
         self._asks: dict[str, int] = {}  # of a mesh: how often it was asked in vain
         self._next: dict[str, float] = {}  # and when it may be asked again
+        self._reveals = self._hurries = 0
+        self._not_before = now  # calls to others than whom this node waits for
         self._calling: Sight | None = None
         self._calling_until = 0.0
         self._ignored: frozenset[str] = frozenset()  # meshes that a person does not want to wait for
@@ -138,6 +141,7 @@ class Joining:
     def _at_home(self, home: Home, now: float) -> None:
         if home.mesh != self._home.mesh:
             self.waits, self._since, self.settled = None, now, True
+            self._reveals, self._hurries, self._not_before = 0, 0, now
             self._asks.clear()
             self._next.clear()
             self._fails.clear()
@@ -172,6 +176,9 @@ class Joining:
             self._calling = sight  # one that was given up; its answer comes late
             return
         s, mesh = self._settings, sight.mesh
+        if call.revealed:
+            self._reveals += 1
+            self._not_before = now + min(s.ask_max_s, s.ask_first_s * 2.0 ** min(self._reveals, 10))
         match call.outcome:
             case "joined":
                 self._fails.pop(sight.node, None)
@@ -192,9 +199,10 @@ class Joining:
                 assert_never(call.outcome)
 
     def _hurry(self, node: NodeId, now: float) -> None:
-        """Anybody may say so: it costs one call, and no less time than after a failed one."""
+        """Anybody may say so, so it helps a few times only."""
         sight = self._sights.get(node)
-        if sight is not None and self._asks.get(sight.mesh, 0) > 0:
+        if sight is not None and self._asks.get(sight.mesh, 0) > 0 and self._hurries < self._settings.hurries_max:
+            self._hurries += 1
             self._next[sight.mesh] = min(self._next.get(sight.mesh, now), now + self._settings.busy_s)
 
     # What it decides
@@ -239,7 +247,9 @@ class Joining:
         """Whom to ask next, and when. The best is waited for while it has not failed; else whoever is due first."""
         if not wanted:
             return None
-        when = [(self._next.get(x.mesh, float("-inf")), i) for i, x in enumerate(wanted)]
+        waits = self.waits.node if self.waits is not None else ""
+        first = [self._not_before if x.node != waits else float("-inf") for x in wanted]
+        when = [(max(first[i], self._next.get(x.mesh, first[i])), i) for i, x in enumerate(wanted)]
         at, i = when[0] if not self._fails.get(wanted[0].node, 0) else min(when)
         return wanted[i], at
 
@@ -251,8 +261,8 @@ class Joining:
         else:
             found = [x for x in self._sights.values() if self._better(x)]
             if not found and (not self.settled or (home.open and not home.kept and not home.others)):
-                found = [x for x in self._sights.values() if x.stance == "closed" or (x.stance in _RANK and not x.may)]
-                found = [x for x in found if x.mesh not in self._ignored and x.mesh != home.mesh]
+                found = [x for x in self._sights.values() if x.may and x.stance == "closed" and x.mesh != home.mesh]
+                found = [x for x in found if x.mesh not in self._ignored]
                 waits = self.waits.node if self.waits else None
                 return sorted(found, key=lambda x: (self._fails.get(x.node, 0), x.node != waits, x.mesh, x.node))
         return sorted(found, key=lambda x: (self._fails.get(x.node, 0), *_rank(x.stance, x.mesh), x.node))

@@ -23,7 +23,7 @@ def test_nodes_that_found_at_any_time_end_in_one_mesh(
     world = World(Random(seed), loss=loss, delay_s=delay_s)
     for i in range(count):
         world.start(f"mac{i}", world.rng.uniform(0, spread_s))
-    world.run(spread_s + 200.0)
+    world.run(spread_s + 200.0 + 1500.0 * loss)  # a lost call costs ten seconds, and then up to a minute
     assert len(world.meshes()) == 1, f"seed {seed}: {world.meshes()}"
     mesh = world.meshes().pop()
     assert set(world.members[mesh]) >= set(world.nodes)
