@@ -43,7 +43,7 @@ def settle(
         chain = _Chain(held, mesh, verified, owner)
         roll = _evaluate(chain, s)
         kept = _bounded(chain, roll, s)
-        for why, count in (*roll.refused.items(), ("too_many", len(chain.order) - len(kept))):
+        for why, count in (*roll.refused.items(), ("too_many", len(roll.counting) + len(roll.contested) - len(kept))):
             if count:
                 refused[why] = refused.get(why, 0) + count
         if len(kept) == len(chain.order):  # it says the same without what was refused
@@ -166,7 +166,8 @@ class _Verdict:
 
     def __init__(self, chain: _Chain) -> None:
         self._chain = chain
-        self.open = {i for i, f in chain.facts.items() if isinstance(f, Removed)}
+        self._removals = frozenset(i for i, f in chain.facts.items() if isinstance(f, Removed))
+        self.open = set(self._removals)
         self.standing: set[RecordId] = set()
         self._settle()
         while self.open:
@@ -174,8 +175,8 @@ class _Verdict:
             self._settle()
 
     def counting(self) -> set[RecordId]:
-        """Once nothing is open: every record that counts."""
-        return self._count(certainly=True)
+        """Every record that counts: what nothing undoes, but for removals that fell in a contradiction."""
+        return {i for i in self._count(certainly=True) if i in self.standing or i not in self._removals}
 
     def _settle(self) -> None:
         """What is certain whatever becomes of the open ones, until nothing more is."""

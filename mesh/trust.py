@@ -222,6 +222,7 @@ class Trust:
         if self.belongs:
             self.admit(identity.id, name, identity.cert)
         self.identity, self._pair_keys = identity, {}
+        self._tell(Change())
 
     # Inside
 
@@ -282,6 +283,9 @@ class Trust:
         for node in list(self._pair_keys):
             if change.mesh or node in change.gone or node not in roll.members:
                 del self._pair_keys[node]
+        self._tell(change)
+
+    def _tell(self, change: Change) -> None:
         for watcher in tuple(self._watchers):
             watcher(change)
 

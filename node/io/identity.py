@@ -81,7 +81,7 @@ class Identity:
     def pair_key(self, cert: bytes, salt: bytes) -> bytes:
         """32 bytes that only this node and the owner of `cert` can know, the same on both sides for the same `salt`.
         Raises ValueError for a certificate that holds no key of this kind."""
-        shared = self._key.exchange(ec.ECDH(), _public(cert))
+        shared = self._key.exchange(ec.ECDH(), _public(_read_cert(cert)))
         both = b"".join(sorted(hashlib.sha256(c).digest() for c in (self.cert, cert)))
         return HKDF(algorithm=hashes.SHA256(), length=32, salt=salt, info=_PAIR + both).derive(shared)
 
@@ -137,7 +137,7 @@ def fingerprint(cert: bytes) -> str:
 def verify(cert: bytes, data: bytes, signature: bytes) -> bool:
     """Whether the owner of `cert` (DER) has signed `data`. False for anything that cannot be read; raises nothing."""
     try:
-        _public(cert).verify(signature, data, ec.ECDSA(hashes.SHA256()))
+        _public(_read_cert(cert)).verify(signature, data, ec.ECDSA(hashes.SHA256()))
     except (InvalidSignature, ValueError):
         return False
     return True
@@ -147,19 +147,32 @@ def owner(cert: bytes) -> str:
     """The node id that a certificate names, if it is one as nodes make them: small, in exact DER, signed by the P-256
     key it holds. Else "": it must not get into the list of those that TLS trusts, and break it for all."""
     try:
-        read = x509.load_der_x509_certificate(cert)
+        read = _read_cert(cert)
+        _public(read)
         read.verify_directly_issued_by(read)
-        _public(cert)
-        exact = len(cert) <= CERT_BYTES_MAX and read.public_bytes(serialization.Encoding.DER) == cert
+        exact = read.public_bytes(serialization.Encoding.DER) == cert
         names = [str(a.value) for a in read.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
-    except (InvalidSignature, ValueError, TypeError):
+    except Exception:  # noqa: BLE001 - a stranger's bytes fail in many ways, each with an error of its own
         return ""
     return names[0] if exact and len(names) == 1 and _ID.fullmatch(names[0]) else ""
 
 
-def _public(cert: bytes) -> ec.EllipticCurvePublicKey:
+def _read_cert(cert: bytes) -> x509.Certificate:
+    """Raises ValueError and nothing else."""
+    if len(cert) > CERT_BYTES_MAX:
+        raise ValueError("too long for a certificate of a node")
+    try:
+        return x509.load_der_x509_certificate(cert)
+    except Exception as error:  # as in owner()
+        raise ValueError("no certificate") from error
+
+
+def _public(cert: x509.Certificate) -> ec.EllipticCurvePublicKey:
     """Raises ValueError."""
-    key = x509.load_der_x509_certificate(cert).public_key()
+    try:
+        key = cert.public_key()
+    except Exception as error:  # as in owner()
+        raise ValueError("no key that can be read") from error
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
         raise ValueError("not a P-256 key")
     return key
