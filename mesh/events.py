@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -116,6 +117,19 @@ class Switch(Struct, frozen=True):
     why: str = "mesh disabled"
 
 
+class Belong(Struct, frozen=True):
+    """The other members of this mesh, now. Until it is told everybody counts as one."""
+
+    nodes: frozenset[NodeId]
+
+
+class Outsiders(Struct, frozen=True):
+    """What to say of nodes that are no members; of those `hidden`, nothing."""
+
+    why: Mapping[NodeId, str]
+    hidden: frozenset[NodeId] = frozenset()
+
+
 class Tick(Struct, frozen=True):
     pass
 
@@ -123,7 +137,8 @@ class Tick(Struct, frozen=True):
 OfPeer: TypeAlias = (
     Seen | Added | Removed | Beat | LinkUp | Framed | Reported | Rtt | SaidBye | LinkClosed | Tried | Unfit
 )  # fmt: skip
-Event: TypeAlias = OfPeer | Ruled | SelfChanged | Switch | Tick
+Own: TypeAlias = Ruled | SelfChanged | Switch | Belong | Outsiders | Tick
+Event: TypeAlias = OfPeer | Own
 
 # Effects
 

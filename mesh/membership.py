@@ -14,6 +14,7 @@ from mesh.addresses import is_loopback
 from mesh.events import (
     Added,
     Beat,
+    Belong,
     Changed,
     Dial,
     Down,
@@ -30,6 +31,8 @@ from mesh.events import (
     Moved,
     OfPeer,
     Out,
+    Outsiders,
+    Own,
     Removed,
     Reported,
     Rtt,
@@ -47,6 +50,7 @@ from mesh.events import (
 )  # fmt: skip
 from mesh.liveness import Liveness
 from mesh.member import Member, incompatible
+from mesh.outside import Outside
 from mesh.settings import MembershipSettings
 from mesh.wire import Hello, PeerSeen
 from node.types import NodeId, NodeReport
@@ -62,6 +66,8 @@ class Membership:
         self._self, self._mesh_name, self._mesh_id, self._enabled = report, mesh_name, mesh_id, enabled
         self._ruled = Ruled(None, 0, alone=True)
         self._peers: dict[NodeId, Member] = {}
+        self._members: frozenset[NodeId] | None = None  # None: whoever has this mesh's name
+        self._outside = Outside(self._settings)
         self._view: View | None = None
         self.deadline: float | None = None
         self.removed: set[NodeId] = set(removed)
@@ -76,11 +82,12 @@ class Membership:
             for peer in self._peers.values():
                 peer.life.forgive(now)
                 peer.deaf_since = None
-        if isinstance(event, Ruled | SelfChanged | Switch | Tick):
+        if isinstance(event, Own):
             self._own(event, now, out)
         else:
             self._of_a_peer(event, now, out)
-        self.deadline = min((p.due for p in self._peers.values() if p.due is not None), default=None)
+        times = [*(p.due for p in self._peers.values()), self._outside.due()]
+        self.deadline = min((due for due in times if due is not None), default=None)
         if out.changed:
             self._view = None
             self.unheard = frozenset(i for i, p in self._peers.items() if p.unheard)
@@ -100,7 +107,7 @@ class Membership:
         peer.life.beat(now)
         return True
 
-    def _own(self, event: Ruled | SelfChanged | Switch | Tick, now: float, out: Out) -> None:
+    def _own(self, event: Own, now: float, out: Out) -> None:
         match event:
             case Ruled():
                 out.changed = event != self._ruled
@@ -111,16 +118,33 @@ class Membership:
             case Switch(enabled, mesh_name, mesh_id, why):
                 for id_ in list(self._peers):
                     self._forget(id_, why, out)
+                self._outside.clear()
                 self._enabled, self._mesh_name, self._mesh_id = enabled, mesh_name, mesh_id
                 self._ruled = Ruled(None, self._ruled.term, alone=True)
                 out.changed = True
+            case Belong(nodes):
+                self._belong(nodes, now, out)
+            case Outsiders(why, hidden):
+                out.changed = self._outside.explain(why, hidden)
             case Tick():
+                out.changed = self._outside.expire(now)
                 for id_, peer in list(self._peers.items()):  # all: so their next times come together
                     self._judge(peer, now, out)
                     if peer.ended and now >= peer.ended_at + peer.kept_s(self._settings):
                         self._forget(id_, "dead for 7 days" if peer.reached else "never reached", out)
             case _:
                 assert_never(event)
+
+    def _belong(self, nodes: frozenset[NodeId], now: float, out: Out) -> None:
+        """Who came is dialled where it was seen; who was put out is let go of."""
+        self._members = nodes
+        self.removed -= nodes
+        for id_ in self._peers.keys() - nodes:
+            self._forget(id_, "no member of this mesh", out)
+        for id_ in nodes:
+            if (seen := self._outside.take(id_)) is not None:
+                self._seen(seen, now, out)
+                out.changed = True
 
     def _of_a_peer(self, event: OfPeer, now: float, out: Out) -> None:
         match event:
@@ -190,6 +214,9 @@ class Membership:
         if seen.mesh != self._mesh_name:
             if peer and not peer.linked:
                 self._forget(seen.id, f"now in mesh '{seen.mesh}'", out)
+            return
+        if self._members is not None and seen.id not in self._members:
+            out.changed = self._outside.see(seen, now) or out.changed
             return
         if peer is None:
             if (peer := self._new(seen, now, out)) is None:
@@ -262,8 +289,10 @@ class Membership:
 
     def _linked(self, event: LinkUp, now: float, out: Out) -> Member | None:
         hello, address = event.hello, event.address
-        if not self._enabled or hello.id in self.removed or hello.id == self._self.id:
-            out.add(HangUp(hello.id, "removed from the mesh" if self._enabled else "mesh disabled"))
+        stranger = self._members is not None and hello.id not in self._members
+        if not self._enabled or stranger or hello.id in self.removed or hello.id == self._self.id:
+            why = "no member of this mesh" if stranger else "removed from the mesh"
+            out.add(HangUp(hello.id, why if self._enabled else "mesh disabled"))
             return None
         peer = self._peers.get(hello.id)
         if peer is None:
@@ -394,7 +423,7 @@ class Membership:
             self._view = View(
                 self_id=me.id, mesh_name=self._mesh_name, mesh_id=self._mesh_id, enabled=self._enabled,
                 coordinator=ruled.coordinator, term=ruled.term, alone=ruled.alone, url=ruled.url,
-                nodes=(own, *(p.shown() for _, p in sorted(self._peers.items()))),
+                nodes=(own, *(p.shown() for _, p in sorted(self._peers.items())), *self._outside.shown()),
             )  # fmt: skip
         return self._view
 

@@ -34,6 +34,7 @@ class NodeView(Struct, frozen=True, kw_only=True):
     rtt_s: float | None = None
     addresses: tuple[str, ...] = ()  # dial order: what answered last comes first
     reachable: bool = True  # a link is up, or it is this node
+    member: bool = True  # of this mesh; else it is only shown
 
 
 class View(Struct, frozen=True, kw_only=True, dict=True):  # a dict for what is worked out once
