@@ -98,12 +98,16 @@ class CloneWatch:
                 assert_never(effect)
 
     async def _is_of_this_id(self, place: Ask) -> bool:
-        """Asked without a hello first: another node might take that for a lost link."""
-        url = URL.build(scheme="http", host=place.address, port=place.peer_port, path=STATUS)
+        """Asked without a hello first: another node might take that for a lost link. A copied disk has this node's key;
+        of who has another one nothing is believed."""
+        tls = self._daemon.tls.client(self._daemon.id)
+        if tls is None:
+            return False
+        url = URL.build(scheme="https", host=place.address, port=place.peer_port, path=STATUS)
         with suppress(TimeoutError, aiohttp.ClientError, OSError, ValueError, RecursionError):
             async with (
                 asyncio.timeout(self._settings.answer_s),
-                self._daemon.session.get(url, allow_redirects=False) as answer,
+                self._daemon.session.get(url, ssl=tls, allow_redirects=False) as answer,
             ):
                 said: Any = json.loads(await body_of(answer, self._settings.answer_bytes))
                 return isinstance(said, dict) and said.get("id") == self._daemon.id

@@ -44,14 +44,16 @@ from mesh.presence import mesh_id
 from mesh.settings import PublishSettings
 from mesh.store import RouteStore
 from mesh.switch import MeshSwitch
+from mesh.tls import PeerTls
+from mesh.trust import Trust
 from mesh.wire import PROTOCOL
 from node.errors import NodeError
+from node.io import identity as identities
 from node.io.command import CommandEngine
 from node.io.engine import ModelSpec
 from node.io.external import ExternalEngine
 from node.io.host import Host
 from node.io.http_client import HttpClient
-from node.io.identity import new_id, node_id
 from node.io.measured import Measured
 from node.io.mlx import MlxEngine
 from node.io.probe import Probe
@@ -93,7 +95,8 @@ class Daemon:
     def __init__(self, home: Home, config: Config, log: DaemonLog, *, tiers: Sequence[str] = ()) -> None:
         self.home, self.config, self.tiers = home, config, tuple(tiers)
         self.version = program_version()
-        self.id = node_id(home.root, self._note)
+        identity = identities.load(home.root, self._note)
+        self.id = identity.id
         self.boot = secrets.token_hex(4)
         self.started_at, self._started = utc(time.time()), time.monotonic()
         self.warnings: list[str] = []
@@ -123,6 +126,8 @@ class Daemon:
         )
         self.awake = Awake()
         self.files = LateWriter(self._note)
+        self.trust = Trust(home.mesh, identity, self._note, self.files.write)
+        self.tls = PeerTls(self.trust)
         self.draining = Draining(home.node / "drain.json", self.host, tell=self._note, write=self.files.write)
         self.peers = PeerStore(home.mesh, self._note, self.files.write)
         self.membership = Membership(
@@ -163,11 +168,13 @@ class Daemon:
             aiohttp.ClientSession(timeout=timeout, connector=self.sockets.connector()) as self.session,
             HttpClient(make=self.sockets.make) as http,
         ):
+            self.trust.watch(lambda _: self._keys_changed(http))
             self.edge = Edge(
                 view=self.membership.view,
                 dispatch=self.dispatch,
                 host=self.host,
                 http=http,
+                tls=self.tls.client,
                 settings=EdgeSettings(request_timeout_s=self.config.request_timeout),
                 report=self.observer.report,
                 count_bytes=self.metrics.count_bytes,
@@ -257,13 +264,19 @@ class Daemon:
         """Call it between two stays in the mesh. What is open here goes on. A new id that cannot be kept on disk holds
         until the next start, and is taken anew then."""
         try:
-            self.id = await asyncio.to_thread(new_id, self.home.root)
+            identity = await asyncio.to_thread(identities.renew, self.home.root)
         except NodeError as error:
             self._note(error.message)
-            self.id = NodeId(secrets.token_hex(8))
+            identity = identities.fresh(self.home.node)
+        self.trust.renew(identity, self.config.node_name)
+        self.id = identity.id
         report = self.report()
         self.membership.step(SelfChanged(report), clock.now())
         self.dispatch.rename(self.id, status_of(report), report.running)
+
+    def _keys_changed(self, http: HttpClient) -> None:
+        """Who was put out is asked nothing more, and what it was asked ends here."""
+        http.end(self.tls.renew())
 
     # What it says of itself
 

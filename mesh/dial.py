@@ -1,10 +1,11 @@
-"""Reaching one peer: all its addresses raced in parallel with a short head start, and why each one failed."""
+"""Reaching one member: all its addresses raced in parallel with a short head start, and why each one failed."""
 
 from __future__ import annotations
 
 import asyncio
 import errno
 import socket
+import ssl
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -51,6 +52,10 @@ def denied(number: int | None, *, near: bool, platform: str = sys.platform) -> s
 def fails(address: str, port: int, error: BaseException, *, near: bool = False) -> Failed:
     """What an exception of a dial means. Only `refused` says that no process listens there. `near` as for `denied`."""
     where = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return Failed(address, "rejected", f"{where} has another key than this member")
+    if isinstance(error, ssl.SSLError):
+        return Failed(address, "rejected", f"{where} does not speak TLS as nodes do")
     number = error.errno if isinstance(error, OSError) else None
     if isinstance(error, aiohttp.ClientConnectorError):
         number = error.os_error.errno
@@ -66,6 +71,8 @@ def fails(address: str, port: int, error: BaseException, *, near: bool = False) 
             return Failed(address, "timeout", f"{where} did not answer in time")
         case aiohttp.WSServerHandshakeError():
             return Failed(address, "rejected", f"{where} answers HTTP {error.status}, not a mesh link")
+        case aiohttp.ServerDisconnectedError() | ConnectionResetError() if number in (None, errno.ECONNRESET):
+            return Failed(address, "rejected", f"{where} hung up: this node may be no member there")
         case WireError():
             return Failed(address, "rejected", f"{where}: {error.message}")
         case _:
@@ -87,12 +94,13 @@ async def race(
     port: int,
     path: str,
     *,
+    tls: ssl.SSLContext,
     settings: LinkSettings,
     failed: Callable[[Failed], None],
     near: Callable[[str], bool] = lambda _: False,
 ) -> Connected | None:
-    """The first WebSocket that opens; the others are given up before anything is said on them. `near` says whether an
-    address is in one of this machine's own networks."""
+    """The first WebSocket that opens with who `tls` believes; the others are given up before anything is said on them.
+    `near` says whether an address is in one of this machine's own networks."""
     waiting, won = list(addresses), None
     tasks: set[asyncio.Task[Connected | None]] = set()
     async with asyncio.TaskGroup() as group:
@@ -100,7 +108,9 @@ async def race(
         while won is None and (waiting or pending):
             if waiting:
                 address = waiting.pop(0)
-                told = _open(session, address, port, path, settings=settings, failed=failed, near=near(address))
+                told = _open(
+                    session, address, port, path, tls=tls, settings=settings, failed=failed, near=near(address)
+                )
                 task = group.create_task(told)
                 tasks.add(task)
                 pending.add(task)
@@ -122,15 +132,17 @@ async def _open(
     port: int,
     path: str,
     *,
+    tls: ssl.SSLContext,
     settings: LinkSettings,
     failed: Callable[[Failed], None],
     near: bool,
 ) -> Connected | None:
     try:
-        url = URL.build(scheme="http", host=address, port=port, path=path)
+        url = URL.build(scheme="https", host=address, port=port, path=path)
         async with asyncio.timeout(settings.connect_s):
             ws = await session.ws_connect(
                 url,
+                ssl=tls,
                 max_msg_size=FRAME_BYTES_MAX,
                 compress=0,
                 autoclose=False,

@@ -1,4 +1,4 @@
-"""The UDP endpoint of a node: election messages out to peers' best addresses, and in. It decides nothing."""
+"""The UDP endpoint of a node: election messages out to members' best addresses, sealed, and in. It decides nothing."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Protocol, cast
 from msgspec import structs
 
 from election.messages import Message
+from mesh.seal import Opened, Refused, Seals
 from mesh.settings import HeartbeatSettings
 from mesh.wire import WireError, decode_message, encode_message
 from node.types import NodeId
@@ -21,10 +22,12 @@ from node.types import NodeId
 
 @dataclass(slots=True)
 class Counts:
-    """Datagrams since the start. `dropped_in` is by WireError code; `dropped_out`: no socket or a full buffer."""
+    """Datagrams since the start. `dropped_in` is by WireError code or seal.Refused; `dropped_out`: no socket, a full
+    buffer, or for no member."""
 
     received: int = 0
     sent: int = 0
+    answered: int = 0  # of those that were received, by what shows that this process is not a former one
     dropped_in: dict[str, int] = field(default_factory=dict)
     dropped_out: int = 0
     errors: int = 0  # the system's: unreachable, refused (ICMP); a silent peer is membership's business
@@ -49,19 +52,21 @@ class _Target:
 
 
 class Heartbeats:
-    """Opened on the peer port's number. `on_message(message, address)` is called for each that decodes, address
-    without port; the receiver drops what is not for its mesh. `heard(address)` is called before, for any datagram,
-    `on_noise(address, code)` for each that does not decode."""
+    """Opened on the peer port's number. `on_message(message, address)` is called for each that `seals` proves to be its
+    sender's and that decodes, address without port; the receiver drops what is not for its mesh. `heard(address)` is
+    called before, for any datagram, `on_noise(address, code)` for each that is neither, but those that come twice as
+    networks do it."""
 
     def __init__(
         self,
         *,
+        seals: Seals,
         on_message: Callable[[Message, str], None],
         heard: Callable[[str], None] = lambda _: None,
         on_noise: Callable[[str, str], None] = lambda _address, _code: None,
         settings: HeartbeatSettings | None = None,
     ) -> None:
-        self._heard, self._on_noise = heard, on_noise
+        self._seals, self._heard, self._on_noise = seals, heard, on_noise
         self._on_message, self._settings = on_message, settings or HeartbeatSettings()
         self._targets: dict[NodeId, _Target] = {}
         self._sockets: list[tuple[_Udp, ipaddress.IPv4Address | ipaddress.IPv6Address]] = []
@@ -110,14 +115,21 @@ class Heartbeats:
         now = asyncio.get_running_loop().time()
         for node in tuple(self._targets) if to is None else (to,):
             if (target := self._targets.get(node)) is not None:
-                self._say(target, to_unheard if node in unheard else data, now, to_all=to is None)
+                self._say(node, target, to_unheard if node in unheard else data, now, to_all=to is None)
 
-    def _say(self, target: _Target, data: bytes, now: float, *, to_all: bool) -> None:
+    def _say(self, node: NodeId, target: _Target, data: bytes, now: float, *, to_all: bool) -> None:
         if target.answered and now - target.answered_at < self._settings.answered_s:
-            self._send(data, target.answered)
-        elif not (to_all and self._unknown(target, now)):
-            for address in dict.fromkeys((*target.addresses, *([target.answered] if target.answered else []))):
-                self._send(data, address)
+            addresses = [target.answered]
+        elif to_all and self._unknown(target, now):
+            return
+        else:
+            addresses = list(dict.fromkeys((*target.addresses, *([target.answered] if target.answered else []))))
+        sealed = self._seals.seal(node, data)  # one for all addresses: by whichever it comes first, it counts
+        if sealed is None:
+            self.counts.dropped_out += 1
+            return
+        for address in addresses:
+            self._send(sealed, address)
 
     def _unknown(self, target: _Target, now: float) -> bool:
         """It was never met, and it is not its turn: anybody may announce any number, at anybody's addresses."""
@@ -171,18 +183,35 @@ class Heartbeats:
     def received(self, data: bytes, address: tuple[str, int]) -> None:
         """One datagram from the network."""
         self._heard(address[0])
+        now = asyncio.get_running_loop().time()
+        found = self._seals.open(data, now)
+        if found.answer is not None:
+            self.counts.answered += 1
+            self._send(found.answer, address)
+        if isinstance(found, Refused):
+            self._drop(address[0], found.code, noisy=found.code != "repeated")
+        elif found.payload:
+            self._take(found, address)
+        target = self._targets.get(found.node) if isinstance(found, Opened) else None
+        if target is not None:
+            target.answered, target.met, target.answered_at = address, True, now
+
+    def _take(self, found: Opened, address: tuple[str, int]) -> None:
         try:
-            message = decode_message(data)
+            message = decode_message(found.payload)
         except WireError as error:
-            self.counts.dropped_in[error.code] = self.counts.dropped_in.get(error.code, 0) + 1
-            self._on_noise(address[0], error.code)
+            self._drop(address[0], error.code)
+            return
+        if message.sender != found.node:  # a member that speaks for another
+            self._drop(address[0], "forged")
             return
         self.counts.received += 1
-        target = self._targets.get(NodeId(message.sender))
-        if target is not None:
-            target.answered, target.met = address, True
-            target.answered_at = asyncio.get_running_loop().time()
         self._on_message(message, address[0])
+
+    def _drop(self, address: str, code: str, *, noisy: bool = True) -> None:
+        self.counts.dropped_in[code] = self.counts.dropped_in.get(code, 0) + 1
+        if noisy:
+            self._on_noise(address, code)
 
 
 class _Endpoint(asyncio.DatagramProtocol):

@@ -17,10 +17,13 @@ from aiohttp.web_protocol import RequestHandler
 
 from mesh.addresses import plain
 from mesh.errors import MeshError
+from mesh.handshakes import Handshakes
 from mesh.settings import ServerSettings
+from mesh.tls import PeerTls, cert_at, members_only
 from node.io.front import Application, Front, Fronts
 from node.io.probe import Holder
 from node.settings import FrontSettings
+from node.types import NodeId
 
 _SHARED = ipaddress.ip_network("100.64.0.0/10")  # RFC 6598; Tailscale's addresses
 BACKLOG = 1024
@@ -101,6 +104,9 @@ class Server:
     `raw` takes what it carries before the application sees it; other connections are handed over, and end with the
     answer to what made them so: the next request may be `raw`'s. `guarded`: what arrives at a public address is all the
     application's, which has `guards`.
+
+    With `tls` (and `raw`) it is a peer port: who is a member, or shows no certificate, gets in, and the application
+    hears of strangers' join calls only (mesh/tls.py). Call `members_changed` when they have.
     """
 
     def __init__(
@@ -111,7 +117,10 @@ class Server:
         settings: ServerSettings | None = None,
         raw: Application | None = None,
         guarded: bool = False,
+        tls: PeerTls | None = None,
     ) -> None:
+        assert tls is None or raw is not None
+        self._tls = tls
         self._settings = settings or ServerSettings()
         self._runner = web.AppRunner(
             app,
@@ -120,15 +129,21 @@ class Server:
             shutdown_timeout=self._settings.stop_s,
             keepalive_timeout=self._settings.keepalive_s,
         )
+        if tls is not None:
+            app.middlewares.insert(0, members_only(tls))
         app.middlewares.insert(0, self._noted)
         self._fronts: Fronts | None = None
+        self._handshakes: Handshakes | None = None
         if raw is not None:
             self._fronts = Fronts(
                 raw,
                 self._framework,
                 settings=FrontSettings(),
                 carries_at=is_local if guarded else lambda _: True,
+                member_at=None if tls is None else self._member_at,
             )
+            if tls is not None:
+                self._handshakes = Handshakes(self._fronts, context=tls.server)
         self._listening: list[asyncio.Server] = []  # of `raw`
         self._spoke: set[RequestHandler] = set()  # connections that have made a request
         self._silent: dict[RequestHandler | Front, float] = {}  # those that have not, and since when
@@ -139,7 +154,9 @@ class Server:
         await self._set_up()
         loop = asyncio.get_running_loop()
         for s in sockets:
-            if self._fronts is not None:
+            if self._handshakes is not None:
+                self._handshakes.listen(s)
+            elif self._fronts is not None:
                 self._listening.append(await loop.create_server(self._fronts, sock=s, backlog=BACKLOG))
             else:
                 await web.SockSite(self._runner, s, backlog=BACKLOG).start()
@@ -170,6 +187,27 @@ class Server:
         assert isinstance(handler, RequestHandler)
         return handler
 
+    def members_changed(self) -> None:
+        """Ends the connections of who is no member any more: requests at once, links when they have said why."""
+        assert self._fronts is not None
+        for front in list(self._fronts.connections):
+            if front.transport is not None:
+                self._member_at(front.transport)
+        asyncio.get_running_loop().call_later(self._settings.put_out_s, self._put_out)
+
+    def _put_out(self) -> None:
+        for connection in self._open():
+            if (transport := connection.transport) is not None:
+                self._member_at(transport)
+
+    def _member_at(self, transport: asyncio.Transport) -> NodeId | None:
+        """Who it is with; it ends at once if that was a member, or passed for one in the moment of its removal."""
+        assert self._tls is not None
+        node = self._tls.member_at(transport)
+        if node is None and cert_at(transport) is not None:
+            transport.abort()
+        return node
+
     def end_at(self, mine: Collection[str]) -> None:
         """Ends connections to an address that is not one of `mine`, this machine's, any more: no answer reaches whoever
         asked, who asks elsewhere, so nothing may go on running for it."""
@@ -195,6 +233,8 @@ class Server:
         for listening in self._listening:
             listening.close()
         self._listening.clear()
+        if self._handshakes is not None:
+            await self._handshakes.close()
         if self._fronts is not None:
             await self._fronts.close(self._settings.stop_s)
         await self._runner.cleanup()

@@ -1,4 +1,4 @@
-"""One WebSocket per pair of nodes, dialled again for as long as the peer is wanted.
+"""One WebSocket per pair of members, dialled again for as long as the peer is wanted.
 
 Both sides dial; of two links between the same processes the one dialled by the smaller id stays, and the other ends
 with `bye: duplicate`. What happens is told as membership's events, LinkUp and LinkClosed strictly in turn per node.
@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import random
+import ssl
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, field
 
 import aiohttp
 from aiohttp import web
@@ -20,38 +20,26 @@ from mesh.dial import Connected, Failed, caller, fails, race
 from mesh.events import Event, LinkClosed, LinkUp, Tried, Unfit
 from mesh.link import Counts, Link, Ways, closing, first_frame, now
 from mesh.settings import LinkSettings
+from mesh.tls import MEMBER
+from mesh.wanted import Wanted
 from mesh.wire import FRAME_BYTES_MAX, PROTOCOL, Bye, Frame, Gossip, Hello, PeerSeen, WireError, encode
 from node.types import NodeId
 
 PATH = "/mesh/v1/link"
 
 
-@dataclass(slots=True, eq=False)
-class _Wanted:
-    """A peer to keep a link with."""
-
-    node: NodeId
-    addresses: tuple[str, ...]
-    port: int
-    good: str | None = None  # the address of the last link
-    wrong: set[str] = field(default_factory=set)  # addresses where another node has answered
-    at_once: bool = True
-    forgotten: bool = False
-    failures: int = 0
-    tried_at: float = float("-inf")
-    wake: asyncio.Event = field(default_factory=asyncio.Event)
-
-
 class Links:
-    """`hello` is asked for each link, so that it is up to date; `tell` gets membership's events; `on_frame` every
-    frame but hello, bye, ping and pong, after its Framed; `on_other` hears of a process that has the id of this node,
-    or of a linked one. All callbacks are synchronous. `ranked` puts addresses into the order to dial them."""
+    """`hello` is asked for each link, so that it is up to date; `tls` for each dial: None when that node is no member;
+    `tell` gets membership's events; `on_frame` every frame but hello, bye, ping and pong, after its Framed; `on_other`
+    hears of a process that has the id of this node, or of a linked one. All callbacks are synchronous. `ranked` puts
+    addresses into the order to dial them."""
 
     def __init__(
         self,
         *,
         hello: Callable[[], Hello],
         session: aiohttp.ClientSession,
+        tls: Callable[[NodeId], ssl.SSLContext | None],
         tell: Callable[[Event], None],
         on_frame: Callable[[NodeId, Frame], None],
         rng: random.Random,
@@ -61,14 +49,14 @@ class Links:
         on_noise: Callable[[str, str], None] = lambda _address, _code: None,
         settings: LinkSettings | None = None,
     ) -> None:
-        self._hello, self._session, self._tell = hello, session, tell
+        self._hello, self._session, self._tls, self._tell = hello, session, tls, tell
         self._rng, self._is_far, self._settings = rng, is_far, settings or LinkSettings()
         self._on_other = on_other
         self._ranked = ranked
         self._links: dict[NodeId, Link] = {}
         self._carried = 0  # links that still have a socket, dropped ones too
         self._idle = asyncio.Event()
-        self._wanted: dict[NodeId, _Wanted] = {}
+        self._wanted: dict[NodeId, Wanted] = {}
         self._group: asyncio.TaskGroup | None = None
         self._closing = False
         self._strangers = asyncio.Semaphore(self._settings.strangers_max)
@@ -111,7 +99,7 @@ class Links:
             return
         wanted = self._wanted.get(node)
         if wanted is None:
-            wanted = self._wanted[node] = _Wanted(node, tuple(addresses), peer_port)
+            wanted = self._wanted[node] = Wanted(node, tuple(addresses), peer_port)
             if self._group is not None:
                 self._group.create_task(self._keep(wanted))
         wanted.addresses, wanted.port = tuple(addresses), peer_port
@@ -132,6 +120,16 @@ class Links:
         link = self._links.get(node)
         if link is not None:
             self._drop(link, reason, False, Bye(reason))
+
+    def members_changed(self, came: Iterable[NodeId], gone: Iterable[NodeId]) -> None:
+        """Who is no member any more has no link from now on; who has become one is dialled now, if it is wanted."""
+        for node in gone:
+            if (link := self._links.get(node)) is not None:
+                self._drop(link, "it is no member any more", False, Bye("no member of this mesh", leaves=False))
+        for node in came:
+            if (wanted := self._wanted.get(node)) is not None:
+                wanted.at_once, wanted.failures = True, 0
+                wanted.wake.set()
 
     def renew(self, mine: Collection[str] | None = None) -> None:
         """After a sleep, or when the network here has changed: links from an address that is not in `mine` any more
@@ -180,14 +178,15 @@ class Links:
 
     # Dialling
 
-    async def _keep(self, wanted: _Wanted) -> None:
+    async def _keep(self, wanted: Wanted) -> None:
         """Dials whenever there is no link, until forgotten."""
         while not wanted.forgotten:
             if wanted.node in self._links:
                 wanted.wake.clear()
                 await wanted.wake.wait()
                 continue
-            await self._pause(wanted)
+            larger = self._hello().id > wanted.node
+            await wanted.pause(self._settings, larger=larger, jitter=self._rng.uniform(0.5, 1.0))
             if wanted.forgotten or wanted.node in self._links:
                 continue
             wanted.tried_at = now()
@@ -197,23 +196,7 @@ class Links:
             lasted = link is not None and now() - wanted.tried_at > self._settings.backoff_max_s
             wanted.failures = 0 if lasted else wanted.failures + 1  # who says hello and bye each time is not hurried
 
-    async def _pause(self, wanted: _Wanted) -> None:
-        """Back-off with jitter; cut short by dial(at_once), but never so short that two nodes spin."""
-        s, delay_s = self._settings, 0.0
-        wanted.wake.clear()
-        if not wanted.at_once:
-            delay_s = min(s.backoff_max_s, s.backoff_first_s * 2.0 ** min(wanted.failures, 10))
-            delay_s *= self._rng.uniform(0.5, 1.0)
-        if self._hello().id > wanted.node and (wanted.good is None or not wanted.at_once):
-            delay_s += s.larger_id_waits_s
-        if delay_s:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(delay_s):
-                    await wanted.wake.wait()
-        wanted.at_once = False
-        await asyncio.sleep(max(0.0, wanted.tried_at + s.backoff_first_s - now()))
-
-    async def _dialled(self, wanted: _Wanted) -> Link | None:
+    async def _dialled(self, wanted: Wanted) -> Link | None:
         """One attempt at all its addresses; every failure is told."""
 
         def failed(failure: Failed) -> None:
@@ -238,7 +221,12 @@ class Links:
         return link
 
     async def _asked_who(self, address: str, peer_port: int) -> None:
-        won = await race(self._session, [address], peer_port, PATH, settings=self._settings, failed=lambda _: None)
+        tls = self._tls(self._hello().id)  # a copied disk has this node's key
+        if tls is None:
+            return
+        won = await race(
+            self._session, [address], peer_port, PATH, tls=tls, settings=self._settings, failed=lambda _: None
+        )
         if won is None:
             return
         async with closing(won.ws, self._settings.close_s):
@@ -249,19 +237,23 @@ class Links:
                 if isinstance(theirs, Hello):
                     self._objection(mine, theirs, None, won.address)
 
-    async def _raced(self, wanted: _Wanted, failed: Callable[[Failed], None]) -> Connected | None:
+    async def _raced(self, wanted: Wanted, failed: Callable[[Failed], None]) -> Connected | None:
         """The first of its addresses that opens. Peers that were never reached wait for each other: anybody on the
-        network may say that there are hundreds."""
+        network may say that there are hundreds. None of who is no member."""
+        tls = self._tls(wanted.node)
+        if tls is None:
+            failed(Failed("", "rejected", "is no member of this mesh"))
+            return None
         good = (wanted.good,) if wanted.good in wanted.addresses else ()
         order = [a for a in self._ranked(dict.fromkeys((*good, *wanted.addresses))) if a]
         order = [a for a in order if a not in wanted.wrong] or order  # it would open first each time
         async with self._strangers if wanted.good is None else nullcontext():
             return await race(
-                self._session, order, wanted.port, PATH, settings=self._settings, failed=failed,
+                self._session, order, wanted.port, PATH, tls=tls, settings=self._settings, failed=failed,
                 near=lambda address: not self._is_far(address),
             )  # fmt: skip
 
-    async def _introduced(self, won: Connected, wanted: _Wanted) -> Link | None:
+    async def _introduced(self, won: Connected, wanted: Wanted) -> Link | None:
         """Hello there and back. None: this pair has another link. Raises what first_frame raises, and WireError."""
         mine = self._hello()
         await won.ws.send_bytes(encode(mine))
@@ -308,6 +300,8 @@ class Links:
             await ws.prepare(request)
             theirs = await first_frame(ws, self._settings.hello_s)
             if isinstance(theirs, Hello):
+                if theirs.id != request.get(MEMBER):
+                    raise WireError("forged", f"it says that it is {theirs.id}, which its key is not")
                 link = await self._answered(ws, theirs, caller(request))
         except (TimeoutError, WireError, OSError) as error:
             code = error.code if isinstance(error, WireError) else "no_hello"

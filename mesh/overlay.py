@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import secrets
+from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, assert_never
 
@@ -32,9 +34,11 @@ from mesh.lookup import Lookup
 from mesh.noise import Noise
 from mesh.notices import Notices, note
 from mesh.presence import Presence, mesh_id
+from mesh.seal import HINT_BYTES, Seals
 from mesh.settings import DiscoverySettings
 from mesh.static import StaticPeers
 from mesh.title import Title
+from mesh.trust import Change
 from mesh.wire import AccountFrame, Drain, Drill, Drilled, Frame, Gossip, State
 from node.io import serve
 from node.types import NodeId, NodeReport, status_of
@@ -71,7 +75,14 @@ class Overlay:
         self._members: Driver[events.Event, events.Effect] = Driver(
             self._membership, events.Tick(), self._perform, failed=self._failed
         )
-        self._heartbeats = Heartbeats(on_message=self._on_message, heard=self._heard, on_noise=self._on_noise)
+        self._seals = Seals(
+            bytes.fromhex(daemon.trust.identity.fingerprint)[:HINT_BYTES],
+            key_of=daemon.trust.pair_key,
+            nonce=secrets.token_bytes,
+        )
+        self._heartbeats = Heartbeats(
+            seals=self._seals, on_message=self._on_message, heard=self._heard, on_noise=self._on_noise
+        )
         self._noise = Noise()
         self._clones = CloneWatch(
             daemon,
@@ -106,6 +117,7 @@ class Overlay:
         self._links = Links(
             hello=self._presence.hello,
             session=daemon.session,
+            tls=daemon.tls.client,
             tell=self._on_link,
             on_frame=self._inbox.take,
             rng=self._rng,
@@ -115,6 +127,7 @@ class Overlay:
             on_noise=self._on_noise,
         )
         self._server: Server
+        self._unwatch: Callable[[], None]
         self.lookup = Lookup(
             daemon.session,
             me=daemon.id,
@@ -151,14 +164,16 @@ class Overlay:
         door = serve.Door(d.host, lambda: d.mesh.leaving, self._callers)
         hosts = listening(self._config.bind)
         sockets = await tcp_sockets(self._config.peer_port, hosts, d.probe.port_holder)
-        self._server = Server(app, raw=door, guarded=not self._config.bind)
+        self._server = Server(app, raw=door, guarded=not self._config.bind, tls=d.tls)
         await self._server.listen(sockets)
+        self._admit_datagrams()
         try:
             await self._heartbeats.open(hosts or any_address(), self._config.peer_port)
         except OSError as e:
             await self._server.close()
             raise MeshError("port_taken", f"UDP port {self._config.peer_port}: {e.strerror}",
                             hint="choose another `peer-port`") from e  # fmt: skip
+        self._unwatch = d.trust.watch(self._members_changed)
 
     async def run(self) -> None:
         """Until cancelled, or something here fails."""
@@ -186,6 +201,7 @@ class Overlay:
                     self._title.close()
                     await self._discovery.close(successor=len(self._membership.alive()) > 0)
         finally:
+            self._unwatch()
             self._election.close()
             self._title.close()
             self._members.close()
@@ -197,6 +213,7 @@ class Overlay:
     async def fall(self) -> None:
         """As if this process had died, for a drill: every connection with others is cut, the port closed, and nothing
         is said any more, no goodbye either. Returns when nothing is left open."""
+        self._unwatch()
         self._daemon.sockets.end_from(())
         self._server.end_at(())
         self._heartbeats.close()
@@ -322,6 +339,20 @@ class Overlay:
     def _title_changed(self) -> None:
         self._discovery.update(self._presence.advert())
         self._tell_ruled()
+
+    # Who belongs
+
+    def _members_changed(self, change: Change) -> None:
+        """Who was put out has nothing of this node from now on: no link, no request, no heartbeat."""
+        self._admit_datagrams()
+        self._links.members_changed(change.came, change.gone)
+        self._server.members_changed()
+        for node in change.gone:
+            self._callers.leave(node)
+
+    def _admit_datagrams(self) -> None:
+        members = self._daemon.trust.members
+        self._seals.admit({node: bytes.fromhex(m.print)[:HINT_BYTES] for node, m in members.items()})
 
     # What comes in
 

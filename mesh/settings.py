@@ -126,6 +126,7 @@ class ServerSettings(Struct, frozen=True, kw_only=True):
     silent_max: int = 256  # more of them: the oldest go at once
     keepalive_s: float = 75.0  # between two requests
     stop_s: float = 5.0  # for what is answered to end, once the server was told to
+    put_out_s: float = 0.5  # for the link of who is no member any more to say so; its requests end at once
 
 
 class HeartbeatSettings(Struct, frozen=True, kw_only=True):

@@ -2,7 +2,7 @@
 
 A link frame is msgpack of {"v": major protocol, "frame": {"type": ..., ...}}. Unknown fields are ignored and unknown
 types raise `WireError(unknown_kind)`, which a link counts and drops, so two versions can share a mesh. A datagram is
-four bytes (`MXM` and the major protocol) and msgpack of one election Message.
+msgpack of one election Message under a seal (mesh/seal.py).
 """
 
 from __future__ import annotations
@@ -15,16 +15,19 @@ from msgspec import Meta, Raw, Struct
 from election.messages import Kind as MessageKind
 from election.messages import Message
 from mesh.errors import MeshError
+from mesh.records import Record
 from mesh.settings import DRAIN_MAX_S, DRILL_AWAY_MAX_S
 from node.types import NodeId, NodeReport, Port
 from router.account import Account
 from router.events import Decision, Why
 from router.frames import CoordinatorFrame, EdgeFrame
 
-PROTOCOL = 1  # the major version: nodes of another one are shown as incompatible
+PROTOCOL = 2  # the major version: nodes of another one are shown as incompatible
 FRAME_BYTES_MAX = 4 << 20
 DATAGRAM_BYTES_MAX = 1200  # fits one packet everywhere (IPv6 minimum MTU 1280)
-_DATAGRAM_HEAD = b"MXM"
+DATAGRAM_MARK = b"MXM"  # the first bytes of each; the protocol follows
+SEAL_BYTES = 60  # of a datagram are its seal; the rest is its message
+MESSAGE_BYTES_MAX = DATAGRAM_BYTES_MAX - SEAL_BYTES
 
 Via: TypeAlias = Literal["mdns", "static", "tailscale", "gossip"]
 
@@ -40,7 +43,9 @@ Addresses: TypeAlias = Annotated[tuple[Annotated[str, Meta(max_length=64)], ...]
 class WireError(MeshError):
     """What came (or should go) over a socket cannot be used."""
 
-    def __init__(self, code: Literal["too_large", "garbled", "unknown_kind", "other_version"], message: str) -> None:
+    def __init__(
+        self, code: Literal["too_large", "garbled", "unknown_kind", "other_version", "forged"], message: str
+    ) -> None:
         super().__init__(code, message)
 
 
@@ -115,9 +120,16 @@ class AccountFrame(Struct, frozen=True, tag="account"):
 
 
 class Gossip(Struct, frozen=True, tag="gossip"):
-    """Peers the sender has reached."""
+    """Peers the sender has reached. `roster`: the digest of its records of who belongs, as in mesh/records.py."""
 
     peers: tuple[PeerSeen, ...]
+    roster: Text = ""
+
+
+class Roster(Struct, frozen=True, tag="roster"):
+    """Every record of who belongs that the sender holds: on link up, on a change, and where a digest differs."""
+
+    records: tuple[Record, ...]
 
 
 class Drain(Struct, frozen=True, tag="drain"):
@@ -165,7 +177,7 @@ class Pong(Struct, frozen=True, tag="pong"):
     n: int
 
 
-LinkFrame: TypeAlias = Hello | State | AccountFrame | Gossip | Drain | Drill | Drilled | Bye | Ping | Pong
+LinkFrame: TypeAlias = Hello | State | AccountFrame | Gossip | Roster | Drain | Drill | Drilled | Bye | Ping | Pong
 Frame: TypeAlias = LinkFrame | EdgeFrame | CoordinatorFrame
 
 KINDS = frozenset(str(kind.__struct_config__.tag) for kind in get_args(Frame))
@@ -257,26 +269,21 @@ def kind_of(frame: Frame) -> str:
 
 
 def encode_message(message: Message) -> bytes:
-    """A datagram. Raises WireError(too_large)."""
-    data = _DATAGRAM_HEAD + bytes((PROTOCOL,)) + _encode(message)
-    if len(data) > DATAGRAM_BYTES_MAX:
-        raise WireError("too_large", f"a datagram of {len(data)} bytes exceeds {DATAGRAM_BYTES_MAX}")
+    """What a datagram holds. Raises WireError(too_large)."""
+    data = _encode(message)
+    if len(data) > MESSAGE_BYTES_MAX:
+        raise WireError("too_large", f"a message of {len(data)} bytes exceeds {MESSAGE_BYTES_MAX}")
     return data
 
 
 def decode_message(data: bytes) -> Message:
     """Raises WireError and nothing else."""
-    if len(data) > DATAGRAM_BYTES_MAX:
-        raise WireError("too_large", f"a datagram of {len(data)} bytes exceeds {DATAGRAM_BYTES_MAX}")
-    head = len(_DATAGRAM_HEAD)
-    if len(data) <= head or not data.startswith(_DATAGRAM_HEAD):
-        raise WireError("garbled", "not a datagram of a mesh")
-    if data[head] != PROTOCOL:
-        raise _other_version(data[head])
+    if len(data) > MESSAGE_BYTES_MAX:
+        raise WireError("too_large", f"a message of {len(data)} bytes exceeds {MESSAGE_BYTES_MAX}")
     try:
-        return _decode_message(data[head + 1 :])
+        return _decode_message(data)
     except _MALFORMED as error:
-        raise _diagnosed_message(data[head + 1 :], error) from error
+        raise _diagnosed_message(data, error) from error
 
 
 def _diagnosed_message(data: bytes, error: Exception) -> WireError:

@@ -6,6 +6,7 @@ import asyncio
 import ipaddress
 import os
 import socket
+import ssl
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar
@@ -15,11 +16,12 @@ SocketFactory = Callable[[tuple[Any, ...]], socket.socket]  # given one entry of
 
 
 class Origin(NamedTuple):
-    """Where connections go. `host` is an address (IPv6 may have a scope) or a name."""
+    """Where connections go. `host` is an address (IPv6 may have a scope) or a name. With `tls` that is the name in a
+    certificate that this system trusts; with a context, whoever that one believes: two contexts make two origins."""
 
     host: str
     port: int
-    tls: bool = False
+    tls: bool | ssl.SSLContext = False
 
 
 class NoneConnectedError(Exception):

@@ -16,10 +16,12 @@ from node.http_reply import Answer
 from node.http_request import Data, End, Fault, Head, RequestReader
 from node.io.turn import Incoming, Outgoing
 from node.settings import FrontSettings
+from node.types import NodeId
 
 log = logging.getLogger(__name__)
 
 _HELD_BYTES = 16 * 1024  # of one turn; more is written before its end
+_TLS_BYTES = 64 * 1024  # waiting each way, as without TLS: event loops let it have 512 KiB and 256 KiB
 
 
 class Application(Protocol):
@@ -44,6 +46,7 @@ class Front(asyncio.Protocol):
         "_corked",
         "_held",
         "_incoming",
+        "_member",
         "_outgoing",
         "_reader",
         "_reading",
@@ -72,6 +75,7 @@ class Front(asyncio.Protocol):
         self._held = b""
         self._carries = False
         self._client = ""
+        self._member: NodeId | None = None
         self._reading = True
         self._written = 0  # bytes, in all
         self._taken = -1  # bytes of them that were not in the transport any more at the last look,
@@ -90,6 +94,12 @@ class Front(asyncio.Protocol):
         here, there = transport.get_extra_info("sockname"), transport.get_extra_info("peername")
         self._carries = not isinstance(here, tuple) or self._site.carries_at(str(here[0]))
         self._client = str(there[0]) if isinstance(there, tuple) else ""
+        if self._site.member_at is not None:
+            self._member = self._site.member_at(self.transport)
+            self._carries = self._carries and self._member is not None
+            self.transport.set_write_buffer_limits(_TLS_BYTES)
+            if (limit := getattr(self.transport, "set_read_buffer_limits", None)) is not None:
+                limit(_TLS_BYTES)
         if (sock := transport.get_extra_info("socket")) is not None and sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # a small block never waits for an ACK
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -155,7 +165,7 @@ class Front(asyncio.Protocol):
 
     def _begin(self, head: Head) -> None:
         self.spoke, self.idle_since, self.keeps = True, None, head.keeps and not self._site.closing
-        self._incoming = incoming = Incoming(head, self._client, self.write)
+        self._incoming = incoming = Incoming(head, self._client, self.write, self._member)
         self._outgoing = outgoing = Outgoing(self, head)
         # Owned by this connection: it ends with it, and with its server.
         self._task = task = asyncio.get_running_loop().create_task(self._answer(incoming, outgoing))
@@ -326,7 +336,8 @@ class Front(asyncio.Protocol):
 
 class Fronts:
     """The connections of one server, and what they share. A protocol factory. `carries_at` is told at which address of
-    ours a connection arrived: where it says no, all is the framework's. `framework` makes a protocol of its own."""
+    ours a connection arrived: where it says no, all is the framework's. `framework` makes a protocol of its own. Behind
+    TLS between nodes `member_at` says which one a connection is with: all of who is none is the framework's."""
 
     def __init__(
         self,
@@ -335,9 +346,10 @@ class Fronts:
         *,
         settings: FrontSettings,
         carries_at: Callable[[str], bool],
+        member_at: Callable[[asyncio.Transport], NodeId | None] | None = None,
     ) -> None:
         self.application, self.framework = application, framework
-        self.settings, self.carries_at = settings, carries_at
+        self.settings, self.carries_at, self.member_at = settings, carries_at, member_at
         self.connections: set[Front] = set()
         self.tasks: set[asyncio.Task[None]] = set()
         self.closing = False

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -34,7 +34,8 @@ class _Asked(NamedTuple):
 class HttpClient:
     """Asks, and keeps connections for the next question. To be used in one event loop.
 
-    `make` makes its sockets; whoever ends one of them ends its connection. `tls` is what `https` is checked with.
+    `make` makes its sockets; whoever ends one of them ends its connection. `tls` is what `https` is checked with where
+    an origin has no context of its own.
     """
 
     def __init__(
@@ -147,6 +148,13 @@ class HttpClient:
                 connection.end()
             answer.fail(BrokenError(f"{type(error).__name__}: {error}"))
 
+    def end(self, contexts: Collection[ssl.SSLContext]) -> int:
+        """Ends the connections that were made with these, and what is asked on them; how many."""
+        ended = [c for c in self._connections if isinstance(c.origin.tls, ssl.SSLContext) and c.origin.tls in contexts]
+        for connection in ended:
+            connection.transport.abort()
+        return len(ended)
+
     async def close(self) -> None:
         """Ends every connection; returns when the system has them back. Idempotent."""
         self._closed = True
@@ -242,10 +250,9 @@ class HttpClient:
         connection = Connection(self, origin)
         try:
             async with asyncio.timeout(connect_s):
-                tls = await self._context() if origin.tls else None
-                await loop.create_connection(
-                    lambda: connection, sock=made, ssl=tls, server_hostname=origin.host if tls else None
-                )
+                tls = await self._context() if origin.tls is True else origin.tls or None
+                name = None if tls is None else origin.host if tls.check_hostname else ""
+                await loop.create_connection(lambda: connection, sock=made, ssl=tls, server_hostname=name)
         except OSError as error:  # TLS refused, or the peer has gone again
             made.close()
             why = reason(error)

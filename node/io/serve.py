@@ -97,6 +97,9 @@ class Door:
 
     async def answer(self, incoming: Incoming, outgoing: Outgoing) -> None:
         try:
+            edge = _header(incoming.head, "x-mesh-edge")
+            if edge != incoming.member:
+                raise NodeError(NodeErrorCode.BAD_REQUEST, "x-mesh-edge is not the node that this connection is with")
             async with self.bodies.hold(incoming) as body:
                 call = _call(incoming.head, body)
                 if why := self._leaving():

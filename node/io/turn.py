@@ -11,6 +11,7 @@ from typing import Protocol
 
 from node.http_reply import CONTINUE, LAST_CHUNK, Answer, chunk, reply_head
 from node.http_request import Fault, Head
+from node.types import NodeId
 
 
 class Line(Protocol):
@@ -32,12 +33,13 @@ class BrokenBodyError(Exception):
 
 
 class Incoming:
-    """One request: its head, and its body as it comes. One reader, which takes at once what is there."""
+    """One request: its head, and its body as it comes. One reader, which takes at once what is there. `member`: which
+    node the connection proves to be its other end."""
 
-    __slots__ = ("_expects", "_fault", "_parts", "_waiter", "_write", "client", "head", "whole")
+    __slots__ = ("_expects", "_fault", "_parts", "_waiter", "_write", "client", "head", "member", "whole")
 
-    def __init__(self, head: Head, client: str, write: Callable[[bytes], None]) -> None:
-        self.head, self.client = head, client
+    def __init__(self, head: Head, client: str, write: Callable[[bytes], None], member: NodeId | None = None) -> None:
+        self.head, self.client, self.member = head, client, member
         self.whole = False  # nothing follows what was taken and what is there to take
         self._parts: list[bytes] = []
         self._write = write

@@ -7,6 +7,7 @@ edge has one kind of failure to judge.
 from __future__ import annotations
 
 import logging
+import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from typing import Protocol
 
@@ -99,7 +100,7 @@ def node_error(payload: bytes) -> NodeError | None:
 class HttpHop:
     """To a peer, by whichever of its addresses answers first, tried in order, the next beside one that takes long.
 
-    `addresses` are without port, `count` is told ("peer_in" | "peer_out", bytes).
+    `addresses` are without port, `tls` believes that node only, `count` is told ("peer_in" | "peer_out", bytes).
     """
 
     def __init__(
@@ -108,11 +109,12 @@ class HttpHop:
         *,
         addresses: Sequence[str],
         port: int,
+        tls: ssl.SSLContext,
         settings: EdgeSettings,
         count: Callable[[str, int], None],
     ) -> None:
         self._http, self._settings, self._count = http, settings, count
-        self._origins = [Origin(address, port) for address in addresses]
+        self._origins = [Origin(address, port, tls) for address in addresses]
 
     async def stream(self, call: Call) -> AsyncGenerator[bytes, None]:
         answer = await self._open(call, self._settings.silence_s)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Callable
 
 from aiohttp import web
@@ -36,7 +37,8 @@ class Edge:
     A client that goes away cancels `answer`, and that cancels through to the worker.
 
     `report` gets one RouteFact per POST, whatever happened. `count` is told ("client_in" | "client_out" | "peer_in" |
-    "peer_out", bytes) of bodies and blocks. `metrics` gives the body of /metrics.
+    "peer_out", bytes) of bodies and blocks. `metrics` gives the body of /metrics. `tls` believes one member; for a
+    stranger there is none.
     """
 
     def __init__(
@@ -46,12 +48,14 @@ class Edge:
         dispatch: Placing,
         host: Serving,
         http: HttpClient,
+        tls: Callable[[NodeId], ssl.SSLContext | None],
         settings: EdgeSettings,
         report: Callable[[RouteFact], None],
         count_bytes: Callable[[str, int], None],
         metrics: Callable[[], bytes],
     ) -> None:
-        self._view, self._host, self._http, self._settings = view, host, http, settings
+        self._view, self._host, self._settings = view, host, settings
+        self._http, self._tls = http, tls
         self._count = count_bytes
         self._means = Means(
             view=view,
@@ -170,10 +174,13 @@ class Edge:
             raise NodeError(
                 NodeErrorCode.UNREACHABLE, f"from here {found.report.name} cannot be reached: {found.reason}"
             )
+        if (tls := self._tls(node)) is None:
+            raise NodeError(NodeErrorCode.UNREACHABLE, f"{found.report.name} is no member of this mesh")
         return HttpHop(
             self._http,
             addresses=found.addresses or found.report.addresses,
             port=found.report.peer_port,
+            tls=tls,
             settings=self._settings,
             count=self._count,
         )

@@ -1,10 +1,11 @@
-"""Nodes with links of their own and real sockets on loopback, and a stranger's bare WebSocket."""
+"""Nodes with keys, links of their own and real sockets on loopback, and another member's bare WebSocket."""
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Iterable
+import socket
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, TypeVar
 
@@ -15,10 +16,16 @@ from msgspec import structs
 from bench.ports import free_port
 from mesh.clones import Met, Spoke
 from mesh.events import Event, Framed, LinkClosed, LinkUp, Rtt, SaidBye
+from mesh.http import Server
 from mesh.links import PATH, Links
-from mesh.settings import LinkSettings
+from mesh.settings import LinkSettings, ServerSettings
+from mesh.tls import PeerTls
 from mesh.wire import PROTOCOL, Frame, Gossip, Hello, PeerSeen
+from node.http_reply import Answer
+from node.http_request import Fault, Head
+from node.io.turn import Incoming, Outgoing
 from node.types import NodeId
+from tests.keys import Circle
 
 A, B, C = NodeId("aa" * 8), NodeId("bb" * 8), NodeId("cc" * 8)
 QUICK = LinkSettings(connect_s=0.5, hello_s=0.5, backoff_first_s=0.02, backoff_max_s=0.1, ping_s=0.1, silence_s=0.6)
@@ -26,12 +33,47 @@ GOSSIP = Gossip((PeerSeen(id=C, name="third"),))
 T = TypeVar("T", bound=Event)
 
 
+class NoDoor:
+    """Of the raw front: nothing is carried."""
+
+    def takes(self, _: Head) -> bool:
+        return False
+
+    def malformed(self, fault: Fault) -> Answer:
+        raise AssertionError(fault)
+
+    async def answer(self, _incoming: Incoming, _outgoing: Outgoing) -> None:
+        raise AssertionError
+
+
+class Port:
+    """A node's peer port."""
+
+    def __init__(self, tls: PeerTls, routes: Sequence[web.RouteDef]) -> None:
+        app = web.Application()
+        app.add_routes(routes)
+        self.server = Server(app, raw=NoDoor(), tls=tls, settings=ServerSettings(stop_s=0.1))
+
+    async def at(self, port: int, host: str = "127.0.0.1") -> None:
+        await self.server.listen([socket.create_server((host, port))])
+
+    async def cleanup(self) -> None:
+        await self.server.close()
+
+
 class Node:
     """Links with a peer port of its own."""
 
     def __init__(
-        self, id_: NodeId, session: aiohttp.ClientSession, settings: LinkSettings = QUICK, **hello: Any
+        self,
+        id_: NodeId,
+        session: aiohttp.ClientSession,
+        settings: LinkSettings = QUICK,
+        circle: Circle | None = None,
+        **hello: Any,
     ) -> None:
+        self.circle = circle or Circle(A, B, C, id_)
+        self.tls = self.circle.tls(id_)
         self.port = free_port()
         self.hello = Hello(
             **{
@@ -43,21 +85,18 @@ class Node:
         self.frames: list[tuple[NodeId, Frame]] = []
         self.others: list[Spoke | Met] = []
         self.links = Links(
-            hello=lambda: self.hello, session=session, tell=self.events.append,
+            hello=lambda: self.hello, session=session, tls=self.tls.client, tell=self.events.append,
             on_frame=lambda node, frame: self.frames.append((node, frame)), rng=random.Random(1), settings=settings,
             on_other=self.others.append,
         )  # fmt: skip
-        self.server: web.AppRunner | None = None
+        self.server: Port | None = None
 
     def of(self, kind: type[T]) -> list[T]:
         return [e for e in self.events if isinstance(e, kind)]
 
     async def listen(self) -> None:
-        app = web.Application()
-        app.add_routes(self.links.routes())
-        self.server = web.AppRunner(app, shutdown_timeout=0.1, access_log=None)
-        await self.server.setup()
-        await web.TCPSite(self.server, "127.0.0.1", self.port).start()
+        self.server = Port(self.tls, self.links.routes())
+        await self.server.at(self.port)
 
     def dial(self, other: Node, *addresses: str) -> None:
         self.links.dial(other.hello.id, addresses or ("127.0.0.1",), other.port, at_once=True)
@@ -71,7 +110,8 @@ async def world(*ids: NodeId, **settings: Any) -> AsyncIterator[list[Node]]:
     """Nodes that listen and run; at the end each pair's events must have been in turn."""
     async with AsyncExitStack() as stack:
         session = await stack.enter_async_context(aiohttp.ClientSession())
-        nodes = [Node(id_, session, structs.replace(QUICK, **settings)) for id_ in ids]
+        circle = Circle(A, B, C, *ids)
+        nodes = [Node(id_, session, structs.replace(QUICK, **settings), circle) for id_ in ids]
         async with asyncio.TaskGroup() as group:
             running = [group.create_task(node.links.run()) for node in nodes]
             for node in nodes:
@@ -106,9 +146,11 @@ def check_turns(events: Iterable[Event]) -> None:
 
 
 @asynccontextmanager
-async def raw(node: Node) -> AsyncIterator[aiohttp.ClientWebSocketResponse]:
+async def raw(node: Node, me: NodeId = B) -> AsyncIterator[aiohttp.ClientWebSocketResponse]:
+    """The member `me`, as the node at the other end sees it."""
+    tls = node.circle.client(me, node.hello.id)
     async with aiohttp.ClientSession() as session:
-        async with session.ws_connect(f"http://127.0.0.1:{node.port}{PATH}") as ws:
+        async with session.ws_connect(f"https://127.0.0.1:{node.port}{PATH}", ssl=tls) as ws:
             yield ws
 
 

@@ -1,4 +1,4 @@
-"""What version 1 says on the wire and keeps on disk, byte for byte in corpus/v1, and what later versions may add to it.
+"""What protocol 2 says on the wire and keeps on disk, byte for byte in corpus/v2, and what later versions may add.
 
 A test here that fails means: nodes of the released version and of this one do not understand each other. Then the
 change is wrong, or it is a new major protocol. `python -m tests.mesh.corpus` adds examples of new kinds, only those."""
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import msgspec
@@ -19,8 +20,9 @@ from mesh.draining import DrainFile
 from mesh.member import incompatible
 from mesh.peers import PeerFile, PeerStore
 from mesh.wire import (
-    DATAGRAM_BYTES_MAX,
+    MESSAGE_BYTES_MAX,
     PROTOCOL,
+    Bye,
     Hello,
     WellKnown,
     WireError,
@@ -31,12 +33,13 @@ from mesh.wire import (
 )
 from node.io.identity import node_id
 from router.events import Why
-from tests.mesh.corpus.__main__ import examples
+from tests.mesh.corpus.__main__ import examples, sealed
+from tests.mesh.test_seal import A, process, refused
 
-FOLDER = Path(__file__).parent / "corpus" / "v1"
+FOLDER = Path(__file__).parent / "corpus" / "v2"
+BEFORE = FOLDER.parent / "v1"  # nodes without keys: they are named, and not listened to
 FRAMES = sorted(FOLDER.glob("frame-*.bin"))
 DATAGRAMS = sorted(FOLDER.glob("datagram-*.bin"))
-HEAD = 4  # bytes before a datagram's msgpack
 MAPS = {("decision", "request"), ("account", "nodes")}  # their keys are data, not names of fields
 
 
@@ -77,7 +80,7 @@ def test_a_frame_is_read_as_it_was_meant_and_said_the_same(file: Path) -> None:
     data = file.read_bytes()
     frame = decode(data)
     meant = msgspec.msgpack.decode(data)
-    assert says_all_of({"v": 1, "frame": msgspec.to_builtins(frame, enc_hook=reasons)}, meant)
+    assert says_all_of({"v": 2, "frame": msgspec.to_builtins(frame, builtin_types=(bytes,), enc_hook=reasons)}, meant)
     assert says_all_of(msgspec.msgpack.decode(encode(frame)), meant)
     assert decode(encode(frame)) == frame
 
@@ -86,10 +89,13 @@ def test_a_frame_is_read_as_it_was_meant_and_said_the_same(file: Path) -> None:
 def test_a_datagram_is_read_as_it_was_meant_and_said_the_same(file: Path) -> None:
     data = file.read_bytes()
     message = decode_message(data)
-    meant = msgspec.msgpack.decode(data[HEAD:])
+    meant = msgspec.msgpack.decode(data)
     assert says_all_of(msgspec.to_builtins(message), meant)
-    assert says_all_of(msgspec.msgpack.decode(encode_message(message)[HEAD:]), meant)
-    assert encode_message(message)[:HEAD] == data[:HEAD] == b"MXM\x01"
+    assert says_all_of(msgspec.msgpack.decode(encode_message(message)), meant)
+
+
+def test_a_datagram_is_sealed_as_it_was() -> None:
+    assert sealed() == (FOLDER / "sealed.bin").read_bytes()
 
 
 @pytest.mark.parametrize("file", FRAMES, ids=by_name)
@@ -101,18 +107,18 @@ def test_fields_of_a_later_version_are_ignored_in_every_frame(file: Path) -> Non
 @pytest.mark.parametrize("file", DATAGRAMS, ids=by_name)
 def test_fields_of_a_later_version_are_ignored_in_every_datagram(file: Path) -> None:
     data = file.read_bytes()
-    later = {**more(msgspec.msgpack.decode(data[HEAD:])), "version": 7}
-    found = decode_message(data[:HEAD] + msgspec.msgpack.encode(later))
+    later = {**more(msgspec.msgpack.decode(data)), "version": 7}
+    found = decode_message(msgspec.msgpack.encode(later))
     assert msgspec.structs.replace(found, version=decode_message(data).version) == decode_message(data)
 
 
 @pytest.mark.parametrize(
     ("read", "data"),
     [
-        (decode, msgspec.msgpack.encode({"v": 1, "frame": {"type": "vote", "for": "me"}, "trace": "t"})),
-        (decode, msgspec.msgpack.encode({"v": 1, "frame": {"type": "", "n": 1}})),
-        (decode_message, b"MXM\x01" + msgspec.msgpack.encode({"kind": "vote", "sender": "a" * 16, "term": 1})),
-        (decode_message, b"MXM\x01" + msgspec.msgpack.encode({"kind": "hb2"})),
+        (decode, msgspec.msgpack.encode({"v": 2, "frame": {"type": "vote", "for": "me"}, "trace": "t"})),
+        (decode, msgspec.msgpack.encode({"v": 2, "frame": {"type": "", "n": 1}})),
+        (decode_message, msgspec.msgpack.encode({"kind": "vote", "sender": "a" * 16, "term": 1})),
+        (decode_message, msgspec.msgpack.encode({"kind": "hb2"})),
     ],
 )
 def test_a_kind_of_a_later_version_is_named_as_such(read: Callable[[bytes], object], data: bytes) -> None:
@@ -123,17 +129,26 @@ def test_a_kind_of_a_later_version_is_named_as_such(read: Callable[[bytes], obje
 
 def test_a_later_protocol_is_named_whatever_its_frames_hold() -> None:
     hello = msgspec.msgpack.decode((FOLDER / "frame-hello.bin").read_bytes())
-    later = decode(msgspec.msgpack.encode({"v": 2, "frame": more(hello["frame"]) | {"protocol": 2}}))
+    later = decode(msgspec.msgpack.encode({"v": 3, "frame": more(hello["frame"]) | {"protocol": 3}}))
     assert isinstance(later, Hello)
     assert "update this node" in incompatible(later.protocol, later.version)
     assert "update it" in incompatible(0, "0.1")
     assert incompatible(PROTOCOL, "99.0") == ""
-    for data in ({"v": 2, "frame": {"type": "state", "report": 5}}, {"v": 2, "frame": "sealed"}):
-        with pytest.raises(WireError, match="protocol 2") as caught:
+    for data in ({"v": 3, "frame": {"type": "state", "report": 5}}, {"v": 3, "frame": "sealed"}):
+        with pytest.raises(WireError, match="protocol 3") as caught:
             decode(msgspec.msgpack.encode(data))
         assert caught.value.code == "other_version"
-    with pytest.raises(WireError, match="protocol 2"):
-        decode_message(b"MXM\x02 whatever that says")
+    assert refused(process(A, Random(1)).open(b"MXM\x03 whatever that says", 0.0)) == "other_version"
+
+
+def test_a_node_without_keys_is_named_whatever_it_says() -> None:
+    hello = decode((BEFORE / "frame-hello.bin").read_bytes())
+    assert isinstance(hello, Hello)
+    assert isinstance(decode((BEFORE / "frame-bye.bin").read_bytes()), Bye)
+    assert refused(process(A, Random(1)).open((BEFORE / "datagram-hb.bin").read_bytes(), 0.0)) == "other_version"
+    seen = seen_of(json.loads((BEFORE / "txt.json").read_text()), ["10.0.0.7"])
+    assert seen is not None
+    assert "update it" in incompatible(seen.protocol, seen.version)
 
 
 def test_a_hello_of_before_uptimes_is_one_of_the_youngest() -> None:
@@ -154,10 +169,10 @@ def test_an_announcement_is_read_as_it_was_meant_with_what_is_added_to_it_later(
     fields = msgspec.to_builtins(seen)
     words = {name: name for name in ("boot", "name", "mesh", "version")}
     numbers = dict.fromkeys(("port", "peer_port", "priority"), 4242)
-    rest = {"id": txt["id"], "protocol": 1, "via": "mdns", "addresses": ["10.0.0.7"]}
+    rest = {"id": txt["id"], "protocol": 2, "via": "mdns", "addresses": ["10.0.0.7"]}
     assert says_all_of(fields, words | numbers | rest)
     assert seen_of({**txt, "later": "1", "v2": None}, ["10.0.0.7"]) == seen
-    found = seen_of({**txt, "v": "2"}, ["10.0.0.7"])
+    found = seen_of({**txt, "v": "3"}, ["10.0.0.7"])
     assert found is not None
     assert "update this node" in incompatible(found.protocol, found.version)
 
@@ -189,4 +204,4 @@ def test_files_on_disk_are_read_as_they_were_meant(tmp_path: Path) -> None:
 
 def test_the_examples_fit_their_packets() -> None:
     for file in DATAGRAMS:
-        assert file.stat().st_size <= DATAGRAM_BYTES_MAX
+        assert file.stat().st_size <= MESSAGE_BYTES_MAX

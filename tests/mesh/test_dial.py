@@ -14,6 +14,8 @@ from aiohttp import web
 from mesh import dial
 from mesh.dial import Failed, caller, denied, fails, race
 from mesh.settings import LinkSettings
+from tests.keys import Circle
+from tests.mesh.linking import A, B
 
 PANE = "System Settings > Privacy & Security > Local Network"
 
@@ -62,7 +64,14 @@ async def test_the_errno_of_the_socket_is_what_a_person_reads(monkeypatch: pytes
     failed: list[Failed] = []
     async with aiohttp.ClientSession() as session:
         won = await race(
-            session, ["10.9.9.9"], 4001, "/x", settings=LinkSettings(), failed=failed.append, near=lambda _: True
+            session,
+            ["10.9.9.9"],
+            4001,
+            "/x",
+            tls=Circle(A, B).client(A, B),
+            settings=LinkSettings(),
+            failed=failed.append,
+            near=lambda _: True,
         )
     assert won is None
     assert [f.kind for f in failed] == ["unreachable"]

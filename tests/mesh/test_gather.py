@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from types import SimpleNamespace
 from typing import Any, cast
@@ -13,13 +13,17 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from bench.ports import free_port
 from mesh import gather
 from mesh.gather import Gatherer
 from node.types import NodeId, NodeReport
 from router.account import Account, NodeAccount
 from router.view import NodeState, NodeView, View
+from tests.keys import Circle
+from tests.mesh.linking import Port
 
 A, B, C = NodeId("a" * 16), NodeId("b" * 16), NodeId("c" * 16)
+CIRCLE = Circle(A, B, C)
 
 
 class Store:
@@ -46,16 +50,16 @@ class Peer:
         self.membership = SimpleNamespace(view=lambda: self.view)
         self.dispatch = SimpleNamespace(account=lambda: self.account)
         self.overlay: Any = SimpleNamespace(last_account=None)
+        self.tls = CIRCLE.tls(id_)
         self.gatherer = Gatherer(cast("Any", self))
 
-    async def listen(self) -> web.AppRunner:
-        app = web.Application()
-        app.add_routes(self.gatherer.routes_defs())
-        runner = web.AppRunner(app, shutdown_timeout=0.1)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        self.port = runner.addresses[0][1]
-        return runner
+    async def listen(self) -> Port:
+        return await self.listens_to(self.gatherer.routes_defs())
+
+    async def listens_to(self, routes: Sequence[web.RouteDef]) -> Port:
+        port, self.port = Port(CIRCLE.tls(self.id), routes), free_port()
+        await port.at(self.port)
+        return port
 
 
 def node(peer: Peer, state: NodeState = NodeState.OK, addresses: tuple[str, ...] = ("127.0.0.1",)) -> NodeView:
@@ -76,8 +80,8 @@ async def three() -> AsyncIterator[list[Peer]]:
         session = await stack.enter_async_context(aiohttp.ClientSession())
         peers = [Peer(id_, session) for id_ in (A, B, C)]
         for peer in peers:
-            runner = await peer.listen()
-            stack.push_async_callback(runner.cleanup)
+            port = await peer.listen()
+            stack.push_async_callback(port.cleanup)
         see(peers)
         yield peers
 
@@ -166,15 +170,10 @@ async def test_a_coordinator_that_answers_something_else_is_like_one_that_does_n
     async def status(_: web.Request) -> web.Response:
         return web.json_response(answer)
 
-    app = web.Application()
-    app.router.add_get("/mesh/v1/status", status)
-    runner = web.AppRunner(app, shutdown_timeout=0.1)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    a.port = runner.addresses[0][1]
+    port = await a.listens_to([web.get("/mesh/v1/status", status)])
     see(three)
     assert await b.gatherer.account() == b.account
-    await runner.cleanup()
+    await port.cleanup()
 
 
 async def test_counts_are_the_coordinators(three: list[Peer]) -> None:
@@ -203,5 +202,20 @@ async def test_without_an_answer_the_last_account_stands(three: list[Peer], monk
 @pytest.mark.parametrize("last", ["0", "-3", "many", "999999999", ""])
 async def test_a_peer_that_asks_for_nonsense_gets_an_answer(three: list[Peer], last: str) -> None:
     a, b, _ = three
-    async with a.session.get(f"http://127.0.0.1:{b.port}/mesh/v1/routes", params={"last": last}) as answer:
+    url = f"https://127.0.0.1:{b.port}/mesh/v1/routes"
+    async with a.session.get(url, params={"last": last}, ssl=CIRCLE.client(A, B)) as answer:
         assert (answer.status, await answer.json()) == (200, [])
+
+
+async def test_nothing_is_asked_of_who_is_no_member_nor_believed_of_who_has_another_key(three: list[Peer]) -> None:
+    a, b, c = three
+    b.store.routes, c.store.routes = [route("b1", 1)], [route("c1", 1)]
+    stranger = Peer(NodeId("d" * 16), a.session)
+    stranger.port = b.port
+    a.view = View(self_id=A, nodes=(node(a), node(stranger)))
+    assert (await a.gatherer.routes(9))["unreachable"] == ["ddd"]
+    b.port = c.port  # what answers where b should be is c
+    see(three)
+    assert await a.gatherer.route("c1") == route("c1", 1)
+    a.view = View(self_id=A, nodes=(node(a), node(b)))
+    assert await a.gatherer.route("c1") is None

@@ -17,7 +17,8 @@ from mesh.heartbeats import Heartbeats
 from mesh.http import Server
 from mesh.wire import Bye, decode, encode
 from node.types import NodeId
-from tests.mesh.linking import A, B, Node, raw, stranger, world
+from tests.keys import Circle
+from tests.mesh.linking import A, B, C, Node, raw, stranger, world
 from tests.mesh.waiting import until
 
 
@@ -96,25 +97,28 @@ async def test_a_server_ends_what_runs_for_a_connection_whose_address_is_gone(si
 
 
 async def test_who_is_not_heard_is_told_so_and_nobody_else() -> None:
-    heard: list[tuple[str, bool]] = []
+    heard: list[tuple[NodeId, bool]] = []
+    circle = Circle(A, B, C)
 
-    def node(name: str) -> Heartbeats:
-        return Heartbeats(on_message=lambda message, _: heard.append((name, message.deaf)))
+    def node(id_: NodeId) -> Heartbeats:
+        return Heartbeats(seals=circle.seals(id_), on_message=lambda message, _: heard.append((id_, message.deaf)))
 
-    nodes = {name: node(name) for name in ("a", "b", "c")}
-    ports = {name: free_port() for name in nodes}
-    for name, beats in nodes.items():
-        await beats.open(["127.0.0.1"], ports[name])
-    for name in ("b", "c"):
-        nodes["a"].set_peer(NodeId(name), ["127.0.0.1"], ports[name])
+    nodes = {id_: node(id_) for id_ in (A, B, C)}
+    ports = {id_: free_port() for id_ in nodes}
+    for id_, beats in nodes.items():
+        await beats.open(["127.0.0.1"], ports[id_])
+    for id_ in (B, C):
+        nodes[A].set_peer(id_, ["127.0.0.1"], ports[id_])
     beat = Message(
-        kind="hb", sender="a", boot="b1", seq=1, mesh="default", reign=Reign(), coordinator=None, role=Role.FOLLOWER,
-        rank=Rank(True, 100, 0, "a", "b1"), uptime_s=1.0,
+        kind="hb", sender=A, boot="b1", seq=1, mesh="default", reign=Reign(), coordinator=None, role=Role.FOLLOWER,
+        rank=Rank(True, 100, 0, A, "b1"), uptime_s=1.0,
     )  # fmt: skip
-    nodes["a"].send(beat, None, {NodeId("c")})
+    nodes[A].send(beat, None)
+    await until(lambda: nodes[A].counts.answered == 2)  # from now on they believe each other
+    nodes[A].send(structs.replace(beat, seq=2), None, {C})
     await until(lambda: len(heard) == 2)
-    nodes["a"].send(structs.replace(beat, seq=2), NodeId("c"), {NodeId("c")})
+    nodes[A].send(structs.replace(beat, seq=3), C, {C})
     await until(lambda: len(heard) == 3)
     for beats in nodes.values():
         beats.close()
-    assert sorted(heard) == [("b", False), ("c", True), ("c", True)]
+    assert sorted(heard) == [(B, False), (C, True), (C, True)]

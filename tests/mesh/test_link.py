@@ -25,7 +25,7 @@ from tests.mesh.waiting import until
     ],
 )
 async def test_the_unfit_are_told_why_and_named(hello: Hello, code: str | None, says: str) -> None:
-    async with world(A) as (a,), raw(a) as ws:
+    async with world(A) as (a,), raw(a, hello.id) as ws:
         await ws.send_bytes(encode(hello))
         assert decode(await ws.receive_bytes()) == a.hello
         bye = decode(await ws.receive_bytes())

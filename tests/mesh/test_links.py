@@ -11,15 +11,16 @@ from unittest import mock
 
 import aiohttp
 import uvloop
-from aiohttp import web
+from aiohttp import WSMsgType, web
 from msgspec import structs
 
 from bench.ports import free_port
 from mesh.events import Event, LinkClosed, LinkUp, Rtt, SaidBye, Tried, Unfit
 from mesh.links import PATH
-from mesh.wire import Bye
+from mesh.wire import Bye, encode
 from node.types import NodeId
-from tests.mesh.linking import GOSSIP, A, B, C, Node, world
+from tests.keys import Member, identity_of
+from tests.mesh.linking import GOSSIP, A, B, C, Node, Port, raw, stranger, world
 from tests.mesh.waiting import until
 
 
@@ -88,10 +89,11 @@ async def test_dead_addresses_do_not_delay_the_living_one() -> None:
 async def test_an_address_that_another_node_has_now_does_not_hide_the_right_one() -> None:
     async with world(A, B, C) as (a, b, c):
         assert c.server is not None
-        await web.TCPSite(c.server, "127.0.0.2", b.port).start()
+        await c.server.at(b.port, "127.0.0.2")
         a.dial(b, "127.0.0.2", "127.0.0.1")
         await until(lambda: a.linked(b))
-        assert any("another node answers there" in t.why for t in a.of(Tried))
+        assert [(t.address, t.kind) for t in a.of(Tried)] == [("127.0.0.2", "rejected")]
+        assert "has another key than this member" in a.of(Tried)[0].why
 
 
 async def test_refused_at_the_last_good_address_is_told_so() -> None:
@@ -125,24 +127,20 @@ async def test_the_address_of_a_peer_that_dialled_first_is_a_good_one_too() -> N
 
 
 CHILD = """
-import asyncio, random, sys, aiohttp
-from aiohttp import web
-from mesh.links import Links
-from mesh.wire import Hello
-async def main(port):
-    hello = Hello(id="bb"*8, boot="b1", name="b", mesh="default", mesh_id="", version="", protocol=1, peer_port=port,
-                  port=1)
+import asyncio, os, sys, aiohttp
+from tests.mesh.linking import B, Circle, Node
+from tests.keys import Member
+from pathlib import Path
+async def main(port, cert):
     async with aiohttp.ClientSession() as session:
-        links = Links(hello=lambda: hello, session=session, tell=lambda e: None, on_frame=lambda n, f: None,
-                      rng=random.Random(1))
-        app = web.Application()
-        app.add_routes(links.routes())
-        runner = web.AppRunner(app)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", port).start()
-        print("ready", flush=True)
-        await links.run()
-asyncio.run(main(int(sys.argv[1])))
+        circle = Circle(B)
+        circle.members["aa"*8] = Member(bytes.fromhex(cert))
+        node = Node(B, session, circle=circle)
+        node.port = port
+        await node.listen()
+        print(circle.members[B].cert.hex(), flush=True)
+        await node.links.run()
+asyncio.run(main(int(sys.argv[1]), sys.argv[2]))
 """
 
 
@@ -154,13 +152,14 @@ async def test_a_killed_process_is_eof_and_then_refused_within_a_moment() -> Non
             "-c",
             CHILD,
             str(port),
+            identity_of(A).cert.hex(),
             stdout=asyncio.subprocess.PIPE,
             env={"PYTHONPATH": ":".join(sys.path)},
         )
         try:
             assert child.stdout
             async with asyncio.timeout(20):
-                assert await child.stdout.readline() == b"ready\n"
+                a.circle.members[B] = Member(bytes.fromhex((await child.stdout.readline()).decode()))
             a.links.dial(B, ["127.0.0.1"], port, at_once=True)
             await until(lambda: a.links.linked() == {B})
             child.send_signal(signal.SIGKILL)
@@ -191,12 +190,52 @@ async def test_what_is_no_mesh_node_is_rejected() -> None:
     async with world(A) as (a,):
         runner = web.AppRunner(web.Application(), access_log=None)
         await runner.setup()
-        port = free_port()
-        await web.TCPSite(runner, "127.0.0.1", port).start()
-        a.links.dial(B, ["127.0.0.1"], port, at_once=True)
+        plain = free_port()
+        await web.TCPSite(runner, "127.0.0.1", plain).start()
+        other, port = Port(a.circle.tls(B), []), free_port()
+        await other.at(port)
+        a.links.dial(B, ["127.0.0.1"], plain, at_once=True)
         await until(lambda: a.of(Tried))
-        assert a.of(Tried)[0].why == f"127.0.0.1:{port} answers HTTP 404, not a mesh link"
+        assert a.of(Tried)[0].why == f"127.0.0.1:{plain} does not speak TLS as nodes do"
+        a.links.dial(B, ["127.0.0.1"], port, at_once=True)
+        await until(lambda: a.of(Tried)[-1].why == f"127.0.0.1:{port} answers HTTP 404, not a mesh link")
+        await other.cleanup()
         await runner.cleanup()
+
+
+async def test_who_is_no_member_is_not_dialled_and_once_it_is_it_is_at_once() -> None:
+    async with world(A, B, backoff_first_s=10.0, backoff_max_s=10.0) as (a, b):
+        a.circle.remove(B)
+        a.dial(b)
+        await until(lambda: a.of(Tried))
+        assert a.of(Tried) == [Tried(B, "", "rejected", "is no member of this mesh", False)]
+        a.circle.add(B)
+        a.links.members_changed([B], [])
+        await until(lambda: a.linked(b))
+
+
+async def test_who_was_removed_has_no_link_from_then_on_and_gets_none() -> None:
+    async with world(A, B) as (a, b):
+        a.dial(b)
+        await until(lambda: a.linked(b) and b.linked(a))
+        a.circle.remove(B)  # both sides know: one circle
+        a.circle.members[B] = Member(identity_of(B, 1).cert)  # for A; B has another key
+        a.tls.renew()
+        a.links.members_changed([], [B])
+        await until(lambda: b.of(LinkClosed))
+        assert a.of(LinkClosed) == [LinkClosed(B, "it is no member any more", False)]
+        assert b.of(LinkClosed)[0].why == "it said bye: no member of this mesh"
+        b.dial(a)
+        await until(lambda: any("this node may be no member there" in t.why for t in b.of(Tried)))
+        assert len(a.of(LinkUp)) == 1
+
+
+async def test_a_member_that_says_it_is_another_one_gets_no_link() -> None:
+    async with world(A) as (a,), raw(a, C) as ws:
+        await ws.send_bytes(encode(stranger(B)))
+        assert (await ws.receive()).type is WSMsgType.CLOSE
+        assert a.links.counts.dropped == {"forged": 1}
+        assert a.of(LinkUp) == []
 
 
 async def test_forget_says_bye_and_dials_no_more() -> None:
@@ -239,7 +278,8 @@ async def test_switched_off_it_answers_503() -> None:
     async with aiohttp.ClientSession() as session:
         node = Node(A, session)
         await node.listen()
-        async with session.get(f"http://127.0.0.1:{node.port}{PATH}") as answer:
+        tls = node.circle.client(B, A)
+        async with session.get(f"https://127.0.0.1:{node.port}{PATH}", ssl=tls) as answer:
             assert answer.status == 503
         assert node.server
         await node.server.cleanup()

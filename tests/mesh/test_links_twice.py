@@ -10,7 +10,7 @@ from mesh.clones import Met, Spoke
 from mesh.events import LinkClosed, LinkUp, Rtt
 from mesh.links import PATH
 from mesh.wire import Bye, Gossip, decode, encode
-from tests.mesh.linking import A, B, raw, stranger, world
+from tests.mesh.linking import A, B, Port, raw, stranger, world
 from tests.mesh.waiting import until
 
 
@@ -86,11 +86,8 @@ async def test_a_peer_that_dials_again_makes_this_side_look_whether_the_old_link
                 pass
             return ws
 
-        app = web.Application()
-        app.add_routes([web.get(PATH, silent)])
-        server, port = web.AppRunner(app, shutdown_timeout=0.1), free_port()
-        await server.setup()
-        await web.TCPSite(server, "127.0.0.1", port).start()
+        server, port = Port(a.circle.tls(B), [web.get(PATH, silent)]), free_port()
+        await server.at(port)
         a.links.dial(B, ("127.0.0.1",), port, at_once=True)
         await until(lambda: a.of(LinkUp))
         async with raw(a) as again:

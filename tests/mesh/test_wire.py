@@ -61,6 +61,7 @@ def values(kind: inspect.Type) -> st.SearchStrategy[Any]:
     plain: dict[type, st.SearchStrategy[Any]] = {
         inspect.IntType: small,
         inspect.StrType: texts,
+        inspect.BytesType: st.binary(max_size=20),
         inspect.FloatType: st.floats(-1e9, 1e9),
         inspect.BoolType: st.booleans(),
         inspect.NoneType: st.none(),
@@ -102,8 +103,6 @@ def test_garbage_raises_wire_error_only(data: bytes) -> None:
     for decode in (wire.decode, wire.decode_message):
         with pytest.raises(WireError):
             decode(data)
-    with pytest.raises(WireError):
-        wire.decode_message(b"MXM\x01" + data)
 
 
 @settings(deadline=None)
@@ -121,7 +120,7 @@ def test_a_damaged_datagram_is_a_message_or_a_wire_error(message: Message, at: i
     data = bytearray(wire.encode_message(message))
     data[at % len(data)] = byte
     found = decoded(wire.decode_message, bytes(data))
-    assert isinstance(found, Message) or found in {"garbled", "unknown_kind", "other_version"}
+    assert isinstance(found, Message) or found in {"garbled", "unknown_kind"}
 
 
 @pytest.mark.parametrize("nest", [b"\x91", b"\x81\xa1x"])
@@ -140,7 +139,7 @@ def test_an_unknown_kind_is_named() -> None:
 def test_an_unknown_kind_of_datagram_is_named_and_a_known_one_with_wrong_fields_is_garbled() -> None:
     for body, code in ({"kind": "vote", "x": 1}, "unknown_kind"), ({"kind": "hb"}, "garbled"), ({"kind": 1}, "garbled"):
         with pytest.raises(WireError) as caught:
-            wire.decode_message(b"MXM\x01" + msgspec.msgpack.encode(body))
+            wire.decode_message(msgspec.msgpack.encode(body))
         assert caught.value.code == code
 
 
@@ -167,10 +166,6 @@ def test_another_major_protocol_can_still_be_named() -> None:
     assert wire.decode(other) == HELLO
     assert code_of(msgspec.msgpack.encode({"v": 9, "frame": {"type": "ping", "n": 1}})) == "other_version"
     assert code_of(msgspec.msgpack.encode({"v": 9, "frame": {"type": "hello", "who": "?"}})) == "other_version"
-    datagram = bytearray(wire.encode_message(message_of()))
-    datagram[3] = PROTOCOL + 1
-    with pytest.raises(WireError, match=f"protocol {PROTOCOL + 1}"):
-        wire.decode_message(bytes(datagram))
 
 
 def test_sizes_are_bounded_both_ways() -> None:
@@ -178,17 +173,17 @@ def test_sizes_are_bounded_both_ways() -> None:
         wire.encode(Bye("x" * FRAME_BYTES_MAX))
     assert code_of(b"\x00" * (FRAME_BYTES_MAX + 1)) == "too_large"
     with pytest.raises(WireError) as caught:
-        wire.encode_message(message_of("x" * wire.DATAGRAM_BYTES_MAX))
+        wire.encode_message(message_of("x" * wire.MESSAGE_BYTES_MAX))
     assert caught.value.code == "too_large"
     with pytest.raises(WireError) as caught:
-        wire.decode_message(b"MXM\x01" + b"\x00" * wire.DATAGRAM_BYTES_MAX)
+        wire.decode_message(b"\x00" * (wire.MESSAGE_BYTES_MAX + 1))
     assert caught.value.code == "too_large"
 
 
 def test_the_list_of_kinds() -> None:
     """A kind that is renamed or lost breaks peers of another version: change this list knowingly (docs/wire.md)."""
     assert {
-        "hello", "state", "account", "gossip", "drain", "drill", "drilled", "bye", "ping", "pong",
+        "hello", "state", "account", "gossip", "roster", "drain", "drill", "drilled", "bye", "ping", "pong",
         "ask", "taken", "first", "done", "cancel", "carrying", "queued", "grant", "refuse",
     } == KINDS  # fmt: skip
     assert wire.kind_of(State(REPORT)) == "state"

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 
 from node.io.front import Application, Fronts
 from node.settings import FrontSettings
+from node.types import NodeId
 
 
 class _Nobody(asyncio.Protocol):
@@ -17,10 +18,15 @@ class _Nobody(asyncio.Protocol):
         transport.close()
 
 
+EDGE = NodeId("0123456789abcdef")  # who is at the other end, as TLS would say
+
+
 @asynccontextmanager
-async def opened(application: Application) -> AsyncIterator[int]:
+async def opened(application: Application, member: NodeId | None = EDGE) -> AsyncIterator[int]:
     """Its port."""
-    fronts = Fronts(application, _Nobody, settings=FrontSettings(), carries_at=lambda _: True)
+    fronts = Fronts(
+        application, _Nobody, settings=FrontSettings(), carries_at=lambda _: True, member_at=lambda _: member
+    )
     server = await asyncio.get_running_loop().create_server(fronts, "127.0.0.1", 0)
     try:
         yield server.sockets[0].getsockname()[1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import aiohttp
 import pytest
@@ -18,6 +18,7 @@ from node.io.serve import Door
 from node.io.turn import Incoming
 from node.openai import DONE
 from node.settings import DoorSettings
+from node.types import NodeId
 from tests.mesh.waiting import until
 from tests.node.doors import opened
 from tests.node.fakes import data
@@ -303,6 +304,26 @@ async def test_a_peer_that_leaves_in_the_middle_of_its_body_leaves_nothing() -> 
         await until(lambda: door.bodies.held_bytes == 1000)
         writer.close()
         await until(lambda: door.bodies.held_bytes == 0)
+
+
+async def test_a_member_that_asks_in_the_name_of_another_is_refused_before_its_body() -> None:
+    host = FakeHost(DONE)
+    async with opened(Door(host), NodeId("fedcba9876543210")) as port:
+        reader, writer = await _half_sent(port)
+        assert (await reader.readline()).startswith(b"HTTP/1.1 400 ")
+        assert b"x-mesh-edge is not the node" in await reader.read()
+        writer.close()
+    assert host.calls == []
+
+
+async def test_nothing_is_carried_for_a_stranger() -> None:
+    host = FakeHost(DONE)
+    async with opened(Door(host), None) as port:
+        reader, writer = await _half_sent(port)
+        with suppress(ConnectionResetError):
+            assert await reader.read() == b""
+        writer.close()
+    assert host.calls == []
 
 
 class Part(bytes):

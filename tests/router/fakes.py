@@ -14,6 +14,7 @@ from openai import AsyncOpenAI
 
 from mesh.http import Server
 from mesh.settings import ServerSettings
+from mesh.tls import PeerTls
 from node.errors import NodeError, NodeErrorCode
 from node.io.calls import Call
 from node.io.front import Application
@@ -27,8 +28,10 @@ from router.frames import CoordinatorFrame, Granted, Refused
 from router.io.edge import Edge
 from router.settings import EdgeSettings
 from router.view import NodeState, NodeView, View
+from tests.keys import Circle
 
 ME, OTHER = NodeId("1" * 16), NodeId("2" * 16)
+CIRCLE = Circle(ME, OTHER)
 USAGE = b': usage {"prompt":5,"cached":2,"completion":2}\n\n'
 DONE = b"data: [DONE]\n\n"
 ALIVE = b": alive\n\n"
@@ -194,10 +197,12 @@ class Rig:
         return AsyncOpenAI(base_url=f"{self.url}/v1", api_key="sk-secret", max_retries=0, **more)
 
 
-async def serving(raw: Application, routes: Sequence[web.RouteDef] = ()) -> tuple[Server, int]:
+async def serving(
+    raw: Application, routes: Sequence[web.RouteDef] = (), tls: PeerTls | None = None
+) -> tuple[Server, int]:
     app = web.Application()
     app.add_routes(routes)
-    server = Server(app, raw=raw, settings=ServerSettings(stop_s=0.1))
+    server = Server(app, raw=raw, settings=ServerSettings(stop_s=0.1), tls=tls)
     listening = socket.create_server(("127.0.0.1", 0), backlog=1024)
     await server.listen([listening])
     return server, int(listening.getsockname()[1])
@@ -206,13 +211,14 @@ async def serving(raw: Application, routes: Sequence[web.RouteDef] = ()) -> tupl
 @asynccontextmanager
 async def rigged(settings: EdgeSettings) -> AsyncIterator[tuple[Rig, Edge]]:
     rig = Rig(settings)
-    peer, rig.peer_port = await serving(Door(rig.peer))
+    peer, rig.peer_port = await serving(Door(rig.peer), tls=CIRCLE.tls(OTHER))
     async with HttpClient() as http:
         edge = Edge(
             view=rig.view,
             dispatch=rig.dispatch,
             host=rig.host,
             http=http,
+            tls=CIRCLE.tls(ME).client,
             settings=settings,
             report=rig.facts.append,
             count_bytes=rig.count,

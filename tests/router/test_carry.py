@@ -16,6 +16,7 @@ from node.io.http_client import HttpClient
 from node.types import NodeId, RequestId
 from router.io.carry import HttpHop, LocalHop, node_error
 from router.settings import EdgeSettings
+from tests.keys import Circle
 
 CALL = Call(
     id=RequestId("r1"),
@@ -30,6 +31,8 @@ CALL = Call(
     resumes=True,
 )
 POST = Call(id=CALL.id, attempt=1, edge=CALL.edge, model="m", path="embeddings", body=b"{}", deadline_s=5.0)
+CIRCLE = Circle(CALL.edge, NODE := NodeId("f" * 16))
+SERVER, CLIENT = CIRCLE.server(NODE), CIRCLE.client(CALL.edge, NODE)
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 BLOCKS = [b": alive\n\n", b'data: {"a":1}\n\n', b": usage {}\n\n", b"data: [DONE]\n\n"]
 SETTINGS = EdgeSettings(silence_s=1.05, connect_floor_s=0.1, connect_cap_s=0.5)
@@ -79,7 +82,7 @@ class Peer:
 @asynccontextmanager
 async def peered(settings: EdgeSettings = SETTINGS) -> AsyncIterator[tuple[Peer, Callable[..., HttpHop]]]:
     peer = Peer()
-    server = await asyncio.start_server(peer, "127.0.0.1", 0)
+    server = await asyncio.start_server(peer, "127.0.0.1", 0, ssl=SERVER)
     peer.port = server.sockets[0].getsockname()[1]
     async with HttpClient() as http:
 
@@ -88,6 +91,7 @@ async def peered(settings: EdgeSettings = SETTINGS) -> AsyncIterator[tuple[Peer,
                 http,
                 addresses=addresses or ("127.0.0.1",),
                 port=port or peer.port,
+                tls=CLIENT,
                 settings=settings,
                 count=peer.count,
             )
@@ -211,12 +215,13 @@ async def test_an_address_that_does_not_answer_costs_little() -> None:
                 filler.setblocking(False)
                 filler.connect_ex(("127.0.0.2", port))
             peer = Peer()
-            server = await asyncio.start_server(peer, "127.0.0.1", port)
+            server = await asyncio.start_server(peer, "127.0.0.1", port, ssl=SERVER)
             async with HttpClient() as http:
                 hop = HttpHop(
                     http,
                     addresses=("127.0.0.2", "127.0.0.1"),
                     port=port,
+                    tls=CLIENT,
                     settings=SETTINGS,
                     count=peer.count,
                 )

@@ -16,7 +16,7 @@ from router.io.carry import HttpHop
 from router.io.sockets import PeerSockets, bare
 from router.settings import EdgeSettings
 from tests.mesh.waiting import until
-from tests.router.test_carry import CALL, take
+from tests.router.test_carry import CALL, CLIENT, SERVER, take
 
 
 class Node:
@@ -41,11 +41,11 @@ async def asking() -> AsyncIterator[tuple[Node, PeerSockets, HttpHop]]:
     app.router.add_post("/mesh/v1/serve/{path:.+}", node.serve)
     runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=SERVER).start()
     port = runner.addresses[0][1]
     async with HttpClient(make=sockets.make) as http:
         yield node, sockets, HttpHop(
-            http, addresses=("127.0.0.1",), port=port, settings=EdgeSettings(silence_s=60.0),
+            http, addresses=("127.0.0.1",), port=port, tls=CLIENT, settings=EdgeSettings(silence_s=60.0),
             count=lambda _, __: None,
         )  # fmt: skip
     await runner.cleanup()
@@ -101,7 +101,7 @@ async def test_an_address_that_is_gone_while_it_is_dialled_is_given_up() -> None
         sock.connect_ex(("127.0.0.1", port))
     async with HttpClient(make=sockets.make) as http, asyncio.timeout(30.0):
         hop = HttpHop(
-            http, addresses=("127.0.0.1",), port=port, settings=EdgeSettings(connect_cap_s=60.0),
+            http, addresses=("127.0.0.1",), port=port, tls=CLIENT, settings=EdgeSettings(connect_cap_s=60.0),
             count=lambda _, __: None,
         )  # fmt: skip
         dialling = asyncio.ensure_future(take(hop))

@@ -17,7 +17,9 @@ from election.messages import Message
 from mesh.advert import Advert
 from mesh.draining import DrainFile
 from mesh.peers import PeerFile
+from mesh.seal import Seals
 from mesh.wire import KINDS, MESSAGE_KINDS, PROTOCOL, Frame, WellKnown, encode, encode_message
+from node.types import NodeId
 from router.events import Decision, Why
 
 FOLDER = Path(__file__).parent / f"v{PROTOCOL}"
@@ -49,12 +51,23 @@ def full(kind: inspect.Type, name: str = "x") -> Any:
             return 1.5
         case inspect.BoolType():
             return True
+        case inspect.BytesType():
+            return name.encode()
     assert isinstance(kind, inspect.StrType), kind
     return name
 
 
 def kind_of(frame: Any) -> str:
     return str(frame.__struct_config__.tag)
+
+
+def sealed() -> bytes:
+    """A datagram from one known node to another."""
+    seals = Seals(b"sender's", key_of=lambda _: bytes(range(32)), nonce=lambda n: b"challeng"[:n])
+    seals.admit({NodeId("receiver"): b"receiver"})
+    data = seals.seal(NodeId("receiver"), b"payload")
+    assert data is not None
+    return data
 
 
 def examples() -> Iterator[tuple[str, bytes]]:
@@ -64,6 +77,7 @@ def examples() -> Iterator[tuple[str, bytes]]:
     message = full(inspect.type_info(Message))
     for kind in MESSAGE_KINDS:
         yield f"datagram-{kind}.bin", encode_message(msgspec.structs.replace(message, kind=kind))
+    yield "sealed.bin", sealed()
     advert = full(inspect.type_info(Advert))
     advert = msgspec.structs.replace(advert, id="0123456789abcdef", role="L")
     yield "txt.json", json.dumps(advert.txt(), indent=1).encode()
