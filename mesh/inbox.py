@@ -10,7 +10,8 @@ from msgspec.structs import replace
 from mesh.addresses import Addresses
 from mesh.events import Event, Reported, Seen
 from mesh.settings import MembershipSettings
-from mesh.wire import AccountFrame, Bye, Drain, Drill, Drilled, Frame, Gossip, Hello, PeerSeen, State
+from mesh.spreading import Spreading
+from mesh.wire import AccountFrame, Bye, Drain, Drill, Drilled, Frame, Gossip, Hello, PeerSeen, Roster, State
 from node.types import NodeId, NodeReport, status_of
 from router.account import Account
 from router.frames import CoordinatorFrame, EdgeFrame
@@ -33,10 +34,11 @@ class Inbox:
         tell: Callable[[Event], None],
         coordinator: Callable[[], NodeId | None],
         renewed: Callable[[], None],
+        spreading: Spreading,
     ) -> None:
         self._daemon, self._addresses = daemon, addresses
         self._membership, self._dispatch = daemon.membership, daemon.dispatch
-        self._tell, self._coordinator, self._renewed = tell, coordinator, renewed
+        self._tell, self._coordinator, self._renewed, self._spreading = tell, coordinator, renewed, spreading
         self.last_account: Account | None = None
 
     def take(self, node: NodeId, frame: Frame) -> None:
@@ -46,8 +48,11 @@ class Inbox:
             case AccountFrame(account):
                 if node == self._coordinator():
                     self.last_account = account
-            case Gossip(peers):
+            case Gossip(peers, roster):
                 self._gossip(node, peers)
+                self._spreading.compare(node, roster)
+            case Roster(records):
+                self._spreading.take(node, records)
             case Drain(on, for_s, now):
                 self._daemon.control.drain_here(on, for_s, now)
             case Drill() | Drilled():

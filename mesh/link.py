@@ -106,7 +106,7 @@ class Link:
         return plain(str(name[0])) if name else ""
 
     def end(self, bye: Bye | None) -> None:
-        """carry() says this bye, closes the socket and returns."""
+        """carry() says this bye, after what waits to be said, closes the socket and returns; without a bye nothing."""
         self._bye = bye
         self._ending.set()
 
@@ -121,7 +121,8 @@ class Link:
             if self._bye is not None:
                 with suppress(TimeoutError, OSError, aiohttp.ClientError, RuntimeError):
                     async with asyncio.timeout(self._settings.close_s):
-                        await self.ws.send_bytes(encode(self._bye))
+                        for data in (*self._outbox, encode(self._bye)):
+                            await self.ws.send_bytes(data)
 
     async def _read(self) -> None:
         silence_s, burst = self._settings.silence_s, 0

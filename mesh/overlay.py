@@ -36,6 +36,7 @@ from mesh.notices import Notices, note
 from mesh.presence import Presence, mesh_id
 from mesh.seal import HINT_BYTES, Seals
 from mesh.settings import DiscoverySettings
+from mesh.spreading import Spreading
 from mesh.static import StaticPeers
 from mesh.title import Title
 from mesh.trust import Change
@@ -107,9 +108,15 @@ class Overlay:
         self._presence = Presence(
             daemon, self._addresses, election=self._election, discovery=self._discovery, title=self._title
         )
+        self._spreading = Spreading(
+            daemon.trust,
+            send=lambda node, frame: self._links.send(node, frame),
+            linked=lambda: self._links.linked(),
+        )
         self._inbox = Inbox(
             daemon,
             self._addresses,
+            spreading=self._spreading,
             tell=self._tell,
             coordinator=lambda: self._election.coordinator,
             renewed=self._tell_ruled,
@@ -345,6 +352,7 @@ class Overlay:
     def _members_changed(self, change: Change) -> None:
         """Who was put out has nothing of this node from now on: no link, no request, no heartbeat."""
         self._admit_datagrams()
+        self._spreading.changed(change)
         self._links.members_changed(change.came, change.gone)
         self._server.members_changed()
         for node in change.gone:
@@ -376,9 +384,11 @@ class Overlay:
             self._heartbeats.met(event.hello.id)
             self._links.send(event.hello.id, State(self._daemon.report()))
             self._links.send(event.hello.id, Gossip(self._membership.gossip()))
+            self._spreading.met(event.hello.id)
             self._dispatch.link_up(event.hello.id)
         elif isinstance(event, events.LinkClosed):
             self._dispatch.link_lost(event.node)
+            self._spreading.lost(event.node)
             if event.node in self._membership.unheard:  # it cannot hang up, and has given us up long ago, if it lives
                 self._callers.leave(event.node)
 
@@ -419,7 +429,7 @@ class Overlay:
         while True:
             await asyncio.sleep(GOSSIP_EVERY_S)
             self._notices.look()
-            self._links.send_all(Gossip(self._membership.gossip()))
+            self._links.send_all(Gossip(self._membership.gossip(), self._daemon.trust.digest))
 
     def _save_peers(self) -> None:
         m = self._membership

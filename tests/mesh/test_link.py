@@ -104,3 +104,19 @@ def test_on_uvloop_too() -> None:
     """The daemon's loop has transports of its own."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(test_a_full_outbox_closes_the_link())
+
+
+async def test_what_waits_to_be_said_is_said_before_the_bye() -> None:
+    """Who is put out learns why, though its link ends in the same moment."""
+    async with world(A) as (a,), raw(a) as ws:
+        await ws.send_bytes(encode(stranger()))
+        await until(lambda: a.links.linked() == {B})
+        last = Gossip((PeerSeen(id=C, name="last"),))
+        for _ in range(100):
+            assert a.links.send(B, last)
+        a.links.forget(B, "over")
+        frames = []
+        while (message := await ws.receive()).type is WSMsgType.BINARY:
+            frames.append(decode(message.data))
+        assert frames.count(last) == 100
+        assert frames[-1] == Bye("over")
