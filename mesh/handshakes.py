@@ -70,7 +70,7 @@ class Handshakes:
         """What waits, as long as there is room for its handshake: of more than that the oldest goes."""
         for _ in range(self._settings.burst):
             try:
-                made, _there = listening.accept()
+                made = self._taken(listening)
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as error:
@@ -88,6 +88,10 @@ class Handshakes:
             task = asyncio.get_running_loop().create_task(self._shake(made))
             self._open[task] = None
             task.add_done_callback(partial(self._done, made))
+
+    @staticmethod
+    def _taken(listening: socket.socket) -> socket.socket:
+        return listening.accept()[0]
 
     def _pause(self, listening: socket.socket, error: OSError) -> None:
         """There is nothing to accept it with. It would be told again at once, and at once."""
