@@ -47,9 +47,10 @@ class Spreading:
 
     def take(self, node: NodeId, records: tuple[Record, ...]) -> None:
         """What it holds."""
-        self._held[node] = words.digest(records)
+        digest = self._held[node] = words.digest(records)
         self._trust.merge(records)  # what is new is told on: `changed`
-        self.compare(node, self._held[node])
+        if node in self._held:  # its link is still there: what it told may have been its own removal
+            self.compare(node, digest)
 
     def compare(self, node: NodeId, digest: str) -> None:
         """Its gossip says which records it holds. Told once for each pair of differing sets: who still holds others
