@@ -9,6 +9,7 @@ is signed later can make anybody senior.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
 from typing import TypeAlias
 
 from mesh.records import (
@@ -199,6 +200,8 @@ class _Verdict:
     def _holds(self, signer: RecordId, id_: RecordId, *, certainly: bool) -> bool:
         """Whether what was signed under `signer` is not undone by a removal of that one."""
         closers = [c for c in self._chain.closers.get(signer, ()) if c in self.standing or c in self.open]
+        if not closers:
+            return True
         keepers = [c for c in closers if self._chain.keeps(c, id_)]
         if certainly:
             return len(keepers) == len(closers) or any(c in self.standing for c in keepers)
@@ -206,31 +209,48 @@ class _Verdict:
 
     def _choose(self) -> None:
         """The senior one of a contradiction that depends on no other stands; the open ones against it fall."""
-        against = {id_: self._against(id_) for id_ in self.open}
-        reach = {id_: _reach(id_, against) for id_ in self.open}
-        source = [i for i in self.open if all(i in reach[other] for other in reach[i])]
-        chosen = min(source, key=self._chain.seniority)
+        chosen = min(self._contradiction(), key=self._chain.seniority)
+        fallen = self._against[chosen] & self.open
         self.standing.add(chosen)
-        self.open -= {chosen, *against[chosen]}
+        self.open -= {chosen, *fallen}
 
-    def _against(self, id_: RecordId) -> set[RecordId]:
-        """Open removals that would undo this one."""
+    def _contradiction(self) -> set[RecordId]:
+        """Open removals that all depend on each other, and on no others: those that the most senior one depends on,
+        then those that one of these depends on and that does not depend on it, and so on. Where there are several such
+        sets it does not matter which comes first: they do not touch each other."""
+        start, within = min(self.open, key=self._chain.seniority), self.open
+        while True:
+            within = _reach(start, {i: self._against[i] & within for i in within})
+            back: dict[RecordId, set[RecordId]] = {i: set() for i in within}
+            for id_ in within:
+                for on in self._against[id_] & within:
+                    back[on].add(id_)
+            apart = within - _reach(start, back)
+            if not apart:
+                return within
+            start = min(apart, key=self._chain.seniority)
+
+    @cached_property
+    def _against(self) -> dict[RecordId, set[RecordId]]:
+        """Of each removal: the others that would undo it."""
         return {
-            closer
-            for signer, signed in self._chain.path(id_)
-            for closer in self._chain.closers.get(signer, ())
-            if closer in self.open and closer != id_ and not self._chain.keeps(closer, signed)
+            id_: {
+                closer
+                for signer, signed in self._chain.path(id_)
+                for closer in self._chain.closers.get(signer, ())
+                if closer != id_ and not self._chain.keeps(closer, signed)
+            }
+            for id_ in self._removals
         }
 
 
-def _reach(start: RecordId, against: Mapping[RecordId, set[RecordId]]) -> set[RecordId]:
-    """All that this one depends on, step by step."""
-    seen, ahead = set[RecordId](), list(against[start])
+def _reach(start: RecordId, steps: Mapping[RecordId, set[RecordId]]) -> set[RecordId]:
+    """`start`, and all that is reached from it."""
+    seen, ahead = {start}, [start]
     while ahead:
-        id_ = ahead.pop()
-        if id_ not in seen:
-            seen.add(id_)
-            ahead += against[id_] - seen
+        new = steps[ahead.pop()] - seen
+        seen |= new
+        ahead += new
     return seen
 
 

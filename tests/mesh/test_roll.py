@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from msgspec import structs
 
@@ -181,3 +183,14 @@ def test_the_digest_is_of_the_set() -> None:
     assert words.digest(held) == words.digest(reversed(held)) != words.digest(held[:-1])
     again = signed(identity(0), read(held[0]) or pytest.fail("the founding"))
     assert words.digest([again, *held[1:]]) == words.digest(held)  # the same words, signed again
+
+
+def test_thirty_that_all_remove_each_other_are_judged_in_a_moment() -> None:
+    """870 removals, each contradicting others: 0.2 s of processor time when this was written, 10 s before."""
+    nodes = mesh_of(30)
+    all_ = [removal(by, of.identity) for by in nodes for of in nodes if by is not of]
+    began = time.process_time()
+    kept, roll = settled([*nodes[0].records(), *all_], nodes[0].mesh_id)
+    assert time.process_time() - began < 5.0
+    assert set(roll.members) == {nodes[0].identity.id}
+    assert len(kept) < 100
