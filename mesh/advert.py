@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from msgspec import Struct
 
+from mesh.joining import Stance
 from mesh.wire import PROTOCOL, PeerSeen
 from node.types import NodeId, NodeReport
 
@@ -17,12 +18,15 @@ _STRING_BYTES_MAX = 255  # one key=value
 _NAME_BYTES_MAX = 63
 _ID = re.compile(r"[0-9a-f]{16}")
 _ADDRESSES_MAX = 16
+_STANCES: Mapping[str, Stance] = {"l": "looking", "o": "open", "k": "kept", "c": "closed", "x": "out"}
+_LETTERS = {stance: letter for letter, stance in _STANCES.items()}
 
 Txt = dict[str, str]
 
 
 class Advert(Struct, frozen=True, kw_only=True):
-    """`role` is F, L or S as in election; `host` the name it holds as coordinator."""
+    """`role` is F, L or S as in election; `host` the name it holds as coordinator; `hint` how its certificate's
+    fingerprint begins."""
 
     id: NodeId
     boot: str
@@ -37,6 +41,9 @@ class Advert(Struct, frozen=True, kw_only=True):
     queue_depth: int = 0
     role: str = "F"
     host: str = ""
+    mesh_id: str = ""
+    stance: Stance = "closed"
+    hint: str = ""
 
     def txt(self) -> Txt:
         """The TXT record, shorter than TXT_BYTES_MAX: names are cut, and as many models as fit are listed."""
@@ -46,6 +53,9 @@ class Advert(Struct, frozen=True, kw_only=True):
             "b": _cut(self.boot, 16),
             "name": _cut(self.name, _NAME_BYTES_MAX),
             "mesh": _cut(self.mesh, _NAME_BYTES_MAX),
+            "mid": self.mesh_id,
+            "w": _LETTERS[self.stance],
+            "k": self.hint,
             "p": str(self.priority),
             "peer": str(self.peer_port),
             "api": str(self.port),
@@ -62,7 +72,9 @@ class Advert(Struct, frozen=True, kw_only=True):
         return txt
 
 
-def advert_of(report: NodeReport, mesh: str, *, role: str, host: str) -> Advert:
+def advert_of(
+    report: NodeReport, mesh: str, *, role: str, host: str, mesh_id: str = "", stance: Stance = "closed", hint: str = ""
+) -> Advert:
     """What `report` says of its node, as others may find it."""
     return Advert(
         id=report.id,
@@ -78,6 +90,9 @@ def advert_of(report: NodeReport, mesh: str, *, role: str, host: str) -> Advert:
         queue_depth=sum(m.queue_depth for m in report.models),
         role=role,
         host=host,
+        mesh_id=mesh_id,
+        stance=stance,
+        hint=hint,
     )
 
 
@@ -122,7 +137,14 @@ def seen_of(txt: Mapping[str, str | None], addresses: Sequence[str]) -> PeerSeen
         version=_cut(txt.get("ver") or "", 16),
         protocol=protocol,
         via="mdns",
+        mesh_id=_hex(txt.get("mid")),
+        stance=_STANCES.get(txt.get("w") or "", "") if txt.get("mid") else "",
+        hint=_hex(txt.get("k")),
     )
+
+
+def _hex(text: str | None) -> str:
+    return text if text and _ID.fullmatch(text) else ""
 
 
 def _number(txt: Mapping[str, str | None], key: str, low: int, high: int) -> int | None:

@@ -25,6 +25,7 @@ from mesh.awake import Awake
 from mesh.chores import Stamps, rotate_logs, watch_files
 from mesh.config import Config
 from mesh.control import DaemonControl
+from mesh.door_store import DoorStore
 from mesh.draining import Draining
 from mesh.drilling import Drilling
 from mesh.event_store import EventStore
@@ -40,7 +41,6 @@ from mesh.observe import Observer
 from mesh.overlay import Overlay
 from mesh.pace import Pace
 from mesh.peers import PeerStore
-from mesh.presence import mesh_id
 from mesh.settings import PublishSettings
 from mesh.store import RouteStore
 from mesh.switch import MeshSwitch
@@ -128,12 +128,13 @@ class Daemon:
         self.files = LateWriter(self._note)
         self.trust = Trust(home.mesh, identity, self._note, self.files.write)
         self.tls = PeerTls(self.trust)
+        self.doors = DoorStore(home.mesh, self._note, self.files.write)
         self.draining = Draining(home.node / "drain.json", self.host, tell=self._note, write=self.files.write)
         self.peers = PeerStore(home.mesh, self._note, self.files.write)
         self.membership = Membership(
             self.report(),
             mesh_name=config.mesh_name,
-            mesh_id=mesh_id(config.mesh_name),
+            mesh_id=self.trust.mesh_id,
             removed=tuple(self.peers.removed),
         )
         self.dispatch = Dispatch(

@@ -16,7 +16,7 @@ from mesh.advert import Advert, Txt, seen_of
 from mesh.dial import denied
 from mesh.flood import FloodGate
 from mesh.mdns import Mdns, MdnsError, Service
-from mesh.name_owner import NameOwner, hosts_of
+from mesh.name_owner import NameOwner, fallback_of, hosts_of
 from mesh.netwatch import NetWatch
 from mesh.notes import ADD
 from mesh.settings import DiscoverySettings, NameSettings
@@ -252,14 +252,22 @@ class Discovery:
         if peer is None or (peer.id == self._me and not self._is_copy(found.name, peer)):
             return
         host = found.txt.get("n") or ""
-        ours = self._advert is not None and peer.mesh == self._advert.mesh
+        ours = self._advert is not None and peer.mesh_id == self._advert.mesh_id
         if ours and len(self._heard) < self._settings.found_max:
             self._heard.add(peer.id)
-        if host and ours and found.txt.get("st") == "L" and len(self._peer_hosts) < self._settings.found_max:
+        if ours and self._may_hold(host) and found.txt.get("st") == "L" and self._room(peer.id):
             self._peer_hosts[peer.id] = host
         else:
             self._peer_hosts.pop(peer.id, None)
         self._on_found(peer)
+
+    def _room(self, node: NodeId) -> bool:
+        return node in self._peer_hosts or len(self._peer_hosts) < self._settings.found_max
+
+    def _may_hold(self, host: str) -> bool:
+        """Anybody may say anything here; a mesh has only these names, and its URL shows no other."""
+        assert self._advert is not None
+        return f"{host.rstrip('.')}." in (*hosts_of(self._advert.mesh), fallback_of(self._advert.mesh_id))
 
     def _is_copy(self, instance: str, peer: PeerSeen) -> bool:
         """Our own instance, as another process announces it: a copied disk."""

@@ -41,10 +41,10 @@ class Caller(Struct, frozen=True, kw_only=True):
 
 
 class Members(Struct, frozen=True):
-    """The mesh as its records say: the certificate of each member, and of who was removed."""
+    """The mesh as its records say: each member's certificate, and whether an id or a certificate was put out."""
 
     certs: Mapping[NodeId, bytes]
-    removed: Mapping[NodeId, bytes]
+    removed: Callable[[NodeId, bytes], bool]
 
 
 class Let(Struct, frozen=True):
@@ -61,7 +61,7 @@ class Wait(Struct, frozen=True):
 
 
 class Refuse(Struct, frozen=True):
-    code: Literal["bad_invite", "id_taken", "full"]
+    code: Literal["bad_invite", "id_taken", "full", "sent_away"]
     why: str
 
 
@@ -78,6 +78,7 @@ class DoorFile(Struct, frozen=True, kw_only=True):
 
     version: int = 1
     mesh: str = ""
+    settled: bool = True
     n: int = 0
     open_until: float = 0.0
     fixed: bool = False
@@ -104,6 +105,7 @@ class Door:
         self._acknowledged: dict[str, None] = {}  # tags, the oldest first
         self._waiting: dict[NodeId, Waiter] = {}
         self._heard: dict[NodeId, float] = {}  # of who waits
+        self._sent_away: dict[str, float] = {}  # tags, until when
         self._invites: list[Invite] = []
         self._wrong = 0
         self.changed = False
@@ -177,12 +179,10 @@ class Door:
         present = members.certs.get(caller.node)
         if present is not None and present == caller.cert:
             return Let("member")
-        if caller.proof:
-            if present is not None or caller.cert in members.removed.values() or caller.node in members.removed:
-                return self._apart(caller, present is not None)
-            return self._redeem(caller, now)
-        if present is not None or caller.node in members.removed or caller.cert in members.removed.values():
+        if present is not None or members.removed(caller.node, caller.cert):
             return self._apart(caller, present is not None)
+        if caller.proof:
+            return self._redeem(caller, now)
         if caller.own:
             return Let("tailnet")
         if caller.near and self.left_s(now) > 0:
@@ -214,6 +214,8 @@ class Door:
     def waits(self, caller: Caller, why: str, by: NodeId, now: float) -> Refuse | None:
         """Puts it on the list, or says why not."""
         self._drop_old(now)
+        if now < self._sent_away.get(tag(caller.cert), now):
+            return Refuse("sent_away", "it was sent away by `mlx-stack mesh remove`; an invite lets it in")
         before = self._waiting.get(caller.node)
         if before is not None and before.cert != caller.cert:
             return Refuse("id_taken", f"another machine that calls itself {before.name} waits with this id; "
@@ -257,10 +259,24 @@ class Door:
             self.kept = self.changed = True
         return found
 
-    def forget(self, node: NodeId) -> None:
-        """It was removed, or somebody does not want it."""
-        gone = self._newcomers.pop(node, None), self._waiting.pop(node, None)
-        self.changed = self.changed or any(gone)
+    def let_in(self, node: NodeId) -> None:
+        """`mesh accept` of one that waits: it is a member now, by a person's hand."""
+        gone = self._waiting.pop(node, None)
+        if gone is not None:
+            self._sent_away.pop(tag(gone.cert), None)
+            self._remember(tag(gone.cert))
+        self.kept = self.changed = True
+
+    def forget(self, node: NodeId, now: float) -> bool:
+        """It was removed, or somebody does not want it: who waits is sent away for a while. False: it is not here."""
+        newcomer, waiter = self._newcomers.pop(node, None), self._waiting.pop(node, None)
+        if waiter is not None:
+            self._sent_away[tag(waiter.cert)] = now + self._settings.sent_away_s
+            while len(self._sent_away) > self._settings.waiting_max:
+                del self._sent_away[next(iter(self._sent_away))]
+        found = newcomer is not None or waiter is not None
+        self.changed = self.changed or found
+        return found
 
     def _put(self, newcomer: Newcomer) -> None:
         if newcomer.tag in self._acknowledged:
@@ -320,12 +336,12 @@ class Door:
 
     # Disk
 
-    def file(self, now: float, unix: float) -> DoorFile:
-        """`unix` is the time of `now`."""
+    def file(self, now: float, unix: float, *, settled: bool = True) -> DoorFile:
+        """`unix` is the time of `now`; `settled`: the mesh counts as founded."""
         self._forget_old(now)
         open_until = unix + self.left_s(now) if self.left_s(now) else 0.0
         return DoorFile(
-            mesh=self.mesh, n=self.n, open_until=open_until, fixed=self._fixed,
+            mesh=self.mesh, settled=settled, n=self.n, open_until=open_until, fixed=self._fixed,
             kept=self.kept, newcomers=tuple(self.newcomers()), acknowledged=tuple(self._acknowledged),
             invites=tuple((i.secret, unix + i.until - now) for i in self._invites),
         )  # fmt: skip

@@ -14,7 +14,7 @@ from node.types import NodeId, Port
 Text: TypeAlias = Annotated[str, Meta(max_length=256)]
 Id: TypeAlias = Annotated[NodeId, Meta(max_length=64)]
 Cert: TypeAlias = Annotated[bytes, Meta(max_length=2048)]
-Check: TypeAlias = Annotated[str, Meta(max_length=6)]
+Check: TypeAlias = Annotated[str, Meta(max_length=20)]  # six digits
 
 
 class Newcomer(Struct, frozen=True, kw_only=True):

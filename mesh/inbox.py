@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from mesh.addresses import Addresses
+from mesh.doors import Doors
 from mesh.events import Event, Reported, Seen
 from mesh.settings import MembershipSettings
 from mesh.spreading import Spreading
@@ -18,6 +19,7 @@ from router.frames import CoordinatorFrame, EdgeFrame
 
 if TYPE_CHECKING:
     from mesh.daemon import Daemon
+    from mesh.join import Joins
 
 _REQUEST_FRAMES = EdgeFrame | CoordinatorFrame
 
@@ -35,7 +37,9 @@ class Inbox:
         coordinator: Callable[[], NodeId | None],
         renewed: Callable[[], None],
         spreading: Spreading,
+        joins: Callable[[], Joins],
     ) -> None:
+        self._joins = joins
         self._daemon, self._addresses = daemon, addresses
         self._membership, self._dispatch = daemon.membership, daemon.dispatch
         self._tell, self._coordinator, self._renewed, self._spreading = tell, coordinator, renewed, spreading
@@ -53,6 +57,8 @@ class Inbox:
                 self._spreading.compare(node, roster)
             case Roster(records):
                 self._spreading.take(node, records)
+            case Doors():
+                self._joins().took(node, frame)
             case Drain(on, for_s, now):
                 self._daemon.control.drain_here(on, for_s, now)
             case Drill() | Drilled():

@@ -24,6 +24,7 @@ class JoinSettings(Struct, frozen=True, kw_only=True):
     sights_max: int = 256  # nodes of other meshes of this name
     waiting_max: int = 16  # nodes that ask to be let in; further ones are told that the list is full
     waiting_kept_s: float = 900.0  # after they asked last
+    sent_away_s: float = 3600.0  # whom a person does not want
     told_every_s: float = (
         30.0  # members tell each other who waits, and how long the window is open, on change and so often
     )

@@ -210,7 +210,7 @@ class Joining:
     def _decide(self, now: float) -> list[Effect]:
         s = self._settings
         if self._calling is not None and now >= self._calling_until:
-            self._called(Call(self._calling.node, "failed", "no end"), now)
+            self._called(Call(self._calling.node, "failed"), now)
         if self.waits is not None and now >= self.waits.at + s.out_kept_s and not self._home.removed:
             self.waits, self._since = None, now  # nobody of that mesh answers any more
         effects: list[Effect] = []

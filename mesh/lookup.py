@@ -111,7 +111,7 @@ class Lookup:
             id=known.id, name=known.name, mesh=known.mesh, addresses=there.addresses, port=port,
             peer_port=known.peer_port, version=known.version, protocol=known.protocol,
             via="tailscale" if by_tailnet or in_tailnet(first) else "static",
-            far=self._addresses.is_far(first), added=True,
+            far=self._addresses.is_far(first), added=True, mesh_id=known.mesh_id,
         )  # fmt: skip
 
     async def running(self) -> tuple[Running, ...]:

@@ -13,6 +13,7 @@ from mesh.settings import DiscoverySettings
 if TYPE_CHECKING:
     from mesh.clone_watch import CloneWatch
     from mesh.discovery import Discovery
+    from mesh.join import Joins
     from mesh.links import Links
     from mesh.membership import Membership
     from mesh.static import StaticPeers
@@ -35,7 +36,9 @@ class Notices:
         clones: CloneWatch,
         static: StaticPeers,
         noise: Noise,
+        joins: Joins,
     ) -> None:
+        self._joins = joins
         self._name, self._membership, self._links, self._discovery = name, membership, links, discovery
         self._title, self._clones, self._static, self._noise = title, clones, static, noise
         self._began = clock.now()
@@ -47,7 +50,7 @@ class Notices:
         coordinator = self._membership.view().coordinator
         named = self._title.notes(self._discovery.name_of_mesh(self._name, coordinator))
         others = [*self._clones.notes(), *self._noise.notes(clock.now())]
-        return [*self._discovery.notes(), *self._missed(), *named, *others, *problems]
+        return [*self._joins.notes(), *self._discovery.notes(), *self._missed(), *named, *others, *problems]
 
     def look(self) -> None:
         """Logs what is missed since the last look. Call it now and then: the parts log what they note themselves."""

@@ -28,19 +28,21 @@ from mesh.gather import Gatherer
 from mesh.heartbeats import Heartbeats, any_address
 from mesh.http import Server, guards, tcp_sockets
 from mesh.inbox import Inbox
+from mesh.join import Joins
 from mesh.links import Links
 from mesh.log import event as log_event
 from mesh.lookup import Lookup
 from mesh.noise import Noise
 from mesh.notices import Notices, note
-from mesh.presence import Presence, mesh_id
+from mesh.presence import Presence
 from mesh.seal import HINT_BYTES, Seals
 from mesh.settings import DiscoverySettings
 from mesh.spreading import Spreading
 from mesh.static import StaticPeers
+from mesh.tailnet import Tailscale
 from mesh.title import Title
 from mesh.trust import Change
-from mesh.wire import AccountFrame, Drain, Drill, Drilled, Frame, Gossip, State
+from mesh.wire import AccountFrame, Drain, Drill, Drilled, Frame, Gossip, PeerSeen, State
 from node.io import serve
 from node.types import NodeId, NodeReport, status_of
 from router.account import Account
@@ -93,7 +95,7 @@ class Overlay:
         )
         self._discovery = Discovery(
             daemon.id,
-            on_found=lambda peer: self._tell(events.Seen(peer)),
+            on_found=self._found,
             on_moved=self._moved,
             heard_from=self._heard,
             addresses=self._addresses,
@@ -105,18 +107,34 @@ class Overlay:
             changed=self._title_changed,
             failed=self._failed,
         )
+        self._tailscale = Tailscale()
+        self._joins = Joins(
+            daemon,
+            self._addresses,
+            self._tailscale,
+            tell=self._tell,
+            spread=self._send_all,
+            looked=self._looked,
+            failed=self._failed,
+        )
         self._presence = Presence(
-            daemon, self._addresses, election=self._election, discovery=self._discovery, title=self._title
+            daemon,
+            self._addresses,
+            election=self._election,
+            discovery=self._discovery,
+            title=self._title,
+            stance=lambda: self._joins.stance,
         )
         self._spreading = Spreading(
             daemon.trust,
-            send=lambda node, frame: self._links.send(node, frame),
-            linked=lambda: self._links.linked(),
+            send=lambda node, frame: self._links.send(node, frame),  # noqa: PLW0108 - there are no links yet
+            linked=lambda: self._links.linked(),  # noqa: PLW0108 - as above
         )
         self._inbox = Inbox(
             daemon,
             self._addresses,
             spreading=self._spreading,
+            joins=lambda: self._joins,
             tell=self._tell,
             coordinator=lambda: self._election.coordinator,
             renewed=self._tell_ruled,
@@ -140,13 +158,14 @@ class Overlay:
             me=daemon.id,
             mesh=daemon.config.mesh_name,
             addresses=self._addresses,
+            tailscale=self._tailscale,
             on_self=self._clones.suspect,
         )
         self.static = StaticPeers(
             self.lookup,
-            on_found=lambda peer, by_hand: self._tell(events.Added(peer) if by_hand else events.Seen(peer)),
+            on_found=self._found_by_address,
             missing=lambda node: node not in self._membership.alive(),
-            removed=lambda node: node in self._membership.removed,
+            removed=lambda node: node in daemon.trust.removed,
             tell=note,
         )
         self.static.set(daemon.config.mesh_peers)
@@ -159,6 +178,7 @@ class Overlay:
             clones=self._clones,
             static=self.static,
             noise=self._noise,
+            joins=self._joins,
         )
 
     # Its life
@@ -167,7 +187,7 @@ class Overlay:
         """Takes the peer port, TCP and UDP. Raises MeshError, with nothing left open."""
         d = self._daemon
         app = web.Application(middlewares=guards(self._config.bind))
-        app.add_routes([*self._links.routes(), *Gatherer(d).routes_defs()])
+        app.add_routes([*self._links.routes(), *Gatherer(d).routes_defs(), *self._joins.routes()])
         door = serve.Door(d.host, lambda: d.mesh.leaving, self._callers)
         hosts = listening(self._config.bind)
         sockets = await tcp_sockets(self._config.peer_port, hosts, d.probe.port_holder)
@@ -184,6 +204,7 @@ class Overlay:
 
     async def run(self) -> None:
         """Until cancelled, or something here fails."""
+        self._joins.members_changed()
         for peer in self._daemon.peers.peers():
             self._tell(events.Seen(peer))
         self._election.tell(Tick())
@@ -194,6 +215,7 @@ class Overlay:
             group.create_task(self._gossip())
             group.create_task(self.static.run())
             group.create_task(self._title.run())
+            group.create_task(self._joins.run())
             await self._fault
 
     async def leave(self, why: str) -> None:
@@ -209,6 +231,7 @@ class Overlay:
                     await self._discovery.close(successor=len(self._membership.alive()) > 0)
         finally:
             self._unwatch()
+            self._joins.close()
             self._election.close()
             self._title.close()
             self._members.close()
@@ -221,6 +244,7 @@ class Overlay:
         """As if this process had died, for a drill: every connection with others is cut, the port closed, and nothing
         is said any more, no goodbye either. Returns when nothing is left open."""
         self._unwatch()
+        self._joins.close()
         self._daemon.sockets.end_from(())
         self._server.end_at(())
         self._heartbeats.close()
@@ -237,7 +261,7 @@ class Overlay:
     def forget_all(self) -> None:
         """Nobody is known any more: the scheduler of this node goes on with its own models. Peers have not died: what
         they answer to clients of this node is carried to its end."""
-        off = events.Switch(False, self._config.mesh_name, mesh_id(self._config.mesh_name))
+        off = events.Switch(False, self._config.mesh_name, self._daemon.trust.mesh_id)
         effects = self._membership.step(off, clock.now())
         for effect in effects:
             if isinstance(effect, events.Down):
@@ -335,8 +359,19 @@ class Overlay:
         self._daemon.drilling.seen("coordinator", coordinator, f"term {ruled.term}: {ruled.why}")
         self._dispatch.follow(coordinator, ruled.term, ruling=self._election.rules)
         self._tell_ruled()
-        if not self._election.left:  # alone at last, but not to take the name from those who stay
-            self._title.rule(ruled.role, coordinator)
+        self._rule_title()
+        self._daemon.changed()
+
+    def _rule_title(self) -> None:
+        """Alone at last, a node does not take the name from those who stay; nor does it while it looks around."""
+        if not self._election.left:
+            ruled, settled = self._election.ruled, self._joins.settled
+            self._title.rule(ruled.role if settled else Role.FOLLOWER, self._election.coordinator if settled else None)
+
+    def _looked(self) -> None:
+        """What this node's mesh is to others may be another now."""
+        self._rule_title()
+        self._discovery.update(self._presence.advert())
         self._daemon.changed()
 
     def _tell_ruled(self) -> None:
@@ -357,12 +392,21 @@ class Overlay:
         self._server.members_changed()
         for node in change.gone:
             self._callers.leave(node)
+        self._joins.members_changed()
 
     def _admit_datagrams(self) -> None:
         members = self._daemon.trust.members
         self._seals.admit({node: bytes.fromhex(m.print)[:HINT_BYTES] for node, m in members.items()})
 
     # What comes in
+
+    def _found(self, peer: PeerSeen) -> None:
+        self._joins.seen(peer)
+        self._tell(events.Seen(peer))
+
+    def _found_by_address(self, peer: PeerSeen, by_hand: bool) -> None:
+        self._joins.seen(peer, by_hand=True)
+        self._tell(events.Added(peer) if by_hand else events.Seen(peer))
 
     def _heard(self, address: str) -> None:
         self._title.heard(address)
@@ -385,6 +429,7 @@ class Overlay:
             self._links.send(event.hello.id, State(self._daemon.report()))
             self._links.send(event.hello.id, Gossip(self._membership.gossip()))
             self._spreading.met(event.hello.id)
+            self._links.send(event.hello.id, self._joins.frame())
             self._dispatch.link_up(event.hello.id)
         elif isinstance(event, events.LinkClosed):
             self._dispatch.link_lost(event.node)
@@ -401,6 +446,9 @@ class Overlay:
     def send(self, node: NodeId, frame: Frame) -> bool:
         """False: no link to that node now, or it does not carry."""
         return not self._membership.lost(node) and self._links.send(node, frame)
+
+    def _send_all(self, frame: Frame) -> None:
+        self._links.send_all(frame)
 
     def vouched(self, node: NodeId) -> bool:
         """It coordinates, and is heard: here, or by others who say so."""

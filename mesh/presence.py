@@ -3,13 +3,14 @@ clients find the whole mesh."""
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from mesh.addresses import Addresses
 from mesh.advert import Advert, advert_of
 from mesh.discovery import Discovery
 from mesh.electing import Electing
+from mesh.joining import Stance
 from mesh.title import Title
 from mesh.wire import PROTOCOL, Hello
 from node.types import NodeId
@@ -19,19 +20,15 @@ if TYPE_CHECKING:
     from mesh.daemon import Daemon
 
 
-def mesh_id(name: str) -> str:
-    """Two meshes of one name are one until nodes have keys (docs/adr/0003)."""
-    return hashlib.blake2b(name.encode(), digest_size=8).hexdigest()
-
-
 class Presence:
     """`hello` to a peer, `advert` to the network, `url` to clients."""
 
     def __init__(
-        self, daemon: Daemon, addresses: Addresses, *, election: Electing, discovery: Discovery, title: Title
-    ) -> None:
+        self, daemon: Daemon, addresses: Addresses, *, election: Electing, discovery: Discovery, title: Title,
+        stance: Callable[[], Stance],
+    ) -> None:  # fmt: skip
         self._daemon, self._addresses, self._config = daemon, addresses, daemon.config
-        self._election, self._discovery, self._title = election, discovery, title
+        self._election, self._discovery, self._title, self._stance = election, discovery, title, stance
 
     def retune(self, config: Config) -> None:
         self._config = config
@@ -43,7 +40,7 @@ class Presence:
             boot=d.boot,
             name=d.config.node_name,
             mesh=config.mesh_name,
-            mesh_id=mesh_id(config.mesh_name),
+            mesh_id=d.trust.mesh_id,
             version=d.version,
             protocol=PROTOCOL,
             peer_port=config.peer_port,
@@ -53,7 +50,11 @@ class Presence:
 
     def advert(self) -> Advert:
         role, host = self._election.ruled.role.value, self._title.name
-        return advert_of(self._daemon.report(), self._config.mesh_name, role=role, host=host)
+        d = self._daemon
+        return advert_of(
+            d.report(), self._config.mesh_name, role=role, host=host, mesh_id=d.trust.mesh_id, stance=self._stance(),
+            hint=d.trust.identity.fingerprint[:16],
+        )  # fmt: skip
 
     def url(self, coordinator: NodeId | None) -> str:
         """Where the whole mesh answers: the coordinator's name, where others can resolve it."""

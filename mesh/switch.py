@@ -13,12 +13,12 @@ from mesh.errors import MeshError
 from mesh.events import Switch
 from mesh.log import event
 from mesh.overlay import Overlay
-from mesh.presence import mesh_id
 from node.types import RunningReport
 
 if TYPE_CHECKING:
     from mesh.config import Config
     from mesh.daemon import Daemon
+    from mesh.joiner import Way
 
 REJOIN_S = 5.0
 LEAVE_GRACE_S = 30.0  # for peers' requests to end here before this node says goodbye
@@ -130,15 +130,42 @@ class MeshSwitch:
         d = self._daemon
         d.boot = secrets.token_hex(4)  # each stay is a life of its own: no term or datagram of an earlier one
         name = d.config.mesh_name
-        d.membership.step(Switch(True, name, mesh_id(name)), clock.now())
+        self._found(name)
+        d.membership.step(Switch(True, name, d.trust.mesh_id), clock.now())
         try:
             overlay = Overlay(d)
             await overlay.open()
         except BaseException:
-            d.membership.step(Switch(False, name, mesh_id(name)), clock.now())
+            d.membership.step(Switch(False, name, d.trust.mesh_id), clock.now())
             raise
         self.overlay = overlay
         self._task = self._tasks.create_task(self._keep(overlay))
+
+    def _found(self, name: str) -> None:
+        """Who has no mesh of this name founds one; whether it stays there it sees when it has looked around."""
+        d = self._daemon
+        if not d.trust.mesh_id or d.trust.mesh_name != name:
+            d.trust.found(name, d.config.node_name)
+            d.doors.founded(d.trust.mesh_id)
+
+    def move(self, way: Way) -> None:
+        """Leaves the present mesh for the one that has let this node in."""
+        self._tasks.create_task(self._move(way, self.overlay))
+
+    async def _move(self, way: Way, left: Overlay | None) -> None:
+        d = self._daemon
+        async with self._switching:
+            if self.overlay is not left or left is None:
+                return
+            try:
+                await self._leave(LEAVE_GRACE_S)
+                d.trust.adopt(way.records, way.mesh)
+                d.doors.adopt(way.mesh, way.doors, way.node, d.trust.members.keys())
+                await self._join()
+            except Exception as e:  # noqa: BLE001 - as in _keep
+                event(_log, logging.ERROR, "mesh", f"the mesh {way.mesh} cannot be joined: {e}; trying again")
+                self._tasks.create_task(self._begin_anew(None))
+        d.publish()
 
     async def _keep(self, overlay: Overlay) -> None:
         """The mesh is an overlay, not a dependency: a fault in it is logged, the mesh begun anew, the node serves."""

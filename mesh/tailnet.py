@@ -21,6 +21,7 @@ import msgspec
 import tslocal
 from msgspec import Struct
 
+from mesh.addresses import in_tailnet
 from mesh.errors import MeshError
 from mesh.settings import TailscaleSettings
 
@@ -87,11 +88,28 @@ class _Peer(Struct, frozen=True):
     addresses: tuple[str, ...] | None = msgspec.field(default=(), name="TailscaleIPs")
     online: bool = msgspec.field(default=False, name="Online")
     expired: bool = msgspec.field(default=False, name="Expired")
+    user: int = msgspec.field(default=0, name="UserID")
+    tags: tuple[str, ...] | None = msgspec.field(default=None, name="Tags")
 
     def machine(self, *, own: bool = False) -> Machine:
         dns_name = self.dns_name.rstrip(".").lower()
         host_name = self.host_name
         return Machine(dns_name or host_name.lower(), host_name, self.addresses or (), self.online, self.expired, own)
+
+
+class _User(Struct, frozen=True):
+    id: int = msgspec.field(default=0, name="ID")
+
+
+class _Tagged(Struct, frozen=True):
+    tags: tuple[str, ...] | None = msgspec.field(default=None, name="Tags")
+
+
+class _WhoIs(Struct, frozen=True):
+    """GET /localapi/v0/whois: a machine of the tailnet, and whose it is."""
+
+    node: _Tagged = msgspec.field(default_factory=_Tagged, name="Node")
+    user: _User = msgspec.field(default_factory=_User, name="UserProfile")
 
 
 class _Current(Struct, frozen=True):
@@ -147,6 +165,36 @@ class Tailscale:
             if self._problem is not None:
                 raise MeshError(self._problem.code, self._problem.message, hint=self._problem.hint, status=502)
             return self._answer
+
+    async def same_user(self, address: str) -> bool:
+        """Is the machine at this address of our tailnet, and its user the one of this machine? Tailscale itself says
+        whose packets come from there. A machine that carries tags is no user's. Raises MeshError as `tailnet`."""
+        if not in_tailnet(address):
+            return False
+        async with self._one_by_one:
+            try:
+                theirs = await self._in_thread(lambda: self._who_is(address))
+                status = await self._ask()
+            except TimeoutError:
+                raise MeshError("tailscale_silent", "Tailscale does not answer", hint="restart it") from None
+        status.tailnet()  # raises when this machine takes no part in it now
+        mine = status.own
+        if theirs is None or mine is None or mine.tags or theirs.node.tags:
+            return False
+        return theirs.user.id != 0 and theirs.user.id == mine.user
+
+    def _who_is(self, address: str) -> _WhoIs | None:
+        """In a thread; None: nobody of the tailnet. Raises MeshError."""
+        problems = []
+        for socket_only in (False, True) if platform.system() == "Darwin" else (True,):
+            try:
+                with tslocal.Client(self._socket, use_socket_only=socket_only) as client:
+                    return msgspec.convert(msgspec.to_builtins(client.who_is(address)), _WhoIs)
+            except tslocal.PeerNotFoundError:
+                return None
+            except (tslocal.TailscaleError, http.client.HTTPException, OSError, ValueError) as error:
+                problems.append(_problem(error))
+        raise min(problems, key=lambda p: p.code == "tailscale_missing")
 
     async def _ask(self) -> _Status:
         problem = MeshError("tailscale_silent", "Tailscale does not answer", hint="restart it")

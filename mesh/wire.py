@@ -14,7 +14,9 @@ from msgspec import Meta, Raw, Struct
 
 from election.messages import Kind as MessageKind
 from election.messages import Message
+from mesh.doors import Doors
 from mesh.errors import MeshError
+from mesh.joining import Stance
 from mesh.records import Record
 from mesh.settings import DRAIN_MAX_S, DRILL_AWAY_MAX_S
 from node.types import NodeId, NodeReport, Port
@@ -54,6 +56,7 @@ class PeerSeen(Struct, frozen=True, kw_only=True):
 
     `addresses` without port, best first. `boot` "" and `protocol` as ours when the source cannot know them. `far`: at
     another site, as the teller sees it. `added`: by `mesh add`, or beside such a node: its side ranks last while far.
+    `mesh_id`, `stance` and `hint` (how its certificate's fingerprint begins) are its mesh's, where they are known.
     """
 
     id: Id
@@ -69,6 +72,9 @@ class PeerSeen(Struct, frozen=True, kw_only=True):
     via: Via = "mdns"
     far: bool = False
     added: bool = False
+    mesh_id: Text = ""
+    stance: Stance | Literal[""] = ""
+    hint: Text = ""
 
     @classmethod
     def by_hello(cls, hello: Hello, *addresses: str, far: bool = False) -> PeerSeen:
@@ -177,7 +183,9 @@ class Pong(Struct, frozen=True, tag="pong"):
     n: int
 
 
-LinkFrame: TypeAlias = Hello | State | AccountFrame | Gossip | Roster | Drain | Drill | Drilled | Bye | Ping | Pong
+LinkFrame: TypeAlias = (
+    Hello | State | AccountFrame | Gossip | Roster | Doors | Drain | Drill | Drilled | Bye | Ping | Pong
+)  # fmt: skip
 Frame: TypeAlias = LinkFrame | EdgeFrame | CoordinatorFrame
 
 KINDS = frozenset(str(kind.__struct_config__.tag) for kind in get_args(Frame))

@@ -131,7 +131,8 @@ class Node:
             return
         seen = Seen(caller.cert, self.cert, world.rng.randbytes(32), world.rng.randbytes(32))
         call = Caller(node=caller.id, name=caller.name, cert=caller.cert, seen=seen, check=seen.number(), near=True)
-        verdict = self.door.judge(call, Members(members, world.removed[self.home.mesh]), world.now)
+        removed = world.removed[self.home.mesh]
+        verdict = self.door.judge(call, Members(members, lambda node, _: node in removed), world.now)
         if isinstance(verdict, Let):
             members[caller.id] = caller.cert
             if verdict.how != "member":

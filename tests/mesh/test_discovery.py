@@ -33,6 +33,7 @@ from tests.mesh.waiting import until
 A, B = (NodeId(secrets.token_hex(8)) for _ in "ab")
 RUN = secrets.token_hex(4)
 MESH = f"test-{RUN}"
+MESH_ID = "bbbb" * 4
 QUICK = DiscoverySettings(
     interfaces_every_s=0.05, interfaces_told_every_s=0.05, update_at_least_s=0.3, update_every_s=0.6, retry_s=0.1
 )
@@ -40,8 +41,8 @@ LOOPBACK = Address("lo", 1, "127.0.0.1", 8)
 
 
 def advert(id_: NodeId = A, **more: Any) -> Advert:
-    base: dict[str, Any] = {"boot": "b1", "name": "mini", "mesh": MESH, "priority": 100, "port": 4000}
-    return Advert(**{**base, "id": id_, "peer_port": 4001, "version": "0.1", **more})
+    base: dict[str, Any] = {"boot": "b1", "name": "mini", "mesh": MESH, "mesh_id": MESH_ID, "priority": 100}
+    return Advert(**{**base, "id": id_, "port": 4000, "peer_port": 4001, "version": "0.1", **more})
 
 
 class Node:
@@ -74,7 +75,8 @@ async def test_two_nodes_find_each_other_on_loopback() -> None:
     async with running(a, b, models=("qwen", "llama"), headroom_bytes=12 << 30, queue_depth=3):
         await until(lambda: a.knows(B) and b.knows(A))
         assert a.knows(B) == PeerSeen(
-            id=B, name="mini", mesh=MESH, addresses=("127.0.0.1",), port=4000, peer_port=4001, boot="b1", version="0.1",
+            id=B, name="mini", mesh=MESH, mesh_id=MESH_ID, stance="closed",
+            addresses=("127.0.0.1",), port=4000, peer_port=4001, boot="b1", version="0.1",
         )  # fmt: skip
         assert a.knows(A) is None
         assert a.discovery.problem == ""
@@ -253,13 +255,16 @@ async def test_a_dead_coordinators_name_gives_way_to_the_present_ones() -> None:
     async with running(a), running(b, role="L", host="mlx-mesh-bbbb.local"):
         await until(lambda: a.discovery.name_of_mesh("default", B) == "mlx-mesh-bbbb.local")
         assert a.discovery.name_of_mesh("default", c) == "mlx-mesh-bbbb.local", "the best that is known"
-        async with running(Node(c, [LOOPBACK]), role="L", host="mlx-mesh.local"):
-            await until(lambda: a.discovery.name_of_mesh("default", c) == "mlx-mesh.local")
+        usual = f"{MESH}.local"
+        async with running(Node(c, [LOOPBACK]), role="L", host=usual):
+            await until(lambda: a.discovery.name_of_mesh(MESH, c) == usual)
 
 
-async def test_the_name_of_another_mesh_is_not_ours() -> None:
+@pytest.mark.parametrize("more", [{"mesh_id": "cccc" * 4}, {"host": "theirs.local"}])
+async def test_the_name_of_another_mesh_or_one_that_ours_never_has_is_not_ours(more: dict[str, str]) -> None:
+    """Anybody may announce anything, also that it coordinates this very mesh."""
     a, b = Node(A, [LOOPBACK]), Node(B, [LOOPBACK])
-    async with running(a), running(b, role="L", host="theirs.local", mesh="theirs"):
+    async with running(a), running(b, **{"role": "L", "host": "mlx-mesh-bbbb.local", **more}):
         await until(lambda: a.knows(B))
         assert a.discovery.name_of_mesh("default") == "mlx-mesh.local"
 

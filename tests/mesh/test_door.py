@@ -17,7 +17,7 @@ from mesh.join_settings import JoinSettings
 from node.types import NodeId
 
 ME, THEM = NodeId("a" * 16), NodeId("b" * 16)
-ALONE = Members({ME: b"me"}, {})
+ALONE = Members({ME: b"me"}, lambda _node, _cert: False)
 WINDOW_S = JoinSettings().window_s
 
 
@@ -71,13 +71,14 @@ def test_only_the_near_come_through_the_window_and_the_own_of_a_tailnet_through_
 
 
 def test_a_member_comes_back_by_its_key_whatever_the_window_says() -> None:
-    door, members = founded(), Members({ME: b"me", THEM: b"them"}, {})
+    door, members = founded(), Members({ME: b"me", THEM: b"them"}, lambda _node, _cert: False)
     door.close()
     assert door.judge(caller(), members, 1.0) == Let("member")
 
 
 def test_another_key_with_a_members_id_is_refused_and_told_what_to_do() -> None:
-    verdict = founded().judge(caller(cert=b"thief"), Members({ME: b"me", THEM: b"them"}, {}), 1.0)
+    members = Members({ME: b"me", THEM: b"them"}, lambda _node, _cert: False)
+    verdict = founded().judge(caller(cert=b"thief"), members, 1.0)
     assert isinstance(verdict, Refuse)
     assert verdict.code == "id_taken"
     assert f"mlx-stack mesh remove {THEM}" in verdict.why
@@ -85,7 +86,7 @@ def test_another_key_with_a_members_id_is_refused_and_told_what_to_do() -> None:
 
 @pytest.mark.parametrize("back", [{}, {"node": NodeId("c" * 16)}, {"cert": b"new key"}, {"own": True}])
 def test_who_was_removed_waits_whatever_it_brings(back: dict[str, Any]) -> None:
-    door, members = founded(), Members({ME: b"me"}, {THEM: b"them"})
+    door, members = founded(), Members({ME: b"me"}, lambda node, cert: node == THEM or cert == b"them")
     token = door.invite(b"me", Random(1).randbytes, 0.0)
     asks = caller(**back)
     assert isinstance(door.judge(asks, members, 1.0), Wait)
@@ -151,6 +152,17 @@ def test_sixteen_may_wait_and_who_waits_with_anothers_id_is_told_so() -> None:
     assert taken.code == "id_taken"
     assert len(door.waiting(0.0)) == 16
     assert door.waiting(901.0) == [], "who does not ask any more is forgotten"
+
+
+def test_who_was_sent_away_does_not_come_back_on_the_list_for_an_hour() -> None:
+    door = founded()
+    door.waits(caller(), "closed", ME, 0.0)
+    assert door.forget(THEM, 1.0)
+    refused = door.waits(caller(), "closed", ME, 3600.0)
+    assert refused is not None
+    assert refused.code == "sent_away"
+    assert door.waits(caller(), "closed", ME, 3601.0) is None
+    assert not door.forget(NodeId("c" * 16), 3601.0)
 
 
 def test_what_is_kept_on_disk_is_the_same_door_after_a_restart() -> None:

@@ -136,7 +136,7 @@ async def test_a_node_is_found_by_its_address() -> None:
     async with edge() as port:
         peer = await resolve(f"127.0.0.1:{port}")
     assert peer == PeerSeen(id=A, name="mini", addresses=("127.0.0.1",), port=port, peer_port=port, version="0.1",
-                            via="static", added=True)  # fmt: skip
+                            via="static", added=True, mesh_id="m")  # fmt: skip
 
 
 async def test_a_host_name_gives_all_its_addresses() -> None:

@@ -183,7 +183,7 @@ def test_sizes_are_bounded_both_ways() -> None:
 def test_the_list_of_kinds() -> None:
     """A kind that is renamed or lost breaks peers of another version: change this list knowingly (docs/wire.md)."""
     assert {
-        "hello", "state", "account", "gossip", "roster", "drain", "drill", "drilled", "bye", "ping", "pong",
+        "hello", "state", "account", "gossip", "roster", "doors", "drain", "drill", "drilled", "bye", "ping", "pong",
         "ask", "taken", "first", "done", "cancel", "carrying", "queued", "grant", "refuse",
     } == KINDS  # fmt: skip
     assert wire.kind_of(State(REPORT)) == "state"
