@@ -135,7 +135,6 @@ class Daemon:
             self.report(),
             mesh_name=config.mesh_name,
             mesh_id=self.trust.mesh_id,
-            removed=tuple(self.peers.removed),
         )
         self.dispatch = Dispatch(
             self_id=self.id,

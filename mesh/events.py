@@ -23,13 +23,13 @@ class Seen(Struct, frozen=True):
 
 
 class Added(Struct, frozen=True):
-    """`mesh add`: like Seen, and a removal is taken back."""
+    """`mesh add`: like Seen, and kept at once."""
 
     peer: PeerSeen
 
 
 class Removed(Struct, frozen=True):
-    """`mesh remove`: it stays away until it is added again."""
+    """`mesh remove` of one that is not there: it is forgotten until it is seen again. Who belongs, `Belong` says."""
 
     node: NodeId
 
@@ -211,7 +211,7 @@ class Changed(Struct, frozen=True):
 
 
 class Save(Struct, frozen=True):
-    """`to_keep()` or `removed` differ: write them to disk."""
+    """`to_keep()` differs: write it to disk."""
 
 
 Effect: TypeAlias = Known | Moved | Forgotten | Dial | HangUp | Up | Down | GaveUp | Withdrew | Gone | Changed | Save

@@ -61,7 +61,7 @@ class Membership:
     """All peers of one mesh as this node sees them; wake it at `deadline` (seconds on the clock of `now`)."""
 
     def __init__(self, report: NodeReport, *, mesh_name: str = "default", mesh_id: str = "", enabled: bool = False,
-                 removed: Sequence[NodeId] = (), settings: MembershipSettings | None = None) -> None:  # fmt: skip
+                 settings: MembershipSettings | None = None) -> None:  # fmt: skip
         self._settings = settings or MembershipSettings()
         self._self, self._mesh_name, self._mesh_id, self._enabled = report, mesh_name, mesh_id, enabled
         self._ruled = Ruled(None, 0, alone=True)
@@ -70,7 +70,6 @@ class Membership:
         self._outside = Outside(self._settings)
         self._view: View | None = None
         self.deadline: float | None = None
-        self.removed: set[NodeId] = set(removed)
         self.unheard: frozenset[NodeId] = frozenset()  # peers given up because nothing of them arrives
 
     def step(self, event: Event, now: float) -> list[Effect]:
@@ -138,7 +137,6 @@ class Membership:
     def _belong(self, nodes: frozenset[NodeId], now: float, out: Out) -> None:
         """Who came is dialled where it was seen; who was put out is let go of."""
         self._members = nodes
-        self.removed -= nodes
         for id_ in self._peers.keys() - nodes:
             self._forget(id_, "no member of this mesh", out)
         for id_ in nodes:
@@ -152,13 +150,12 @@ class Membership:
                 self._seen(seen, now, out)
                 return
             case Added(seen):
-                self.removed.discard(seen.id)
                 self._seen(seen, now, out)
                 out.add(Save())
                 return
             case Removed(node):
-                self.removed.add(node)
-                self._forget(node, "removed from the mesh", out)
+                out.changed = self._outside.take(node) is not None
+                self._forget(node, "removed from the list", out)
                 out.add(Save())
                 return
             case Unfit(hello, code):
@@ -209,7 +206,7 @@ class Membership:
 
     def _seen(self, seen: PeerSeen, now: float, out: Out) -> None:
         peer = self._peers.get(seen.id)
-        if not self._enabled or seen.id == self._self.id or seen.id in self.removed:
+        if not self._enabled or seen.id == self._self.id:
             return
         if seen.mesh != self._mesh_name:
             if peer and not peer.linked:
@@ -290,9 +287,8 @@ class Membership:
     def _linked(self, event: LinkUp, now: float, out: Out) -> Member | None:
         hello, address = event.hello, event.address
         stranger = self._members is not None and hello.id not in self._members
-        if not self._enabled or stranger or hello.id in self.removed or hello.id == self._self.id:
-            why = "no member of this mesh" if stranger else "removed from the mesh"
-            out.add(HangUp(hello.id, why if self._enabled else "mesh disabled"))
+        if not self._enabled or stranger or hello.id == self._self.id:
+            out.add(HangUp(hello.id, "no member of this mesh" if self._enabled else "mesh disabled"))
             return None
         peer = self._peers.get(hello.id)
         if peer is None:
@@ -432,8 +428,10 @@ class Membership:
         return tuple(p.seen for p in self._peers.values() if p.reached and not p.ended and not p.incompatible)
 
     def shuns(self, node: NodeId) -> bool:
-        """It was removed here, or said goodbye to this node: whoever else follows it, this node cannot."""
-        return node in self.removed or ((peer := self._peers.get(node)) is not None and peer.left)
+        """It is no member, or said goodbye to this node: whoever else follows it, this node cannot."""
+        if self._members is not None and node not in ("", self._self.id, *self._members):
+            return True
+        return (peer := self._peers.get(node)) is not None and peer.left
 
     def lost(self, node: NodeId) -> bool:
         """It is given up: what is said to it does not arrive, or its answer does not."""

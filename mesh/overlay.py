@@ -414,8 +414,6 @@ class Overlay:
     def _on_message(self, message: Message, _address: str) -> None:
         if message.mesh != self._config.mesh_name or message.sender == self._daemon.id:
             return
-        if NodeId(message.sender) in self._membership.removed:
-            return
         if not self._membership.shuns(NodeId(message.coordinator or "")):
             self._election.tell(Heard(message))
         if message.role is not Role.FOLLOWER:
@@ -481,7 +479,7 @@ class Overlay:
 
     def _save_peers(self) -> None:
         m = self._membership
-        self._daemon.peers.save(m.to_keep(), m.removed, m.alive())
+        self._daemon.peers.save(m.to_keep(), m.alive())
 
     def remove(self, node: NodeId) -> None:
         """`mesh remove`: it is told, forgotten, and stays away until it is added again."""

@@ -1,4 +1,4 @@
-"""The peers that were reached before, and those that were removed: kept on disk."""
+"""The peers that were reached before, kept on disk. Who belongs, mesh/trust.py says."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class _Kept(Struct, frozen=True):
 
 
 class PeerFile(Struct, frozen=True):
-    """mesh/peers.json."""
+    """mesh/peers.json. `removed` is of versions before nodes had keys."""
 
     version: int = 1
     peers: tuple[_Kept, ...] = ()
@@ -46,20 +46,23 @@ class PeerStore:
         file = read_or_set_aside(self._path, msgspec.json.Decoder(PeerFile).decode, tell) or PeerFile()
         oldest = time.time() - self._kept_s
         self._kept = {k.peer.id: k for k in file.peers if k.reached_at >= oldest}
-        self.removed: frozenset[NodeId] = frozenset(file.removed)
+        if file.removed:
+            tell(
+                f"{self._path} lists {len(file.removed)} removed nodes, from before nodes had keys: the list is dropped, "
+                "as only those that are let in are members now"
+            )
 
     def peers(self) -> tuple[PeerSeen, ...]:
         """Those reached within the last week. That mDNS once saw one says nothing of where it, or this node, is now."""
         peers = (k.peer for k in self._kept.values())
         return tuple(replace(p, via="gossip") if p.via == "mdns" else p for p in peers)
 
-    def save(self, peers: Sequence[PeerSeen], removed: Collection[NodeId], alive: Collection[NodeId] = ()) -> None:
+    def save(self, peers: Sequence[PeerSeen], alive: Collection[NodeId] = ()) -> None:
         """Replaces the file. `alive` are reached now; the others keep the time they were last."""
         now = time.time()
         before = self._kept
         self._kept = {
             p.id: _Kept(p, before[p.id].reached_at if p.id in before and p.id not in alive else now) for p in peers
         }
-        self.removed = frozenset(removed)
-        file = PeerFile(peers=tuple(self._kept.values()), removed=tuple(sorted(removed)))
+        file = PeerFile(peers=tuple(self._kept.values()))
         self._write(self._path, msgspec.json.format(msgspec.json.encode(file)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from mesh.events import (
     Added,
     Beat,
+    Belong,
     Changed,
     Dial,
     Down,
@@ -39,19 +40,34 @@ def test_dead_nodes_leave_after_a_week() -> None:
     assert [e for _, e in w.times(Forgotten)] == [Forgotten(A)]
 
 
-def test_removed_stays_removed_until_added() -> None:
+def test_one_that_was_put_out_is_let_go_of_and_neither_dialled_nor_followed_until_it_belongs_again() -> None:
     w = World()
     w.join()
+    effects = w.tell(Belong(frozenset({B})))
+    assert {type(e) for e in effects} == {Down, HangUp, Forgotten, Changed}
+    effects = w.tell(Seen(seen()), Seen(seen(via="gossip")), Beat(A, "b1"))
+    assert not any(isinstance(e, Dial) for e in effects)
+    assert w.tell(LinkUp(hello(), "10.0.0.2")) == [HangUp(A, "no member of this mesh")]
+    assert w.m.shuns(A)
+    assert not any(w.m.shuns(NodeId(node)) for node in ("", B, w.m.view().self_id))
+    assert not w.node().member
+    effects = w.tell(Belong(frozenset({A, B})))
+    assert any(isinstance(e, Dial) and e.peer.id == A for e in effects)
+    assert w.node().member
+    assert not w.m.shuns(A)
+
+
+def test_one_that_is_not_there_is_forgotten_when_a_person_says_so() -> None:
+    w = World()
+    w.join()
+    w.tell(SaidBye(A, "x"), LinkClosed(A, "bye", eof=True))
     effects = w.tell(Removed(A))
-    assert {type(e) for e in effects} == {Down, HangUp, Forgotten, Save, Changed}
-    w.tell(Seen(seen()), Seen(seen(via="gossip")), Beat(A, "b1"))
-    assert w.tell(LinkUp(hello(), "10.0.0.2")) == [HangUp(A, "removed from the mesh")]
+    assert {type(e) for e in effects} == {HangUp, Forgotten, Save, Changed}
     assert w.m.view().node(A) is None
-    assert w.m.removed == {A}
-    effects = w.tell(Added(seen(via="static")))
-    assert Dial(seen(via="static"), at_once=True) in effects
-    assert w.m.removed == set()
-    assert w.node().via == "static"
+    w.tell(Belong(frozenset({B})), Seen(seen()))
+    assert w.m.view().node(A) is not None  # outside, and waiting
+    w.tell(Removed(A))
+    assert w.m.view().node(A) is None
 
 
 def test_another_mesh_is_not_shown() -> None:

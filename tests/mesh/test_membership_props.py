@@ -120,7 +120,6 @@ def test_the_list_is_whole_after_every_step(steps: list[tuple[Event, float]]) ->
         assert len({n.report.id for n in view.nodes}) == len(view.nodes)
         assert {n.report.id for n in view.nodes} == known.keys() | {view.self_id}
         assert up == m.alive() == {n.report.id for n in view.nodes if n.reachable} - {view.self_id}
-        assert not m.removed & known.keys()
         assert all(m.ranks_last(node) is last for node, last in known.items())
         for shown in view.nodes:
             assert shown.state is NodeState.OK or shown.reason or shown.state is NodeState.DRAINING
