@@ -48,7 +48,7 @@ class PeerStore:
         self._kept = {k.peer.id: k for k in file.peers if k.reached_at >= oldest}
         if file.removed:
             tell(
-                f"{self._path} lists {len(file.removed)} removed nodes, from before nodes had keys: the list is dropped, "
+                f"{self._path} lists {len(file.removed)} removed nodes, from before nodes had keys: it is dropped, "
                 "as only those that are let in are members now"
             )
 
