@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Awaitable, Callable
 from functools import partial
 
-from bench import idle_mesh, mesh_faults, mesh_networks, mesh_soak
+from bench import idle_mesh, mesh_faults, mesh_networks, mesh_soak, seals
 from bench.report import ROOT, Figure, publish, within
 from tests.lab.netlab import unavailable
 from tests.lab.trials import SHAPES
@@ -31,6 +31,7 @@ def parts(options: argparse.Namespace) -> dict[str, Part]:
         "soak": partial(mesh_soak.figures, options.soak_s, options.soak_network),
         "networks": partial(mesh_networks.figures, options.minor_trials),
         "idle": partial(idle_mesh.figures, options.idle_s),
+        "seals": seals.figures,
     }
     for path in sorted((ROOT / "tests" / "lab").glob("*_trials.py")):
         if path.stem.startswith("test_"):
