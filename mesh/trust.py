@@ -57,7 +57,7 @@ class Trust:
         clock: Callable[[], float] = time.time,
         settings: TrustSettings | None = None,
     ) -> None:
-        self.identity = identity
+        self.identity, self._note = identity, tell
         self._path, self._write, self._clock = folder / "members.json", write, clock
         self._settings = settings or TrustSettings()
         self._records: dict[RecordId, Record] = {}
@@ -219,9 +219,12 @@ class Trust:
 
     def renew(self, identity: Identity, name: str) -> None:
         """Goes on with another id and key (a copied disk): the old ones admit the new. A node that belongs to no mesh
-        just takes them."""
+        just takes them, and so does one whose mesh is full: a person lets it in."""
         if self.belongs:
-            self.admit(identity.id, name, identity.cert)
+            try:
+                self.admit(identity.id, name, identity.cert)
+            except MeshError as error:
+                self._note(f"the new id {identity.id} is not let in by the old one: {error}")
         self.identity, self._pair_keys = identity, {}
         self._tell(Change())
 

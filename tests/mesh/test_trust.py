@@ -262,6 +262,12 @@ def test_a_copied_disk_takes_a_new_key_that_the_old_one_lets_in(tmp_path: Path) 
     again = kept(tmp_path / "copied")
     assert again.belongs
     assert again.identity.id == copy.identity.id
+    notes: list[str] = []
+    full = Trust(NOWHERE, one.identity, notes.append, lambda _path, _data: None, settings=TrustSettings(members_max=3))
+    full.adopt(one.records())
+    full.renew(identity(7), "full")
+    assert (full.identity.id, full.belongs) == (identity(7).id, False)
+    assert "not let in by the old one" in notes[0]
     alone = trust(5)
     alone.renew(identity(6), "alone")
     assert (alone.identity.id, alone.mesh_id) == (identity(6).id, "")
