@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, suppress
-from typing import Annotated, Any, Protocol, TypeVar
+from typing import Annotated, Any, Protocol, TypeAlias, TypeVar
 
 import msgspec
 from aiohttp import web
@@ -15,21 +15,34 @@ from msgspec import Meta, Struct
 
 from mesh.config import ConfigError
 from mesh.errors import MeshError
+from mesh.join_settings import JoinSettings
 from mesh.status import Json
 from mesh.wire import DrainSeconds, DrillSeconds, Text
 from node.errors import NodeError
 
 T = TypeVar("T", bound=Struct)
+WindowSeconds: TypeAlias = Annotated[float, Meta(gt=0, le=JoinSettings().window_max_s)]
 LAST_MAX = 100_000  # routes or events in one answer: all that are kept
 
 
 class EnableBody(Struct, frozen=True, forbid_unknown_fields=True):
     priority: int | None = None
     name: str | None = None
+    invite: Text = ""
 
 
 class PeerBody(Struct, frozen=True, forbid_unknown_fields=True):
     address: str
+    invite: Text = ""
+
+
+class OpenBody(Struct, frozen=True, forbid_unknown_fields=True):
+    for_s: WindowSeconds | None = None
+
+
+class AcceptBody(Struct, frozen=True, forbid_unknown_fields=True):
+    name: Text
+    check: Text = ""
 
 
 class DrainBody(Struct, frozen=True, forbid_unknown_fields=True):
@@ -64,9 +77,13 @@ class Control(Protocol):
     def follow(self) -> AsyncGenerator[Json | None, None]: ...
     async def events(self, last: int, model: str) -> Json: ...
     def follow_events(self, last: int, model: str) -> AsyncGenerator[Json | None, None]: ...
-    async def enable(self, priority: int | None, name: str | None) -> Json: ...
+    async def enable(self, priority: int | None, name: str | None, invite: str = "") -> Json: ...
     async def disable(self) -> Json: ...
-    async def add_peer(self, address: str) -> Json: ...
+    async def add_peer(self, address: str, invite: str = "") -> Json: ...
+    async def open_window(self, for_s: float | None) -> Json: ...
+    async def close_window(self) -> Json: ...
+    async def accept(self, name: str, check: str = "") -> Json: ...
+    async def invite(self) -> Json: ...
     async def remove_node(self, name: str) -> Json: ...
     async def tailnet(self) -> Json: ...
     async def drain(self, node: str, for_s: float | None, now: bool = False) -> Json: ...
@@ -91,9 +108,13 @@ def admin_app(control: Control) -> web.Application:
             web.get("/v1/mesh/routes", _at(lambda r: control.routes(_last(r)))),
             web.get("/v1/mesh/routes/follow", _lines(lambda _: control.follow())),
             web.get("/v1/mesh/routes/{id}", _at(lambda r: control.route(r.match_info["id"]))),
-            web.post("/v1/mesh/enable", _post(EnableBody, lambda b: control.enable(b.priority, b.name))),
+            web.post("/v1/mesh/enable", _post(EnableBody, lambda b: control.enable(b.priority, b.name, b.invite))),
             web.post("/v1/mesh/disable", _post(NoBody, lambda _: control.disable())),
-            web.post("/v1/mesh/peers", _post(PeerBody, lambda b: control.add_peer(b.address))),
+            web.post("/v1/mesh/peers", _post(PeerBody, lambda b: control.add_peer(b.address, b.invite))),
+            web.post("/v1/mesh/open", _post(OpenBody, lambda b: control.open_window(b.for_s))),
+            web.post("/v1/mesh/close", _post(NoBody, lambda _: control.close_window())),
+            web.post("/v1/mesh/accept", _post(AcceptBody, lambda b: control.accept(b.name, b.check))),
+            web.post("/v1/mesh/invite", _post(NoBody, lambda _: control.invite())),
             web.get("/v1/mesh/tailnet", _get(control.tailnet)),
             web.delete("/v1/mesh/nodes/{name}", _at(lambda r: control.remove_node(r.match_info["name"]))),
             web.post("/v1/mesh/drain", _post(DrainBody, lambda b: control.drain(b.node, b.for_s, b.now))),

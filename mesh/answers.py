@@ -72,6 +72,7 @@ class Node(Struct, frozen=True, kw_only=True):
     id: str
     state: str = "ok"
     reason: str = ""
+    check: str | None = None
     coordinator: bool = False
     far: bool = False
     priority: int = 0
@@ -101,6 +102,7 @@ class Mesh(Struct, frozen=True, kw_only=True):
     alone: bool = True
     queue_depth: int = 0
     in_flight: int = 0
+    window_s: float = 0.0
 
 
 class MeshStatus(Struct, frozen=True, kw_only=True, rename={"self_name": "self"}):

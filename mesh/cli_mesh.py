@@ -12,6 +12,7 @@ import click
 from mesh import config, render, render_routes
 from mesh.cli_base import LateCommands, address, as_json, client, duration, home, warn
 from mesh.client import MeshClientError
+from mesh.join_settings import JoinSettings
 from mesh.settings import DRAIN_MAX_S
 
 WATCH_EVERY_S = 1.0
@@ -31,14 +32,17 @@ def mesh() -> None:
 @mesh.command()
 @click.option("--priority", type=click.IntRange(0, 1_000_000), help="The highest coordinates; 0: never this node.")
 @click.option("--name", metavar="MESH", help="Which mesh; nodes of another name are not seen.")
+@click.option("--invite", metavar="TOKEN", help="Join the mesh where `mlx-stack mesh invite` printed this.")
 @as_json
-def enable(priority: int | None, name: str | None, as_json: bool) -> None:
+def enable(priority: int | None, name: str | None, invite: str | None, as_json: bool) -> None:
     """Join the other Macs here, or begin a mesh.
 
     Now, and after each start of this node.
     """
     changes = {"mesh-enabled": True, "mesh-priority": priority, "mesh-name": name}
-    _switch({key: value for key, value in changes.items() if value is not None}, as_json)
+    if invite is not None and home().running() is None:
+        raise click.ClickException("an invite is used at once, and mlx-stack is not running here: `mlx-stack up` first")
+    _switch({key: value for key, value in changes.items() if value is not None}, as_json, invite)
 
 
 @mesh.command()
@@ -51,7 +55,7 @@ def disable(as_json: bool) -> None:
     _switch({"mesh-enabled": False}, as_json)
 
 
-def _switch(changes: dict[str, object], as_json: bool) -> None:
+def _switch(changes: dict[str, object], as_json: bool, invite: str | None = None) -> None:
     place = home()
     enabled = changes["mesh-enabled"] is True
     if place.running() is None:
@@ -64,7 +68,7 @@ def _switch(changes: dict[str, object], as_json: bool) -> None:
         priority, name = changes.get("mesh-priority"), changes.get("mesh-name")
         assert priority is None or isinstance(priority, int)
         assert name is None or isinstance(name, str)
-        found = client().enable(priority=priority, name=name) if enabled else client().disable()
+        found = client().enable(priority=priority, name=name, invite=invite) if enabled else client().disable()
         if as_json:
             render.show_json(found)
         else:
@@ -73,6 +77,14 @@ def _switch(changes: dict[str, object], as_json: bool) -> None:
     for key in config.KEYS:
         if key.name in changes and now.source(key) not in ("config.yaml", "default"):
             warn(f"{now.source(key)} is set in the environment and counts instead of config.yaml at the next start")
+
+
+def _window_time(written: str) -> float:
+    """An argument like "10m" that a window can be open: seconds."""
+    for_s, longest_s = duration(written), JoinSettings().window_max_s
+    if not 0 < for_s <= longest_s:
+        raise click.BadParameter(f"{written!r}: must be more than 0 s and at most {longest_s / 3600:.0f}h")
+    return for_s
 
 
 @mesh.command()
@@ -120,13 +132,16 @@ def nodes(tailnet: bool, as_json: bool) -> None:
 
 @mesh.command()
 @click.argument("peer", type=address, metavar="HOST[:PORT]")
+@click.option(
+    "--invite", metavar="TOKEN", default="", help="Join its mesh: `mlx-stack mesh invite` there printed this."
+)
 @as_json
-def add(peer: str, as_json: bool) -> None:
+def add(peer: str, invite: str, as_json: bool) -> None:
     """Make a node known that mDNS cannot find.
 
     One on another subnet or a tailnet: the address you know it by, mac-mini-3.tailnet:4000.
     """
-    found = client().add(peer)
+    found = client().add(peer, invite)
     if as_json:
         render.show_json(found)
     else:
@@ -137,12 +152,75 @@ def add(peer: str, as_json: bool) -> None:
 @click.argument("name")
 @as_json
 def remove(name: str, as_json: bool) -> None:
-    """Forget a node, by its name or id."""
+    """Put a node out of the mesh, everywhere and for good, by its name or id.
+
+    Only `mlx-stack mesh accept` lets it back. One that waits is sent away.
+    """
     gone = client().remove(name)
     if as_json:
         render.show_json({"removed": gone})
     else:
-        click.echo(f"{gone} is forgotten")
+        click.echo(f"{gone} is out of the mesh; `mlx-stack mesh accept {gone}` lets it back")
+
+
+@mesh.command("open")
+@click.option("--for", "for_s", type=_window_time, metavar="T", help='Like "10m"; default: 30 minutes after each join.')
+@as_json
+def open_(for_s: float | None, as_json: bool) -> None:
+    """Let new nodes join by themselves for a while."""
+    found = client().open_window(for_s)
+    if as_json:
+        render.show_json(found)
+    else:
+        click.echo(f"New nodes on this network join by themselves for {render.duration(found['for_s'])}")
+
+
+@mesh.command()
+@as_json
+def close(as_json: bool) -> None:
+    """Let no new node join by itself any more.
+
+    One that asks is shown as waiting, with what to type.
+    """
+    found = client().close_window()
+    if as_json:
+        render.show_json(found)
+    else:
+        click.echo("New nodes wait until they are accepted")
+
+
+@mesh.command()
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.option("--check", metavar="NUMBER", default="", help="Only if this is its check number here.")
+@as_json
+def accept(names: tuple[str, ...], check: str, as_json: bool) -> None:
+    """Let in a node that waits, or confirm one that joined by itself.
+
+    Compare its check number with the one that `mlx-stack mesh status` shows there.
+    """
+    if check and len(names) > 1:
+        raise click.UsageError("--check is of one node")
+    daemon = client()
+    found = [daemon.accept(name, check) for name in names]
+    if as_json:
+        render.show_json({"accepted": found})
+    else:
+        for one in found:
+            click.echo(f"{one['name']} is {one['done']}")
+
+
+@mesh.command()
+@as_json
+def invite(as_json: bool) -> None:
+    """Print a token that lets one node in, once, within ten minutes."""
+    found = client().invite()
+    if as_json:
+        render.show_json(found)
+    else:
+        click.echo(f"On the new node, within {render.duration(found['for_s'])}:\n\n    {found['command']}\n")
+        click.echo(
+            "or, where it is not on this network: `mlx-stack mesh add HOST --invite TOKEN` with this Mac's address"
+        )
 
 
 @mesh.command()

@@ -18,6 +18,7 @@ from mesh.home import Home
 T = TypeVar("T")
 ANSWER_BYTES_MAX = 256 << 20  # 100,000 routes fit; more is not from our daemon
 TIMEOUT_S = 30.0
+JOIN_S = 90.0  # a join call, leaving the mesh before, links
 
 
 class MeshClientError(Exception):
@@ -99,9 +100,12 @@ class MeshClient:
     def mesh_status(self) -> answers.MeshStatus:
         return self._call("GET", "/v1/mesh/status", answers.MeshStatus)
 
-    def enable(self, *, priority: int | None = None, name: str | None = None) -> answers.MeshStatus:
-        """Returns when this node takes part; with another `name`, once it has left the mesh before."""
-        wanted = {"priority": priority, "name": name}
+    def enable(
+        self, *, priority: int | None = None, name: str | None = None, invite: str | None = None
+    ) -> answers.MeshStatus:
+        """Returns when this node takes part; with another `name`, once it has left the mesh before; with an `invite`,
+        once it is in the mesh of who made that."""
+        wanted = {"priority": priority, "name": name, "invite": invite}
         body = {field: value for field, value in wanted.items() if value is not None}
         return self._call("POST", "/v1/mesh/enable", answers.MeshStatus, body, timeout_s=None)
 
@@ -109,9 +113,26 @@ class MeshClient:
         """Returns when the node has drained and left."""
         return self._call("POST", "/v1/mesh/disable", answers.MeshStatus, {}, timeout_s=None)
 
-    def add(self, address: str) -> dict[str, Any]:
-        """Makes `host:port` a peer: {"name", "id", "state", "reason", "far", "via"}."""
-        return self._call("POST", "/v1/mesh/peers", dict[str, Any], {"address": address})
+    def add(self, address: str, invite: str = "") -> dict[str, Any]:
+        """Makes `host:port` a peer: {"name", "id", "state", "reason", "far", "via"}. With an `invite` that was made
+        there this node joins its mesh."""
+        body = {"address": address} | ({"invite": invite} if invite else {})
+        return self._call("POST", "/v1/mesh/peers", dict[str, Any], body, timeout_s=JOIN_S)
+
+    def open_window(self, for_s: float | None = None) -> dict[str, Any]:
+        """From now on nodes may join by themselves: {"open", "for_s", "mesh_id"}."""
+        return self._call("POST", "/v1/mesh/open", dict[str, Any], {} if for_s is None else {"for_s": for_s})
+
+    def close_window(self) -> dict[str, Any]:
+        return self._call("POST", "/v1/mesh/close", dict[str, Any], {})
+
+    def accept(self, name: str, check: str = "") -> dict[str, Any]:
+        """Lets in who waits, or confirms who joined by itself: {"name", "id", "done": "let in" or "confirmed"}."""
+        return self._call("POST", "/v1/mesh/accept", dict[str, Any], {"name": name, "check": check})
+
+    def invite(self) -> dict[str, Any]:
+        """A one-time token: {"token", "for_s", "command"}."""
+        return self._call("POST", "/v1/mesh/invite", dict[str, Any], {})
 
     def tailnet(self) -> tuple[answers.Running, ...]:
         """The machines of this machine's tailnet that run a node, asked now."""

@@ -12,22 +12,21 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from msgspec import to_builtins
 
 from mesh import config as configuration
+from mesh.checks import Token
 from mesh.config import ConfigError
+from mesh.control_trust import TrustControl
 from mesh.errors import MeshError
 from mesh.gather import Gatherer
-from mesh.lookup import bare_address
 from mesh.names import resolve
 from mesh.status import Json, mesh_json, model_details, node_json
 from mesh.store import route_json
 from node.types import NodeId
-from router.view import NodeState, NodeView
 
 if TYPE_CHECKING:
     from mesh.daemon import Daemon
     from mesh.overlay import Overlay
 
 JOINED_S = 2.0  # for an answer to say who coordinates; a node alone decides in half a second
-ADDED_S = 2.0  # for a peer that was added to be linked and heard before its state is told
 MESH_LOOK_EVERY_S = 0.02  # at what is awaited of others
 TOLD_TO_ALL = ("hold", "release")  # of what a drill asks
 FOLLOW_LOOK_S = 1.0  # who follows the routes of a node without any is looked for so often
@@ -44,6 +43,7 @@ class DaemonControl:
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
         self._gather = Gatherer(daemon)
+        self._trust = TrustControl(daemon, self._overlay, self._set_peers, self._until)
 
     # Looking
 
@@ -76,7 +76,7 @@ class DaemonControl:
         account = await self._gather.account()
         view, names = self._view_and_names()
         notes = [*filter(None, [d.mesh.renamed, d.mesh.fallen]), *(d.overlay.notes() if d.overlay else ())]
-        return mesh_json(view, names, account, notes)
+        return mesh_json(view, names, account, notes, checks=self._trust.checks(), window_s=self._trust.window_s())
 
     async def routes(self, last: int) -> Json:
         return await self._gather.routes(last)
@@ -119,13 +119,18 @@ class DaemonControl:
 
     # The mesh
 
-    async def enable(self, priority: int | None, name: str | None) -> Json:
+    async def enable(self, priority: int | None, name: str | None, invite: str = "") -> Json:
+        token = Token.parse(invite) if invite else None
         changes: dict[str, object] = {"mesh-enabled": True}
         if priority is not None:
             changes["mesh-priority"] = priority
         if name is not None:
             changes["mesh-name"] = name
-        return await self._set_mesh(changes)
+        found = await self._set_mesh(changes)
+        if token is None:
+            return found
+        await self._trust.use_invite(token)
+        return await self.mesh_status()
 
     async def disable(self) -> Json:
         return await self._set_mesh({"mesh-enabled": False})
@@ -152,22 +157,20 @@ class DaemonControl:
     def _write(self, changes: dict[str, object]) -> None:
         configuration.set_values(self._daemon.home, changes)
 
-    async def add_peer(self, address: str) -> Json:
-        address = bare_address(address)
-        peer = await self._overlay().static.add(address)
-        await self._set_peers([*self._daemon.config.mesh_peers, address])
+    async def add_peer(self, address: str, invite: str = "") -> Json:
+        return await self._trust.add_peer(address, invite)
 
-        def found() -> NodeView | None:
-            return self._daemon.membership.view().node(peer.id)
+    async def open_window(self, for_s: float | None) -> Json:
+        return await self._trust.open_window(for_s)
 
-        unsettled = (NodeState.WAITING, NodeState.SUSPECT)
-        await self._until(lambda: (node := found()) is not None and node.state not in unsettled, ADDED_S)
-        _, names = self._view_and_names()
-        node = found()
-        there = {"state": NodeState.WAITING.value, "reason": "", "far": peer.far, "via": peer.via}
-        if node is not None:
-            there = {"state": node.state.value, "reason": node.reason, "far": node.far, "via": node.via}
-        return {"name": names.get(peer.id, peer.name), "id": peer.id, **there}
+    async def close_window(self) -> Json:
+        return await self._trust.close_window()
+
+    async def accept(self, name: str, check: str = "") -> Json:
+        return await self._trust.accept(name, check)
+
+    async def invite(self) -> Json:
+        return await self._trust.invite()
 
     async def tailnet(self) -> Json:
         """Asked now, on request only: every machine there would see it."""
@@ -188,19 +191,7 @@ class DaemonControl:
         return self._daemon.overlay
 
     async def remove_node(self, name: str) -> Json:
-        d = self._daemon
-        node = resolve(d.membership.view(), name)
-        if node == d.id:
-            raise MeshError("self", "this is the node itself", hint="`mlx-stack mesh disable` leaves the mesh")
-        shown = d.membership.view().names()[node]
-        overlay = self._overlay()
-        found = d.membership.view().node(node)
-        assert found is not None
-        hosts = (found.report.name.lower(), *found.addresses)
-        others = overlay.static.others(node, {(host, found.report.port) for host in hosts})
-        overlay.remove(node)
-        await self._set_peers(others)
-        return {"removed": shown, "id": node}
+        return await self._trust.remove_node(name)
 
     async def _set_peers(self, addresses: list[str]) -> None:
         """`mesh-peers` outlives a change of address and a week of absence, which the cache of peers does not."""

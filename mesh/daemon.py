@@ -8,10 +8,12 @@ import os
 import random
 import secrets
 import signal
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import aiohttp
 from aiohttp import web
@@ -261,18 +263,25 @@ class Daemon:
             loop.add_signal_handler(number, on_signal)
 
     async def take_new_id(self) -> None:
-        """Call it between two stays in the mesh. What is open here goes on. A new id that cannot be kept on disk holds
-        until the next start, and is taken anew then."""
+        """A new id and key, let into the mesh by the ones before. Call it between two stays in the mesh. What is open
+        here goes on. What cannot be kept on disk holds until the next start, and is taken anew then."""
         try:
             identity = await asyncio.to_thread(identities.renew, self.home.root)
         except NodeError as error:
             self._note(error.message)
-            identity = identities.fresh(self.home.node)
+            identity = identities.fresh(Path(tempfile.mkdtemp(prefix="mlx-stack-")))  # TLS reads keys from files only
+            await asyncio.to_thread(identities.keep, identity)
         self.trust.renew(identity, self.config.node_name)
         self.id = identity.id
         report = self.report()
         self.membership.step(SelfChanged(report), clock.now())
         self.dispatch.rename(self.id, status_of(report), report.running)
+
+    def take_mesh_name(self, name: str) -> None:
+        """An invite led into a mesh of another name: a restart must find it again."""
+        if name != self.config.mesh_name:
+            configuration.set_values(self.home, {"mesh-name": name})
+            self.config = structs.replace(self.config, mesh_name=name)
 
     def _keys_changed(self, http: HttpClient) -> None:
         """Who was put out is asked nothing more, and what it was asked ends here."""

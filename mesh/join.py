@@ -58,7 +58,7 @@ class Joins:
     ) -> None:
         self._daemon, self._addresses, self._tailscale = daemon, addresses, tailscale
         self._tell, self._spread, self._looked = tell, spread, looked
-        self._settings = s = settings or JoinSettings()
+        self.settings = s = settings or JoinSettings()
         self._store = daemon.doors
         self._door: Door = daemon.doors.of(daemon.trust.mesh_id)
         rng = random.Random()  # noqa: S311 - spreads calls, keeps no secret
@@ -96,7 +96,7 @@ class Joins:
                     self._news.clear()
                     self.look()
                     left_s = self._door.left_s(clock.now())
-                    pause_s = min(self._settings.told_every_s, left_s + 0.05 if left_s else float("inf"))
+                    pause_s = min(self.settings.told_every_s, left_s + 0.05 if left_s else float("inf"))
                     with suppress(TimeoutError):
                         async with asyncio.timeout(pause_s):
                             await self._news.wait()
@@ -145,7 +145,7 @@ class Joins:
             self._driver.tell(home)
         if self._machine.settled and not self._store.settled:
             self._store.settled = self._door.changed = True
-        if self._door.changed or now >= self._said_at + self._settings.told_every_s:
+        if self._door.changed or now >= self._said_at + self.settings.told_every_s:
             if self._door.changed:
                 self._store.save()
             self._door.changed, self._said_at = False, now
@@ -306,7 +306,7 @@ class Joins:
 
     async def _answer(self, request: web.Request) -> web.Response:
         """One question of a stranger. What cannot be read is answered with nothing."""
-        s, length = self._settings, request.content_length
+        s, length = self.settings, request.content_length
         if length is None or length > s.body_bytes:
             raise web.HTTPRequestEntityTooLarge(max_size=s.body_bytes, actual_size=length or 0)
         if self._reading >= s.calls_max:
@@ -451,9 +451,9 @@ class Joins:
         self.look()
         return token
 
-    def accept(self, name: str) -> tuple[NodeId, str, str]:
+    def accept(self, name: str, check: str = "") -> tuple[NodeId, str, str]:
         """`mesh accept`: lets in who waits, or acknowledges who came by itself: its id, its name, and which of the two
-        ("let in", "confirmed"). Raises MeshError."""
+        ("let in", "confirmed"). With `check` only if that is its number. Raises MeshError."""
         d, now = self._daemon, clock.now()
         if not d.trust.belongs:
             raise MeshError("not_a_member", "this node is no member of the mesh itself", status=409,
@@ -467,6 +467,11 @@ class Joins:
             why = f"{known[0]} is a member, and confirmed" if known else f"no node '{name}' asks to be let in"
             raise MeshError("nobody_waits", f"{why}; waiting or new: {there}", status=404,
                             hint="a node asks by itself, within a minute of its start or of a change")  # fmt: skip
+        if check and self.checks().get(node) != check:
+            why = (
+                f"{name} shows the check number {self.checks().get(node)} here, not {check}: somebody may be in between"
+            )
+            raise MeshError("other_number", why, hint=f"`mlx-stack mesh remove {name}`, then look again", status=409)
         if node in waiting:
             waiter = next(w for w in self._door.waiting(now) if w.node == node)
             d.trust.admit(node, waiter.name, waiter.cert, again=True)
@@ -480,6 +485,10 @@ class Joins:
             done = "confirmed"
         self.look()
         return node, waiting.get(node) or new[node], done
+
+    def waits_for(self, node: NodeId) -> bool:
+        """This node waits to be let in by that one."""
+        return self._machine.waits is not None and self._machine.waits.node == node
 
     def forget(self, node: NodeId) -> bool:
         """`mesh remove`: it is new here no more, and does not wait. False: it did neither."""

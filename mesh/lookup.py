@@ -85,9 +85,9 @@ class Lookup:
         self._addresses, self._tailscale = addresses or Addresses(), tailscale or Tailscale()
         self._settings = settings or PeersSettings()
 
-    async def node(self, text: str) -> PeerSeen:
+    async def node(self, text: str, *, any_mesh: bool = False) -> PeerSeen:
         """The node at this edge address, whose peer port answers too. One of another protocol is returned as well:
-        membership shows it as incompatible.
+        membership shows it as incompatible. `any_mesh`: an invite leads into a mesh of another name, too.
 
         Raises MeshError: bad_address, cannot_resolve, ambiguous_address, ambiguous_machine, refused, unreachable,
         not_a_node, self, other_mesh, peer_port_unreachable, and those of Tailscale.
@@ -99,7 +99,7 @@ class Lookup:
             self._on_self(there.addresses, known.peer_port)
             hint = "give the address of another; a Mac with a copy of this disk takes an id of its own by itself"
             raise MeshError("self", f"{where} is this node itself", hint=hint, status=409)
-        if known.mesh != self._mesh:
+        if known.mesh != self._mesh and not any_mesh:
             raise MeshError(
                 "other_mesh", f"{known.name} at {where} belongs to mesh '{known.mesh}', this node to '{self._mesh}'",
                 hint=f"give both the same `mesh-name`: `mlx-stack mesh enable --name {known.mesh}` here joins it",

@@ -108,7 +108,7 @@ class Overlay:
             failed=self._failed,
         )
         self._tailscale = Tailscale()
-        self._joins = Joins(
+        self.joins = Joins(
             daemon,
             self._addresses,
             self._tailscale,
@@ -123,7 +123,7 @@ class Overlay:
             election=self._election,
             discovery=self._discovery,
             title=self._title,
-            stance=lambda: self._joins.stance,
+            stance=lambda: self.joins.stance,
         )
         self._spreading = Spreading(
             daemon.trust,
@@ -134,7 +134,7 @@ class Overlay:
             daemon,
             self._addresses,
             spreading=self._spreading,
-            joins=lambda: self._joins,
+            joins=lambda: self.joins,
             tell=self._tell,
             coordinator=lambda: self._election.coordinator,
             renewed=self._tell_ruled,
@@ -178,7 +178,7 @@ class Overlay:
             clones=self._clones,
             static=self.static,
             noise=self._noise,
-            joins=self._joins,
+            joins=self.joins,
         )
 
     # Its life
@@ -187,7 +187,7 @@ class Overlay:
         """Takes the peer port, TCP and UDP. Raises MeshError, with nothing left open."""
         d = self._daemon
         app = web.Application(middlewares=guards(self._config.bind))
-        app.add_routes([*self._links.routes(), *Gatherer(d).routes_defs(), *self._joins.routes()])
+        app.add_routes([*self._links.routes(), *Gatherer(d).routes_defs(), *self.joins.routes()])
         door = serve.Door(d.host, lambda: d.mesh.leaving, self._callers)
         hosts = listening(self._config.bind)
         sockets = await tcp_sockets(self._config.peer_port, hosts, d.probe.port_holder)
@@ -204,7 +204,7 @@ class Overlay:
 
     async def run(self) -> None:
         """Until cancelled, or something here fails."""
-        self._joins.members_changed()
+        self.joins.members_changed()
         for peer in self._daemon.peers.peers():
             self._tell(events.Seen(peer))
         self._election.tell(Tick())
@@ -215,7 +215,7 @@ class Overlay:
             group.create_task(self._gossip())
             group.create_task(self.static.run())
             group.create_task(self._title.run())
-            group.create_task(self._joins.run())
+            group.create_task(self.joins.run())
             await self._fault
 
     async def leave(self, why: str) -> None:
@@ -231,7 +231,7 @@ class Overlay:
                     await self._discovery.close(successor=len(self._membership.alive()) > 0)
         finally:
             self._unwatch()
-            self._joins.close()
+            self.joins.close()
             self._election.close()
             self._title.close()
             self._members.close()
@@ -244,7 +244,7 @@ class Overlay:
         """As if this process had died, for a drill: every connection with others is cut, the port closed, and nothing
         is said any more, no goodbye either. Returns when nothing is left open."""
         self._unwatch()
-        self._joins.close()
+        self.joins.close()
         self._daemon.sockets.end_from(())
         self._server.end_at(())
         self._heartbeats.close()
@@ -365,7 +365,7 @@ class Overlay:
     def _rule_title(self) -> None:
         """Alone at last, a node does not take the name from those who stay; nor does it while it looks around."""
         if not self._election.left:
-            ruled, settled = self._election.ruled, self._joins.settled
+            ruled, settled = self._election.ruled, self.joins.settled
             self._title.rule(ruled.role if settled else Role.FOLLOWER, self._election.coordinator if settled else None)
 
     def _looked(self) -> None:
@@ -392,7 +392,7 @@ class Overlay:
         self._server.members_changed()
         for node in change.gone:
             self._callers.leave(node)
-        self._joins.members_changed()
+        self.joins.members_changed()
 
     def _admit_datagrams(self) -> None:
         members = self._daemon.trust.members
@@ -401,11 +401,11 @@ class Overlay:
     # What comes in
 
     def _found(self, peer: PeerSeen) -> None:
-        self._joins.seen(peer)
+        self.joins.seen(peer)
         self._tell(events.Seen(peer))
 
     def _found_by_address(self, peer: PeerSeen, by_hand: bool) -> None:
-        self._joins.seen(peer, by_hand=True)
+        self.joins.seen(peer, by_hand=True)
         self._tell(events.Added(peer) if by_hand else events.Seen(peer))
 
     def _heard(self, address: str) -> None:
@@ -427,7 +427,7 @@ class Overlay:
             self._links.send(event.hello.id, State(self._daemon.report()))
             self._links.send(event.hello.id, Gossip(self._membership.gossip()))
             self._spreading.met(event.hello.id)
-            self._links.send(event.hello.id, self._joins.frame())
+            self._links.send(event.hello.id, self.joins.frame())
             self._dispatch.link_up(event.hello.id)
         elif isinstance(event, events.LinkClosed):
             self._dispatch.link_lost(event.node)
@@ -482,7 +482,9 @@ class Overlay:
         self._daemon.peers.save(m.to_keep(), m.alive())
 
     def remove(self, node: NodeId) -> None:
-        """`mesh remove`: it is told, forgotten, and stays away until it is added again."""
+        """`mesh remove`: it belongs no more, here and everywhere, and is forgotten. Raises MeshError."""
+        if node in self._daemon.trust.members:
+            self._daemon.trust.remove(node)
         self._tell(events.Removed(node))
 
     # Small things

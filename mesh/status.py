@@ -7,6 +7,7 @@ granted to one node, where it counts as that node's `queue_depth` (reserved, or 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -59,8 +60,11 @@ def node_json(
     name: str,
     account: NodeAccount | None,
     model: Callable[[ModelReport], Json] = model_json,
+    *,
+    check: str | None = None,
 ) -> Json:
-    """NODE of DESIGN section 4. `account` None: nobody counts for this node now, so its own count stands."""
+    """NODE of DESIGN section 4. `account` None: nobody counts for this node now, so its own count stands. `check`: the
+    number to compare before it is accepted."""
     report = node.report
     if account is None:
         account = NodeAccount(sum(m.queue_depth for m in report.models), sum(m.in_flight for m in report.models))
@@ -69,6 +73,7 @@ def node_json(
         "id": report.id,
         "state": node.state.value,
         "reason": node.reason,
+        "check": check,
         "coordinator": report.id == view.coordinator,
         "far": node.far,
         "priority": report.priority,
@@ -94,8 +99,17 @@ def node_json(
     }
 
 
-def mesh_json(view: View, names: Mapping[NodeId, str], account: Account, extra_notes: Sequence[str] = ()) -> Json:
-    """The whole of `mesh status --json`. `names` as people know the nodes; `notes` say what a person should know."""
+def mesh_json(
+    view: View,
+    names: Mapping[NodeId, str],
+    account: Account,
+    extra_notes: Sequence[str] = (),
+    *,
+    checks: Mapping[NodeId, str] = MappingProxyType({}),
+    window_s: float = 0.0,
+) -> Json:
+    """The whole of `mesh status --json`. `names` as people know the nodes; `notes` say what a person should know;
+    `checks` are the numbers of who is not accepted yet; `window_s`: for how long nodes may join by themselves."""
     return {
         "mesh": {
             "name": view.mesh_name,
@@ -107,10 +121,17 @@ def mesh_json(view: View, names: Mapping[NodeId, str], account: Account, extra_n
             "alone": view.alone,
             "queue_depth": account.queue_depth,
             "in_flight": account.total - account.queue_depth,
+            "window_s": window_s,
         },
         "self": names[view.self_id],
         "nodes": [
-            node_json(n, view, names[n.report.id], account.nodes.get(n.report.id, NodeAccount()))
+            node_json(
+                n,
+                view,
+                names[n.report.id],
+                account.nodes.get(n.report.id, NodeAccount()),
+                check=checks.get(n.report.id),
+            )
             for n in sorted(view.nodes, key=lambda n: (names[n.report.id], n.report.id))
         ],
         "notes": [*extra_notes, *differing_names(view)],

@@ -160,6 +160,7 @@ class MeshSwitch:
             try:
                 await self._leave(LEAVE_GRACE_S)
                 d.trust.adopt(way.records, way.mesh)
+                d.take_mesh_name(d.trust.mesh_name)
                 d.doors.adopt(way.mesh, way.doors, way.node, d.trust.members.keys())
                 await self._join()
             except Exception as e:  # noqa: BLE001 - as in _keep
