@@ -24,6 +24,7 @@ from mesh.admin import admin_app
 from mesh.awake import Awake
 from mesh.chores import Stamps, rotate_logs, watch_files
 from mesh.config import Config
+from mesh.config_keys import KEYS
 from mesh.control import DaemonControl
 from mesh.draining import Draining
 from mesh.drilling import Drilling
@@ -331,7 +332,7 @@ class Daemon:
     def in_effect(self, config: Config) -> Config:
         """`config`, but what only a start changes stays as it is: peers and people are told the ports that are open.
         The peer port opens with the mesh, so it counts from the next `mesh enable` on."""
-        kept = [k for k in configuration.KEYS if k.applies != "at once" and (k.name != "peer-port" or self.overlay)]
+        kept = [k for k in KEYS if k.applies != "at once" and (k.name != "peer-port" or self.overlay)]
         return structs.replace(config, **{k.field: self.config.value(k) for k in kept})
 
     async def until(self, holds: Callable[[], bool], limit_s: float) -> bool:
@@ -358,9 +359,9 @@ class Daemon:
         """Reads config.yaml and the stack file again and carries out what can change while running. Returns the names
         of what changed. Raises ConfigError; then nothing has changed."""
         config = configuration.load(self.home)
-        changed = [k.name for k in configuration.KEYS if config.value(k) != self.config.value(k)]
+        changed = [k.name for k in KEYS if config.value(k) != self.config.value(k)]
         specs = self._read_stack(self.in_effect(config))
-        later = [k.name for k in configuration.KEYS if k.name in changed and k.applies != "at once"]
+        later = [k.name for k in KEYS if k.name in changed and k.applies != "at once"]
         if later:
             self._note(f"takes effect at the next start: {', '.join(later)}")
         self.host.retune(node_settings(config))

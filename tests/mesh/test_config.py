@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from mesh import config, values
-from mesh.config import KEYS, ConfigError
+from mesh.config import ConfigError
+from mesh.config_keys import KEYS
 from mesh.home import Home
 
 DOCS = Path(__file__).parents[2] / "docs"
