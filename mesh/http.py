@@ -7,9 +7,10 @@ import errno
 import ipaddress
 import os
 import socket
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from aiohttp import web
 from aiohttp.typedefs import Middleware
@@ -20,7 +21,6 @@ from mesh.errors import MeshError
 from mesh.settings import ServerSettings
 from node.io.front import Application, Front, Fronts
 from node.io.probe import Holder
-from node.settings import FrontSettings
 
 _SHARED = ipaddress.ip_network("100.64.0.0/10")  # RFC 6598; Tailscale's addresses
 BACKLOG = 1024
@@ -100,7 +100,7 @@ class Server:
 
     `raw` takes what it carries before the application sees it; other connections are handed over, and end with the
     answer to what made them so: the next request may be `raw`'s. `guarded`: what arrives at a public address is all the
-    application's, which has `guards`.
+    application's, which has `guards`. `limited` hears the name of each limit that ends a connection.
     """
 
     def __init__(
@@ -111,8 +111,10 @@ class Server:
         settings: ServerSettings | None = None,
         raw: Application | None = None,
         guarded: bool = False,
+        limited: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._settings = settings or ServerSettings()
+        self._limited = limited
         self._runner = web.AppRunner(
             app,
             handler_cancellation=cancels,
@@ -126,12 +128,13 @@ class Server:
             self._fronts = Fronts(
                 raw,
                 self._framework,
-                settings=FrontSettings(),
+                settings=self._settings.front,
                 carries_at=is_local if guarded else lambda _: True,
+                limited=limited,
             )
         self._listening: list[asyncio.Server] = []  # of `raw`
         self._spoke: set[RequestHandler] = set()  # connections that have made a request
-        self._silent: dict[RequestHandler | Front, float] = {}  # those that have not, and since when
+        self._silent: dict[RequestHandler, float] = {}  # those that have not, and since when: oldest first
         self._timer: asyncio.TimerHandle | None = None
         self.silent_closed = 0
 
@@ -208,7 +211,8 @@ class Server:
     async def _noted(
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
-        self._spoke.add(request.protocol)
+        if self._fronts is None:
+            self._spoke.add(request.protocol)
         try:
             response = await handler(request)
         except web.HTTPException as refused:
@@ -226,15 +230,25 @@ class Server:
         now = loop.time()
         if self._fronts is not None:
             self._fronts.look(now, s.keepalive_s)
-        open_now = self._open()
-        self._spoke.intersection_update(open_now)
-        self._silent = {c: self._silent.get(c, now) for c in open_now if not self._has_spoken(c)}
-        oldest_first = sorted(self._silent.items(), key=lambda item: item[1])
-        for i, (connection, since) in enumerate(oldest_first):
-            if now - since >= s.silent_s or i < len(oldest_first) - s.silent_max:
-                connection.force_close()
-                self.silent_closed += 1
+            self._close_silent(self._fronts.entrance.silent, now)
+        else:  # What a front hands over is a request already.
+            open_now = set(self._runner.server.connections if self._runner.server is not None else ())
+            self._spoke &= open_now
+            self._silent = {c: since for c, since in self._silent.items() if c in open_now and c not in self._spoke}
+            self._silent |= {c: now for c in open_now if c not in self._spoke and c not in self._silent}
+            self._close_silent(self._silent, now)
         self._timer = loop.call_later(s.look_every_s, self._look)
 
-    def _has_spoken(self, connection: RequestHandler | Front) -> bool:
-        return connection.spoke if isinstance(connection, Front) else connection in self._spoke
+    def _close_silent(self, silent: Mapping[Any, float], now: float) -> None:
+        """Those that have asked for nothing for too long, and the oldest of too many. `silent`: oldest first."""
+        s, too_many = self._settings, len(silent) - self._settings.silent_max
+        closing = []
+        for number, (connection, since) in enumerate(silent.items()):
+            if now - since < (s.silent_least_s if number < too_many else s.silent_s):
+                break
+            closing.append(connection)
+        for connection in closing:
+            connection.force_close()
+            self.silent_closed += 1
+            if self._fronts is None:
+                self._limited("silent")

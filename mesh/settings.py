@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from msgspec import Struct
 
+from node.settings import FrontSettings
+
 DRAIN_MAX_S = 366 * 86400.0  # `mesh drain --for`: a time no timer takes is no time
 DRILL_AWAY_MAX_S = 30.0  # no drill keeps a node out of the mesh for longer, whoever asks
 
@@ -109,7 +111,8 @@ class ServerSettings(Struct, frozen=True, kw_only=True):
 
     look_every_s: float = 1.0
     silent_s: float = 10.0  # a connection that has not made a request by then is closed
-    silent_max: int = 256  # more of them: the oldest go at once
+    silent_max: int = 256  # more of them: the oldest go sooner,
+    silent_least_s: float = 1.0  # but not before so long: a busy moment has many that are about to ask
     keepalive_s: float = 75.0  # between two requests
     stop_s: float = 5.0  # for what is answered to end, once the server was told to
 
@@ -119,6 +122,7 @@ class HeartbeatSettings(Struct, frozen=True, kw_only=True):
 
     answered_s: float = 2.0  # an address that spoke so recently is the only one used
     unmet_s: float = 10.0  # who was neither heard nor linked in so long may be nobody:
+    front: FrontSettings = FrontSettings()
     unmet_every_s: float = 1.0  # it is spoken to so often only, until it is met
     buffer_bytes: int = 256 << 10  # waiting in the socket's transport; more is dropped: a late heartbeat is worthless
     addresses_max: int = 16

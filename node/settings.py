@@ -99,6 +99,26 @@ class HttpSettings(Struct, frozen=True, kw_only=True):
         assert self.chunk_line_bytes >= 16
 
 
+class CrowdSettings(Struct, frozen=True, kw_only=True):
+    """How many of something may be here at a time. mesh/limits.py fits `all_max` to the file descriptors there are."""
+
+    all_max: int = 8192
+    address_max: int = 512  # of one address, where it is not
+    loopback_max: int = 4096  # this machine
+    few: int = 16  # who holds so many, or more, finds it full earlier:
+    few_part: float = 0.25  # this part of all places is for others
+
+    @property
+    def kept(self) -> int:
+        """Places for those who hold few."""
+        return int(self.all_max * self.few_part)
+
+    def __post_init__(self) -> None:
+        assert self.all_max >= 1
+        assert min(self.address_max, self.loopback_max, self.few) >= 1
+        assert 0 <= self.few_part < 1
+
+
 class FrontSettings(Struct, frozen=True, kw_only=True):
     """Bounds of one connection of our HTTP server, as far as it reads requests itself. Times in seconds, sizes in
     bytes, and in brackets what a client hears."""
@@ -110,7 +130,11 @@ class FrontSettings(Struct, frozen=True, kw_only=True):
     framing_bytes: int = 4 * 2**20  # such lines of one body, and what follows the last chunk (400)
     ahead_bytes: int = 64 * 1024  # sent before the last answer was out; then the connection is not read
     linger_s: float = 5.0  # what a refused client still sends is thrown away so long, so that it can read why
-    untaken_s: float = 60.0  # a client that takes nothing of an answer for so long, once all of it is said, is cut off
+    untaken_s: float = 60.0  # a client that takes nothing of what waits for it for so long is cut off
+    head_s: float = 10.0  # from the first byte of a next request to the last of its head (408)
+    crowd: CrowdSettings = CrowdSettings()  # connections; past it a quiet one makes way, or the new one is refused
+    refused_s: float = 1.0  # (429, 503): what it still sends is thrown away so long, so that it can read why,
+    refused_max: int = 64  # of so many at a time; more are closed at once
 
     def __post_init__(self) -> None:
         assert 0 < self.target_bytes < self.head_bytes

@@ -13,7 +13,13 @@ from node.http_request import Fault
 from router.errors import STATUS, ErrorCode, Refusal
 
 _JSON = {"content-type": "application/json"}
+AGAIN_S = 2.0  # told to a client that could not even connect: some of the others will have gone by then
 
+_FAULTS = {
+    **dict.fromkeys((413, 414, 431), ErrorCode.REQUEST_TOO_LARGE),
+    429: ErrorCode.RATE_LIMITED,
+    503: ErrorCode.MESH_SATURATED,
+}
 
 def body(refusal: Refusal) -> bytes:
     """`{"error": {"message", "type", "param", "code"}}`."""
@@ -46,8 +52,10 @@ def wrong_method(message: str, allowed: str) -> Answer:
 
 
 def malformed(fault: Fault) -> Answer:
-    """What came is no request that can be understood in one way only."""
-    code = ErrorCode.REQUEST_TOO_LARGE if fault.status in (413, 414, 431) else ErrorCode.INVALID_REQUEST
+    """What came is no request that can be understood in one way only, or one too many."""
+    code = _FAULTS.get(fault.status, ErrorCode.INVALID_REQUEST)
+    if fault.status in (429, 503):
+        return refused(Refusal(code, fault.message), {}, retry_after_s=AGAIN_S)
     return Answer(fault.status, _JSON, _body(fault.message, _kind(fault.status), None, code.value))
 
 
