@@ -232,8 +232,8 @@ class Server:
             self._fronts.look(now, s.keepalive_s)
             self._close_silent(self._fronts.entrance.silent, now)
         else:  # What a front hands over is a request already.
-            open_now = set(self._runner.server.connections if self._runner.server is not None else ())
-            self._spoke &= open_now
+            open_now = dict.fromkeys(self._runner.server.connections if self._runner.server is not None else ())
+            self._spoke.intersection_update(open_now)
             self._silent = {c: since for c, since in self._silent.items() if c in open_now and c not in self._spoke}
             self._silent |= {c: now for c in open_now if c not in self._spoke and c not in self._silent}
             self._close_silent(self._silent, now)
