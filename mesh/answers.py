@@ -196,6 +196,7 @@ class Route(Struct, frozen=True, kw_only=True):
     decision: Decision | None = None
     resumable: bool = True
     lost: str | None = None
+    key: str | None = None  # the name of its client's
 
 
 class DrillAnswer(Struct, frozen=True, kw_only=True):

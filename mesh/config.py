@@ -44,6 +44,8 @@ class Config(Struct, frozen=True, kw_only=True):
     mesh_name: str
     mesh_priority: int
     mesh_peers: tuple[str, ...]
+    allowed_hosts: tuple[str, ...]
+    cors_origins: tuple[str, ...]
     memory_budget: int | None
     request_timeout: float
     request_gap: float

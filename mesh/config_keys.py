@@ -80,6 +80,18 @@ KEYS: tuple[Key, ...] = (
     ),
     Key(name="mesh-peers", read=values.hosts, default=(), what="nodes mDNS cannot find, HOST[:PORT]"),
     Key(
+        name="allowed-hosts",
+        read=values.host_names,
+        default=(),
+        what="further names clients may reach this node by: NAME, *.DOMAIN, or * for any",
+    ),
+    Key(
+        name="cors-origins",
+        read=values.origins,
+        default=(),
+        what="browser pages that may ask: SCHEME://HOST[:PORT], * for any part or for all, null",
+    ),
+    Key(
         name="memory-budget",
         read=values.size,
         default=None,

@@ -19,6 +19,7 @@ from msgspec import structs
 
 from mesh import clock, stack
 from mesh import config as configuration
+from mesh.access import Access
 from mesh.addresses import listening
 from mesh.admin import admin_app
 from mesh.awake import Awake
@@ -33,6 +34,7 @@ from mesh.events import SelfChanged
 from mesh.gauges import gauges_of
 from mesh.home import Home
 from mesh.http import Server, guards, tcp_sockets
+from mesh.keyring import KeyRing
 from mesh.late import LateWriter
 from mesh.log import DaemonLog, event, utc
 from mesh.membership import Membership
@@ -45,7 +47,7 @@ from mesh.presence import mesh_id
 from mesh.settings import PublishSettings
 from mesh.store import RouteStore
 from mesh.switch import MeshSwitch
-from mesh.wire import PROTOCOL
+from mesh.wire import PROTOCOL, KeysFrame
 from node.errors import NodeError
 from node.io.command import CommandEngine
 from node.io.engine import ModelSpec
@@ -126,6 +128,8 @@ class Daemon:
         self.files = LateWriter(self._note)
         self.draining = Draining(home.node / "drain.json", self.host, tell=self._note, write=self.files.write)
         self.peers = PeerStore(home.mesh, self._note, self.files.write)
+        self.keys = KeyRing(home.mesh, tell=self._note, write=self.files.write, spread=self._tell_keys)
+        self.access = Access(self.keys, count=self.metrics.turned_away)
         self.membership = Membership(
             self.report(),
             mesh_name=config.mesh_name,
@@ -139,6 +143,7 @@ class Daemon:
             send=self._send,
             lives=lambda node: self.overlay is not None and self.overlay.vouched(node),
         )
+        self.access.look(config, self.membership.view().mesh_id)
         self.drilling = Drilling(self)
         self.control = DaemonControl(self)
         self.elections = 0
@@ -173,8 +178,10 @@ class Daemon:
                 report=self.observer.report,
                 count_bytes=self.metrics.count_bytes,
                 metrics=self.metrics.text,
+                guard=self.access.guard,
+                turned_away=self.access.turned_away,
             )
-            edge_app = web.Application(middlewares=guards(self.config.bind))
+            edge_app = web.Application(middlewares=[*guards(self.config.bind), self.edge.middleware()])
             edge_app.add_routes(self.edge.routes())
             self._servers = {
                 "edge": Server(edge_app, raw=self.edge, guarded=not self.config.bind),
@@ -301,6 +308,7 @@ class Daemon:
     def publish(self) -> NodeReport:
         """Tells membership, the scheduler here and every peer what this node is now."""
         report = self.report()
+        self.access.look(self.config, self.membership.view().mesh_id)
         self.membership.step(SelfChanged(report), clock.now())
         self.dispatch.node_changed(status_of(report))
         self.dispatch.node_running(self.id, report.running)
@@ -328,6 +336,10 @@ class Daemon:
 
     def _send(self, node: NodeId, frame: EdgeFrame | CoordinatorFrame) -> bool:
         return self.overlay is not None and self.overlay.send(node, frame)
+
+    def _tell_keys(self, frame: KeysFrame) -> None:
+        if self.overlay is not None:
+            self.overlay.tell_keys(frame)
 
     def in_effect(self, config: Config) -> Config:
         """`config`, but what only a start changes stays as it is: peers and people are told the ports that are open.

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from mesh.addresses import Addresses
 from mesh.events import Event, Reported, Seen
 from mesh.settings import MembershipSettings
-from mesh.wire import AccountFrame, Bye, Drain, Drill, Drilled, Frame, Gossip, Hello, PeerSeen, State
+from mesh.wire import AccountFrame, Bye, Drain, Drill, Drilled, Frame, Gossip, Hello, KeysFrame, PeerSeen, State
 from node.types import NodeId, NodeReport, status_of
 from router.account import Account
 from router.frames import CoordinatorFrame, EdgeFrame
@@ -48,6 +48,8 @@ class Inbox:
                     self.last_account = account
             case Gossip(peers):
                 self._gossip(node, peers)
+            case KeysFrame():
+                self._daemon.keys.take(frame)
             case Drain(on, for_s, now):
                 self._daemon.control.drain_here(on, for_s, now)
             case Drill() | Drilled():

@@ -30,7 +30,7 @@ class ClientKey(Struct, frozen=True, kw_only=True):
     """One key, as nodes tell each other and keep it. `revoked` is when it was: that never becomes None again."""
 
     id: Annotated[str, Meta(pattern=f"^[0-9a-f]{{{_ID}}}$")]
-    name: Annotated[str, Meta(min_length=1, max_length=63)]
+    name: Annotated[str, Meta(max_length=63)]
     digest: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
     made: Seconds
     revoked: Seconds | None = None

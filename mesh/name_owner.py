@@ -21,6 +21,11 @@ def hosts_of(mesh: str) -> tuple[str, ...]:
     return (f"{label or 'mlx-mesh-' + hashlib.blake2b(mesh.encode(), digest_size=2).hexdigest()}.local.",)
 
 
+def fallback_of(mesh_id: str) -> str:
+    """The name of a mesh whose usual ones belong to another mesh here."""
+    return f"mlx-mesh-{mesh_id[:4]}.local."
+
+
 def published(addresses: Iterable[str]) -> tuple[str, ...]:
     """What stands behind a name: resolvers hand out one address, so only those every client can use. IPv4 if any."""
     ips = [ipaddress.ip_address(a.partition("%")[0]) for a in addresses]

@@ -35,7 +35,7 @@ from mesh.presence import Presence, mesh_id
 from mesh.settings import DiscoverySettings
 from mesh.static import StaticPeers
 from mesh.title import Title
-from mesh.wire import AccountFrame, Drain, Drill, Drilled, Frame, Gossip, State
+from mesh.wire import AccountFrame, Drain, Drill, Drilled, Frame, Gossip, KeysFrame, State
 from node.io import serve
 from node.types import NodeId, NodeReport, status_of
 from router.account import Account
@@ -345,6 +345,8 @@ class Overlay:
             self._heartbeats.met(event.hello.id)
             self._links.send(event.hello.id, State(self._daemon.report()))
             self._links.send(event.hello.id, Gossip(self._membership.gossip()))
+            if (keys := self._daemon.keys.frame) is not None:
+                self._links.send(event.hello.id, keys)
             self._dispatch.link_up(event.hello.id)
         elif isinstance(event, events.LinkClosed):
             self._dispatch.link_lost(event.node)
@@ -372,6 +374,10 @@ class Overlay:
             self._links.send_all(AccountFrame(self._daemon.dispatch.account()))
         self._discovery.update(self._presence.advert())
         self._title.look()
+
+    def tell_keys(self, frame: KeysFrame) -> None:
+        """The keys of clients have changed here."""
+        self._links.send_all(frame)
 
     @property
     def last_account(self) -> Account | None:

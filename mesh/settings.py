@@ -106,6 +106,13 @@ class NoiseSettings(Struct, frozen=True, kw_only=True):
     shown_max: int = 3
 
 
+class AccessSettings(Struct, frozen=True, kw_only=True):
+    """What the log says of clients that were turned away. Seconds."""
+
+    say_every_s: float = 3600.0  # of one client and one reason
+    clients_max: int = 64  # remembered
+
+
 class ServerSettings(Struct, frozen=True, kw_only=True):
     """TCP connections to one of our ports. Seconds."""
 
@@ -115,6 +122,7 @@ class ServerSettings(Struct, frozen=True, kw_only=True):
     silent_least_s: float = 1.0  # but not before so long: a busy moment has many that are about to ask
     keepalive_s: float = 75.0  # between two requests
     stop_s: float = 5.0  # for what is answered to end, once the server was told to
+    front: FrontSettings = FrontSettings()
 
 
 class HeartbeatSettings(Struct, frozen=True, kw_only=True):
@@ -122,7 +130,6 @@ class HeartbeatSettings(Struct, frozen=True, kw_only=True):
 
     answered_s: float = 2.0  # an address that spoke so recently is the only one used
     unmet_s: float = 10.0  # who was neither heard nor linked in so long may be nobody:
-    front: FrontSettings = FrontSettings()
     unmet_every_s: float = 1.0  # it is spoken to so often only, until it is met
     buffer_bytes: int = 256 << 10  # waiting in the socket's transport; more is dropped: a late heartbeat is worthless
     addresses_max: int = 16

@@ -12,7 +12,7 @@ from mesh import clock, gateway, name_events
 from mesh.addresses import Addresses
 from mesh.driver import Driver
 from mesh.log import event as log_event
-from mesh.name_owner import NameOwner, hosts_of, published
+from mesh.name_owner import NameOwner, fallback_of, hosts_of, published
 from mesh.name_rules import NameRules
 from mesh.settings import NameSettings
 from node.types import NodeId
@@ -40,7 +40,7 @@ class Title:
         self._owner, self._addresses, self._view, self._changed = owner, addresses, view, changed
         self._settings = settings or NameSettings()
         mesh = view()
-        self._hosts, fallback = hosts_of(mesh.mesh_name), f"mlx-mesh-{mesh.mesh_id[:4]}.local."
+        self._hosts, fallback = hosts_of(mesh.mesh_name), fallback_of(mesh.mesh_id)
         self._rules = NameRules(mesh.self_id, self._hosts, fallback, self._settings, clock.now())
         self._held: tuple[str, ...] = ()  # as it was told last
         self._driver: Driver[name_events.Event, name_events.Effect] = Driver(

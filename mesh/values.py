@@ -111,6 +111,30 @@ def hosts(value: object) -> tuple[str, ...]:
     return result
 
 
+_HOST_NAME = re.compile(r"(?:\*\.)?[a-z0-9_-]+(?:\.[a-z0-9_-]+)*\.?|\*", re.IGNORECASE)
+_ORIGIN = re.compile(r"[a-z*][a-z0-9+.*-]*://[^\s/?#@,]+/?|\*|null", re.IGNORECASE)
+
+
+def host_names(value: object) -> tuple[str, ...]:
+    """A list of names of this machine, without port: NAME, *.DOMAIN, or * for any."""
+    return _each(value, _HOST_NAME, 'a list of names like "llm.example.com" or "*.example.com", or "*" for any')
+
+
+def origins(value: object) -> tuple[str, ...]:
+    """A list of what browsers send as Origin, where * stands for any part."""
+    return _each(value, _ORIGIN, 'a list of origins like "https://chat.example.com" or "http://localhost:*", or "*"')
+
+
+def _each(value: object, form: re.Pattern[str], wanted: str) -> tuple[str, ...]:
+    try:
+        result = texts(value)
+    except ValueError:
+        result = ("",)
+    if not all(form.fullmatch(one) for one in result):
+        raise ValueError(wanted)
+    return result
+
+
 def host_port(written: str, port: int = 4000) -> tuple[str, int]:
     """The two parts of HOST[:PORT]; `port` when none is written. Raises ValueError."""
     wanted = "HOST or HOST:PORT"

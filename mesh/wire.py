@@ -15,6 +15,7 @@ from msgspec import Meta, Raw, Struct
 from election.messages import Kind as MessageKind
 from election.messages import Message
 from mesh.errors import MeshError
+from mesh.keys import KEYS_MAX, ClientKey, Generation
 from mesh.settings import DRAIN_MAX_S, DRILL_AWAY_MAX_S
 from node.types import NodeId, NodeReport, Port
 from router.account import Account
@@ -120,6 +121,13 @@ class Gossip(Struct, frozen=True, tag="gossip"):
     peers: tuple[PeerSeen, ...]
 
 
+class KeysFrame(Struct, frozen=True, tag="keys"):
+    """All keys of clients that the sender knows of, hashed, revoked ones too: when a link is up, and on each change."""
+
+    generation: Generation
+    keys: Annotated[tuple[ClientKey, ...], Meta(max_length=KEYS_MAX)] = ()
+
+
 class Drain(Struct, frozen=True, tag="drain"):
     """`mesh drain` of another node: it starts (`on`), for `for_s` seconds or until told otherwise, or ends draining.
     `now`: what it runs is broken off, so that it goes on elsewhere."""
@@ -165,7 +173,7 @@ class Pong(Struct, frozen=True, tag="pong"):
     n: int
 
 
-LinkFrame: TypeAlias = Hello | State | AccountFrame | Gossip | Drain | Drill | Drilled | Bye | Ping | Pong
+LinkFrame: TypeAlias = Hello | State | AccountFrame | Gossip | KeysFrame | Drain | Drill | Drilled | Bye | Ping | Pong
 Frame: TypeAlias = LinkFrame | EdgeFrame | CoordinatorFrame
 
 KINDS = frozenset(str(kind.__struct_config__.tag) for kind in get_args(Frame))

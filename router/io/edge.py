@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 
 from node.errors import NodeError, NodeErrorCode
 from node.http_reply import Answer
@@ -17,6 +18,7 @@ from router import catalog
 from router.asked import CHAT, COMPLETIONS
 from router.errors import ErrorCode, Refusal
 from router.facts import RouteFact
+from router.guard import Denied, Guard, Passed
 from router.io import envelope
 from router.io.bodies import Bodies
 from router.io.carry import Hop, HttpHop, LocalHop, Serving
@@ -35,8 +37,9 @@ class Edge:
     """All of :4000: what it carries is the front's (node/io/front.py), whose Application it is; `routes` are aiohttp's.
     A client that goes away cancels `answer`, and that cancels through to the worker.
 
-    `report` gets one RouteFact per POST, whatever happened. `count` is told ("client_in" | "client_out" | "peer_in" |
-    "peer_out", bytes) of bodies and blocks. `metrics` gives the body of /metrics.
+    `guard` says who may ask; who may not leaves no route, and `turned_away` hears of it and of the client's address.
+    `report` gets one RouteFact per other POST, whatever happened. `count` is told ("client_in" | "client_out" |
+    "peer_in" | "peer_out", bytes) of bodies and blocks. `metrics` gives the body of /metrics.
     """
 
     def __init__(
@@ -50,7 +53,10 @@ class Edge:
         report: Callable[[RouteFact], None],
         count_bytes: Callable[[str, int], None],
         metrics: Callable[[], bytes],
+        guard: Guard,
+        turned_away: Callable[[Denied, str], None] = lambda _denied, _client: None,
     ) -> None:
+        self._guard, self._turned_away = guard, turned_away
         self._view, self._host, self._http, self._settings = view, host, http, settings
         self._count = count_bytes
         self._means = Means(
@@ -86,6 +92,26 @@ class Edge:
             *self._models.routes(),
             web.route("*", "/{path:(?s:.*)}", self._other),
         ]
+
+    def middleware(self) -> Middleware:
+        """The same guard, before what is aiohttp's."""
+
+        @web.middleware
+        async def guarded(
+            request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+        ) -> web.StreamResponse:
+            fields = {name.lower(): ", ".join(request.headers.getall(name)) for name in request.headers}
+            verdict = self._guard.judge(request.method, request.path, fields, request.remote or "")
+            if isinstance(verdict, Denied):
+                self._turned_away(verdict, request.remote or "")
+                return envelope.as_web(envelope.denied(verdict))
+            if not isinstance(verdict, Passed):
+                return envelope.as_web(envelope.preflight(verdict))
+            response = await handler(request)
+            response.headers.update(verdict.fields)
+            return response
+
+        return guarded
 
     def node_lost(self, node: NodeId) -> None:
         """Membership says that `node` is dead: what runs there is taken elsewhere without waiting for its sockets."""
@@ -126,8 +152,16 @@ class Edge:
 
     async def answer(self, incoming: Incoming, outgoing: Outgoing) -> None:
         """Of the front: one carried request, from its head to its answer's end."""
+        head, path = incoming.head, path_of(incoming.head.target)
+        verdict = self._guard.judge(head.method, path, head.fields, incoming.client)
+        if not isinstance(verdict, Passed):
+            assert isinstance(verdict, Denied), "no POST is a preflight"
+            self._turned_away(verdict, incoming.client)
+            outgoing.whole(envelope.denied(verdict))
+            return
+        outgoing.also = verdict.fields
         closed = self._closed()  # before it counts itself
-        exchange = Exchange(self._means, incoming, outgoing, path_of(incoming.head.target)[4:])
+        exchange = Exchange(self._means, incoming, outgoing, path[4:], verdict.key)
         self._open.add(exchange)
         self._idle.clear()
         try:

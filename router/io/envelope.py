@@ -11,15 +11,16 @@ from aiohttp import web
 from node.http_reply import Answer
 from node.http_request import Fault
 from router.errors import STATUS, ErrorCode, Refusal
+from router.guard import Denied, Preflight
 
-_JSON = {"content-type": "application/json"}
 AGAIN_S = 2.0  # told to a client that could not even connect: some of the others will have gone by then
-
+_JSON = {"content-type": "application/json"}
 _FAULTS = {
     **dict.fromkeys((413, 414, 431), ErrorCode.REQUEST_TOO_LARGE),
     429: ErrorCode.RATE_LIMITED,
     503: ErrorCode.MESH_SATURATED,
 }
+
 
 def body(refusal: Refusal) -> bytes:
     """`{"error": {"message", "type", "param", "code"}}`."""
@@ -35,6 +36,16 @@ def refused(refusal: Refusal, headers: Mapping[str, str], *, retry_after_s: floa
         fields["retry-after"] = str(max(1, math.ceil(wait_s)))
         fields["retry-after-ms"] = str(max(1, math.ceil(wait_s * 1e3)))
     return Answer(status, fields, body(refusal))
+
+
+def denied(denied: Denied) -> Answer:
+    """To who may not ask. A browser's page reads it if it may read anything here."""
+    fields = {**denied.fields, "www-authenticate": "Bearer"} if denied.what == "key" else denied.fields
+    return refused(denied.refusal, fields, retry_after_s=0)
+
+
+def preflight(answer: Preflight) -> Answer:
+    return Answer(204, answer.fields, b"")
 
 
 def event(refusal: Refusal) -> bytes:

@@ -55,13 +55,13 @@ log = logging.getLogger(__name__)
 
 
 class Exchange:
-    """One POST to `path` (below /v1). `run` it once."""
+    """One POST to `path` (below /v1), by who brought the key of that name. `run` it once."""
 
-    def __init__(self, means: Means, incoming: Incoming, outgoing: Outgoing, path: str) -> None:
+    def __init__(self, means: Means, incoming: Incoming, outgoing: Outgoing, path: str, key: str | None = None) -> None:
         self._means, self._in, self._out, self._path = means, incoming, outgoing, path
         self._settings = means.settings
         self._clock = asyncio.get_running_loop().time
-        self._record = Record(RequestId(f"req-{secrets.token_hex(8)}"), self._clock())
+        self._record = Record(RequestId(f"req-{secrets.token_hex(8)}"), self._clock(), key)
         self._ends_at = self._record.began + means.settings.request_timeout_s
         self._body = b""
         self._wanted = catalog.Wanted(())
@@ -145,7 +145,7 @@ class Exchange:
     async def _run(self) -> Answer | None:
         record = self._record
         self._means.count("client_in", len(self._body))
-        record.said = said = Said.of(self._in.head.fields, self._in.client)
+        record.said = said = Said.of(self._in.head.fields, self._in.client, record.key)
         if said.deadline_s is not None:
             self._ends_at = record.began + min(said.deadline_s, self._settings.request_timeout_s)
         record.asked = asked = asking.read(self._path, self._body, said.content_type, self._settings.prompt)

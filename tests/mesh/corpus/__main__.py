@@ -50,6 +50,8 @@ def full(kind: inspect.Type, name: str = "x") -> Any:
         case inspect.BoolType():
             return True
     assert isinstance(kind, inspect.StrType), kind
+    if kind.pattern is not None:  # all are of one length, and hexadecimal
+        return "a" * int(kind.pattern.partition("{")[2].partition("}")[0])
     return name
 
 
