@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from msgspec import to_builtins
 
 from mesh import config as configuration
+from mesh import values
 from mesh.config import ConfigError
 from mesh.errors import MeshError
 from mesh.gather import Gatherer
@@ -280,6 +281,29 @@ class DaemonControl:
     def _drains(self, node: NodeId) -> bool | None:
         found = self._daemon.membership.view().node(node)
         return found.report.draining if found else None
+
+    # Keys of clients
+
+    async def keys(self) -> Json:
+        return self._daemon.keys.listed()
+
+    async def create_key(self, name: str, first: bool) -> Json:
+        try:
+            name = values.name(name)
+        except ValueError as error:
+            raise MeshError("bad_request", f"the name of a key must be {error}") from None
+        return await self._kept(self._daemon.keys.create(name, first=first))
+
+    async def revoke_key(self, wanted: str) -> Json:
+        return await self._kept(self._daemon.keys.revoke(wanted))
+
+    async def keys_off(self) -> Json:
+        return await self._kept(self._daemon.keys.off())
+
+    async def _kept(self, answer: Json) -> Json:
+        """Said once it is on the disk, so that it holds over a power cut."""
+        await self._daemon.files.flush()
+        return answer
 
     # Models
 

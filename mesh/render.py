@@ -261,6 +261,12 @@ def tailnet(status: answers.MeshStatus, running: Sequence[answers.Running]) -> l
     return lines or ["on your tailnet no further machine runs mlx-stack"]
 
 
+def client_keys(found: answers.Keys) -> list[Block]:
+    """`keys list`."""
+    rows = tuple((key.name, key.id, key.created) for key in found.keys)
+    return [Table(("NAME", "ID", "CREATED"), rows)]
+
+
 def models(found: Sequence[answers.ModelDetails]) -> list[Block]:
     """One row per model; below, what is wrong with any of them."""
     columns = (
