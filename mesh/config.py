@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 from msgspec import Struct
 
+from mesh import plain_yaml
 from mesh.config_keys import BY_NAME, ENVIRONMENT_PREFIX, KEYS, Key
 from mesh.files import move_aside, write_atomic
 from mesh.home import Home
@@ -90,7 +91,7 @@ def read_value(key: Key, written: object, where: str = "") -> Any:
     try:
         return key.read(written)
     except ValueError as error:
-        got = "****" if key.secret else repr(written)
+        got = "****" if key.secret else plain_yaml.shortly(written)
         raise ConfigError(f"'{key.name}'{_in(where)} must be {error}, not {got}") from None
 
 
@@ -107,7 +108,7 @@ def read_file(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}. `mlx-stack config reset --yes` sets it aside") from error
     try:
-        mapping = yaml.safe_load(content)
+        mapping = plain_yaml.load(content)
     except YAML_ERRORS as error:
         mark = getattr(error, "problem_mark", None)
         line = f" at line {mark.line + 1}" if mark is not None else ""

@@ -85,6 +85,23 @@ def test_corrupt_yaml_names_the_way_out(home: Home) -> None:
     assert config.reset(home) is None
 
 
+def test_a_few_lines_that_say_millions_of_values_are_refused(home: Home) -> None:
+    lines = [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 9)]
+    home.config.write_text("\n".join(["a0: &a0 [x]", *lines, "port: *a8"]))
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        config.load(home, {})
+    home.config.write_text("port: &a [*a]")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        config.load(home, {})
+
+
+def test_a_long_value_is_not_repeated_whole(home: Home) -> None:
+    home.config.write_text(f"port: {'x' * 10_000}")
+    with pytest.raises(ConfigError) as error:
+        config.load(home, {})
+    assert len(error.value.message) < 1000
+
+
 def test_a_wrong_environment_is_named_and_a_misspelt_one_warned_about(home: Home) -> None:
     with pytest.raises(ConfigError, match=r"'port' in the environment \(MLX_STACK_PORT\)"):
         config.load(home, {"MLX_STACK_PORT": "x"})
