@@ -101,7 +101,7 @@ class Gatherer:
         with suppress(TimeoutError):
             async with asyncio.timeout(limit_s):
                 for address in node.addresses:
-                    with suppress(aiohttp.ClientError, msgspec.MsgspecError, OSError, ValueError):
+                    with suppress(aiohttp.ClientError, msgspec.MsgspecError, OSError, ValueError, RecursionError):
                         url = URL.build(scheme="http", host=address, port=node.report.peer_port).join(URL(path))
                         async with self._daemon.session.get(url) as response:
                             if response.status == 200:
