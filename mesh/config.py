@@ -47,6 +47,8 @@ class Config(Struct, frozen=True, kw_only=True):
     mesh_peers: tuple[str, ...]
     allowed_hosts: tuple[str, ...]
     cors_origins: tuple[str, ...]
+    tls_cert: Path | None
+    tls_key: Path | None
     memory_budget: int | None
     request_timeout: float
     request_gap: float

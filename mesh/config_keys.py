@@ -92,6 +92,14 @@ KEYS: tuple[Key, ...] = (
         what="browser pages that may ask: SCHEME://HOST[:PORT], * for any part or for all, null",
     ),
     Key(
+        name="tls-cert",
+        read=values.file,
+        default=None,
+        what="certificate chain for `port`, a PEM file: it then speaks https",
+        applies=_RESTART,
+    ),
+    Key(name="tls-key", read=values.file, default=None, what="its private key, a PEM file", applies=_RESTART),
+    Key(
         name="memory-budget",
         read=values.size,
         default=None,

@@ -14,6 +14,7 @@ from msgspec import to_builtins
 from mesh import config as configuration
 from mesh import values
 from mesh.config import ConfigError
+from mesh.edge_tls import local_url
 from mesh.errors import MeshError
 from mesh.gather import Gatherer
 from mesh.lookup import bare_address
@@ -60,7 +61,7 @@ class DaemonControl:
             "home": str(d.home.root),
             "started_at": d.started_at,
             "uptime_s": round(d.uptime_s(), 1),
-            "url": f"http://localhost:{d.config.port}/v1",
+            "url": local_url(d.config.port, d.tls),
             "port": d.config.port,
             "peer_port": d.config.peer_port,
             "no_stack": d.no_stack,

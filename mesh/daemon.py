@@ -29,6 +29,7 @@ from mesh.config_keys import KEYS
 from mesh.control import DaemonControl
 from mesh.draining import Draining
 from mesh.drilling import Drilling
+from mesh.edge_tls import EdgeTls, local_url
 from mesh.event_store import EventStore
 from mesh.events import SelfChanged
 from mesh.gauges import gauges_of
@@ -47,7 +48,7 @@ from mesh.presence import mesh_id
 from mesh.settings import PublishSettings
 from mesh.store import RouteStore
 from mesh.switch import MeshSwitch
-from mesh.wire import PROTOCOL, KeysFrame
+from mesh.wire import PROTOCOL
 from node.errors import NodeError
 from node.io.command import CommandEngine
 from node.io.engine import ModelSpec
@@ -128,7 +129,8 @@ class Daemon:
         self.files = LateWriter(self._note)
         self.draining = Draining(home.node / "drain.json", self.host, tell=self._note, write=self.files.write)
         self.peers = PeerStore(home.mesh, self._note, self.files.write)
-        self.keys = KeyRing(home.mesh, tell=self._note, write=self.files.write, spread=self._tell_keys)
+        self.keys = KeyRing(home.mesh, tell=self._note, write=self.files.write, spread=self.mesh.tell_keys)
+        self.tls: EdgeTls | None = None  # of :4000, from `run()` on
         self.access = Access(self.keys, count=self.metrics.turned_away)
         self.membership = Membership(
             self.report(),
@@ -159,6 +161,7 @@ class Daemon:
 
     async def run(self) -> None:
         """Serves until `stop()`, SIGTERM or SIGINT; a second signal ends it at once."""
+        self.tls = EdgeTls.of(self.config, self.home, self._note)
         edge_sockets = await tcp_sockets(self.config.port, listening(self.config.bind), self.probe.port_holder)
         for said in await asyncio.to_thread(self.registry.end_orphans):
             self._note(said)
@@ -195,7 +198,7 @@ class Daemon:
                     self.draining.restore()
                     self.dispatch.node_up(status_of(self.report()))
                     self.dispatch.follow(self.id, 0, ruling=True)
-                    await self._servers["edge"].listen(edge_sockets)
+                    await self._servers["edge"].listen(edge_sockets, self.tls.context if self.tls else None)
                     socket_path = self.home.prepare_socket()
                     await self._servers["admin"].listen_unix(socket_path)
                     self.home.write_pid(socket_path)
@@ -288,6 +291,7 @@ class Daemon:
             uptime_s=time.monotonic() - self._started,
             addresses=self.overlay.addresses() if self.overlay else (),
             port=self.config.port,
+            tls=self.tls is not None,
             peer_port=self.config.peer_port,
             draining=bool(draining),
             drain_reason=draining,
@@ -337,10 +341,6 @@ class Daemon:
     def _send(self, node: NodeId, frame: EdgeFrame | CoordinatorFrame) -> bool:
         return self.overlay is not None and self.overlay.send(node, frame)
 
-    def _tell_keys(self, frame: KeysFrame) -> None:
-        if self.overlay is not None:
-            self.overlay.tell_keys(frame)
-
     def in_effect(self, config: Config) -> Config:
         """`config`, but what only a start changes stays as it is: peers and people are told the ports that are open.
         The peer port opens with the mesh, so it counts from the next `mesh enable` on."""
@@ -387,7 +387,7 @@ class Daemon:
         event(_log, logging.WARNING, "note", text)
 
     def _note_start(self) -> None:
-        where = f"http://localhost:{self.config.port}/v1"
+        where = local_url(self.config.port, self.tls)
         self.observer.life("start", f"version {self.version}, pid {os.getpid()}")
         event(_log, logging.INFO, "started", f"{self.config.node_name} {self.version} serves {where}", pid=os.getpid())
 

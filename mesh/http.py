@@ -7,6 +7,7 @@ import errno
 import ipaddress
 import os
 import socket
+import ssl
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -138,12 +139,19 @@ class Server:
         self._timer: asyncio.TimerHandle | None = None
         self.silent_closed = 0
 
-    async def listen(self, sockets: Sequence[socket.socket]) -> None:
+    async def listen(self, sockets: Sequence[socket.socket], tls: ssl.SSLContext | None = None) -> None:
+        """`tls` is for `raw`, and the application behind it."""
+        assert tls is None or self._fronts is not None
+        handshake_s = self._settings.silent_s if tls is not None else None
         await self._set_up()
         loop = asyncio.get_running_loop()
         for s in sockets:
             if self._fronts is not None:
-                self._listening.append(await loop.create_server(self._fronts, sock=s, backlog=BACKLOG))
+                self._listening.append(
+                    await loop.create_server(
+                        self._fronts, sock=s, backlog=BACKLOG, ssl=tls, ssl_handshake_timeout=handshake_s
+                    )
+                )
             else:
                 await web.SockSite(self._runner, s, backlog=BACKLOG).start()
 

@@ -154,6 +154,12 @@ def host_port(written: str, port: int = 4000) -> tuple[str, int]:
     return host, port
 
 
+def file(value: object) -> Path | None:
+    """A file's path, `~` expanded; the empty text is none."""
+    written = text(value)
+    return Path(written).expanduser() if written else None
+
+
 def folder(value: object) -> Path:
     """A folder's path, `~` expanded."""
     return Path(text(value)).expanduser()
