@@ -146,7 +146,10 @@ class DoorSettings(Struct, frozen=True, kw_only=True):
 
     body_limit_bytes: int = 33 * 2**20  # of one call: an edge takes 32 MiB from a client (bad_request)
     bodies_limit_bytes: int = 512 * 2**20  # of all calls that are open (node_busy)
-    body_timeout_s: float = 120.0  # for a peer to send its body (unreachable)
+    bodies_address_bytes: int = 512 * 2**20  # of one peer: as many
+    body_timeout_s: float = 120.0  # for a peer to send its body (unreachable),
+    body_grace_s: float = 10.0  # and after so long it must have come this fast, all in all: a path that carries
+    body_bytes_per_s: int = 4096  # no more is of no use
     retry_after_s: float = 2.0  # told with node_busy
 
     def __post_init__(self) -> None:

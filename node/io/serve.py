@@ -89,7 +89,7 @@ class Door:
     def _refused(self, why: Why, message: str) -> NodeError:
         """A body that is not held. One that is slow has an edge that is out of reach: it is tried elsewhere."""
         match why:
-            case "full":
+            case "full" | "share":
                 return NodeError(NodeErrorCode.NODE_BUSY, message, retry_after_s=self._settings.retry_after_s)
             case "slow":
                 return NodeError(NodeErrorCode.UNREACHABLE, message)

@@ -8,11 +8,13 @@ from collections.abc import Awaitable, Callable
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
+from node.crowd import Crowd
 from node.errors import NodeError, NodeErrorCode
 from node.http_reply import Answer
 from node.http_request import Fault, Head, path_of
 from node.io.http_client import HttpClient
 from node.io.turn import Incoming, Outgoing
+from node.settings import CrowdSettings
 from node.types import NodeId
 from router import catalog
 from router.asked import CHAT, COMPLETIONS
@@ -39,7 +41,8 @@ class Edge:
 
     `guard` says who may ask; who may not leaves no route, and `turned_away` hears of it and of the client's address.
     `report` gets one RouteFact per other POST, whatever happened. `count` is told ("client_in" | "client_out" |
-    "peer_in" | "peer_out", bytes) of bodies and blocks. `metrics` gives the body of /metrics.
+    "peer_in" | "peer_out", bytes) of bodies and blocks. `metrics` gives the body of /metrics. `limited` hears the name
+    of each limit that a request met.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class Edge:
         metrics: Callable[[], bytes],
         guard: Guard,
         turned_away: Callable[[Denied, str], None] = lambda _denied, _client: None,
+        limited: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._guard, self._turned_away = guard, turned_away
         self._view, self._host, self._http, self._settings = view, host, http, settings
@@ -63,14 +67,23 @@ class Edge:
             view=view,
             dispatch=dispatch,
             hop=self._hop,
-            bodies=Bodies(settings),
+            bodies=Bodies(settings, limited),
             keep=Keep(settings.kept_stream_bytes, settings.kept_limit_bytes),
             lengths=Lengths(settings.prompt),
             settings=settings,
             report=report,
             count=count_bytes,
+            limited=limited,
         )
+        self._limited = limited
         self._open: set[Exchange] = set()
+        self._crowd = Crowd(
+            CrowdSettings(
+                all_max=settings.open_limit,
+                address_max=settings.open_address_limit,
+                loopback_max=settings.open_loopback_limit,
+            )
+        )
         self._idle = asyncio.Event()
         self._idle.set()
         self._stopping = False
@@ -160,9 +173,10 @@ class Edge:
             outgoing.whole(envelope.denied(verdict))
             return
         outgoing.also = verdict.fields
-        closed = self._closed()  # before it counts itself
+        closed = self._closed(incoming.client)  # before it counts itself
         exchange = Exchange(self._means, incoming, outgoing, path[4:], verdict.key)
         self._open.add(exchange)
+        self._crowd.enter(incoming.client)
         self._idle.clear()
         try:
             answer = await exchange.run(closed, self._leaving)
@@ -176,16 +190,24 @@ class Edge:
                 outgoing.abort()  # it has left
         finally:
             self._open.discard(exchange)
+            self._crowd.leave(incoming.client)
             if not self._open:
                 self._idle.set()
 
-    def _closed(self) -> Refusal | None:
-        """Why this edge takes no request now."""
+    def _closed(self, client: str) -> Refusal | None:
+        """Why this edge takes no request of that address now."""
         if (leaving := self._leaving()) is not None:
             return leaving
-        if len(self._open) >= self._settings.open_limit:
-            return Refusal(ErrorCode.MESH_SATURATED, f"{self._settings.open_limit} requests are open here already")
-        return None
+        match self._crowd.full(client):
+            case "address":
+                self._limited("address_streams")
+                most = self._crowd.most(client)
+                return Refusal(ErrorCode.RATE_LIMITED, f"{most} requests from your address are open here already")
+            case "all":
+                self._limited("streams")
+                return Refusal(ErrorCode.MESH_SATURATED, f"{self._crowd.count} requests are open here already")
+            case None:
+                return None
 
     def _leaving(self) -> Refusal | None:
         """Asked again once a body is there: a node that has left its mesh meanwhile knows of nobody to send it to."""

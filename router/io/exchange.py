@@ -38,7 +38,7 @@ from router.attempt_events import (
     Unkept,
 )
 from router.attempts import Attempts
-from router.errors import Refusal, RouterError
+from router.errors import ErrorCode, Refusal, RouterError
 from router.events import Request, Why
 from router.explain import compact
 from router.facts import Mode
@@ -50,6 +50,7 @@ from router.io.means import Means
 from router.io.record import CLIENT_LEFT, Record
 from router.io.replies import Reply, StreamReply, WholeReply
 from router.io.said import Said
+from router.nesting import Nesting, is_flat
 
 log = logging.getLogger(__name__)
 
@@ -148,6 +149,7 @@ class Exchange:
         record.said = said = Said.of(self._in.head.fields, self._in.client, record.key)
         if said.deadline_s is not None:
             self._ends_at = record.began + min(said.deadline_s, self._settings.request_timeout_s)
+        await self._check_depth(said.content_type)
         record.asked = asked = asking.read(self._path, self._body, said.content_type, self._settings.prompt)
         self._wanted = catalog.wanted(self._means.view(), self._path, asked, self._settings.names_listed)
         streamed = asked.stream and self._generates
@@ -176,6 +178,19 @@ class Exchange:
         )
         await self._drive(self._reply)
         return self._reply.answer()
+
+    async def _check_depth(self, content_type: str) -> None:
+        """Raises RouterError of a body that nests too deep. Others have their turn while a long one is looked at."""
+        limit, body, size = self._settings.json_depth, self._body, self._settings.json_slice_bytes
+        if is_flat(body, limit) or asking.is_form(self._path, content_type):
+            return
+        nesting = Nesting()
+        for at in range(0, len(body), size):
+            if at:
+                await asyncio.sleep(0)
+            if nesting.feed(body[at : at + size]) > limit:
+                self._means.limited("json_depth")
+                raise RouterError(ErrorCode.INVALID_REQUEST, f"the body nests more than {limit} levels deep")
 
     async def _drive(self, reply: Reply) -> None:
         self._feed(Tick())
@@ -314,6 +329,8 @@ class Exchange:
                     mode = self._handover.mode(self._means.view(), frame.node, frame.model)
                 self._feed(Placed(frame.attempt, frame.node, frame.model, frame.why, mode))
             case Refused():
+                if frame.error.code is ErrorCode.MESH_SATURATED:
+                    self._means.limited("queue")
                 if self._record.end is None and frame.decision is not None:
                     self._decided(Why(frame.decision))
                 self._feed(Denied(frame.attempt, frame.error))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -143,6 +144,7 @@ class Rig:
         self.host, self.peer, self.dispatch = FakeHost(), FakeHost(), FakeDispatch()
         self.facts: list[RouteFact] = []
         self.turned_away: list[tuple[str, str]] = []
+        self.limited: Counter[str] = Counter()  # names of limits that were met
         self.bytes = {"client_in": 0, "client_out": 0, "peer_in": 0, "peer_out": 0}
         self.models: tuple[ModelReport, ...] = (
             ModelReport(name="chat-1", aliases=("standard",), state=ModelState.READY),
@@ -225,6 +227,7 @@ async def rigged(settings: EdgeSettings, guard: Guard | None = None) -> AsyncIte
             metrics=lambda: b"# none\n",
             guard=guard or Guard(hosts=["*"]),
             turned_away=lambda denied, client: rig.turned_away.append((denied.what, client)),
+            limited=lambda name: rig.limited.update([name]),
         )
         rig.server, port = await serving(edge, edge.routes(), [edge.middleware()])
         rig.url = f"http://127.0.0.1:{port}"
