@@ -35,7 +35,8 @@ class ConfigError(Exception):
 
 class Config(Struct, frozen=True, kw_only=True):
     """Every setting with its value. None where the default depends on the machine: `memory_budget` (bytes) and
-    `idle_timeout` (seconds) are then worked out from its RAM. Durations in seconds."""
+    `idle_timeout` (seconds) are then worked out from its RAM, `connections` from its file descriptors. Durations in
+    seconds, sizes in bytes."""
 
     port: int
     peer_port: int
@@ -51,6 +52,12 @@ class Config(Struct, frozen=True, kw_only=True):
     tls_key: Path | None
     memory_budget: int | None
     request_timeout: float
+    connections: int | None
+    connections_per_address: int
+    requests_per_address: int
+    queue_limit: int
+    body_limit: int
+    slow_client_timeout: float
     request_gap: float
     idle_timeout: float | None
     log_max_size_mb: int

@@ -37,6 +37,7 @@ from mesh.home import Home
 from mesh.http import Server, guards, tcp_sockets
 from mesh.keyring import KeyRing
 from mesh.late import LateWriter
+from mesh.limits import descriptors, limits_of, node_settings
 from mesh.log import DaemonLog, event, utc
 from mesh.membership import Membership
 from mesh.metrics import Metrics
@@ -60,13 +61,12 @@ from node.io.measured import Measured
 from node.io.mlx import MlxEngine
 from node.io.probe import Probe
 from node.io.registry import Registry
-from node.settings import EngineSettings, NodeSettings
+from node.settings import EngineSettings
 from node.types import NodeId, NodeReport, status_of
 from router.frames import CoordinatorFrame, EdgeFrame
 from router.io.dispatch import Dispatch
 from router.io.edge import Edge
 from router.io.sockets import PeerSockets
-from router.settings import EdgeSettings, RouterSettings
 
 STOP_GRACE_S = 30.0
 
@@ -80,14 +80,6 @@ def program_version() -> str:
         return "0+unknown"
 
 
-def node_settings(config: Config) -> NodeSettings:
-    return NodeSettings(
-        memory_budget_bytes=config.memory_budget or 0,
-        request_gap_s=config.request_gap,
-        idle_timeout_s=config.idle_timeout,
-    )
-
-
 class Daemon:
     """One node. Build it, `await run()`; `stop()` ends it in order. Not reusable.
 
@@ -96,6 +88,7 @@ class Daemon:
 
     def __init__(self, home: Home, config: Config, log: DaemonLog, *, tiers: Sequence[str] = ()) -> None:
         self.home, self.config, self.tiers = home, config, tuple(tiers)
+        self.limits = limits_of(config, descriptors())
         self.version = program_version()
         self.id = node_id(home.root, self._note)
         self.boot = secrets.token_hex(4)
@@ -140,7 +133,7 @@ class Daemon:
         )
         self.dispatch = Dispatch(
             self_id=self.id,
-            settings=RouterSettings(),
+            settings=self.limits.router,
             rng=random.Random(),  # noqa: S311 - spreads retries, keeps no secret
             send=self._send,
             lives=lambda node: self.overlay is not None and self.overlay.vouched(node),
@@ -177,7 +170,8 @@ class Daemon:
                 dispatch=self.dispatch,
                 host=self.host,
                 http=http,
-                settings=EdgeSettings(request_timeout_s=self.config.request_timeout),
+                settings=self.limits.edge,
+                limited=self.metrics.limited("edge"),
                 report=self.observer.report,
                 count_bytes=self.metrics.count_bytes,
                 metrics=self.metrics.text,
@@ -187,7 +181,13 @@ class Daemon:
             edge_app = web.Application(middlewares=[*guards(self.config.bind), self.edge.middleware()])
             edge_app.add_routes(self.edge.routes())
             self._servers = {
-                "edge": Server(edge_app, raw=self.edge, guarded=not self.config.bind),
+                "edge": Server(
+                    edge_app,
+                    raw=self.edge,
+                    guarded=not self.config.bind,
+                    settings=self.limits.edge_server,
+                    limited=self.metrics.limited("edge"),
+                ),
                 "admin": Server(admin_app(self.control), cancels=False),
             }
             self._trap_signals()

@@ -148,10 +148,16 @@ class Overlay:
         d = self._daemon
         app = web.Application(middlewares=guards(self._config.bind))
         app.add_routes([*self._links.routes(), *Gatherer(d).routes_defs()])
-        door = serve.Door(d.host, lambda: d.mesh.leaving, self._callers)
+        door = serve.Door(d.host, lambda: d.mesh.leaving, self._callers, d.limits.door)
         hosts = listening(self._config.bind)
         sockets = await tcp_sockets(self._config.peer_port, hosts, d.probe.port_holder)
-        self._server = Server(app, raw=door, guarded=not self._config.bind)
+        self._server = Server(
+            app,
+            raw=door,
+            guarded=not self._config.bind,
+            settings=d.limits.peer_server,
+            limited=d.metrics.limited("peer"),
+        )
         await self._server.listen(sockets)
         try:
             await self._heartbeats.open(hosts or any_address(), self._config.peer_port)

@@ -113,6 +113,15 @@ class AccessSettings(Struct, frozen=True, kw_only=True):
     clients_max: int = 64  # remembered
 
 
+class DescriptorSettings(Struct, frozen=True, kw_only=True):
+    """File descriptors of this process: one for each connection, file and pipe."""
+
+    tries: tuple[int, ...] = (65_536, 24_576, 10_240, 4096, 1024)  # wanted, best first; the last ones any system gives
+    kept: int = 512  # for links, workers, files and databases, or a quarter where there are few
+    clients_max: int = 16_384  # connections, however many there are
+    peers_max: int = 8192
+
+
 class ServerSettings(Struct, frozen=True, kw_only=True):
     """TCP connections to one of our ports. Seconds."""
 
