@@ -17,8 +17,8 @@ from node.types import Usage
 
 _NO_INDEX = -1
 _NOT_KEPT = ("choices", TOKENS_FIELD)  # one is put together, the other says what each chunk was made of
-_NO_CHUNK = (msgspec.DecodeError, UnicodeDecodeError, RecursionError, AttributeError, TypeError, KeyError)
-_NO_ANSWER = (AttributeError, TypeError, KeyError, ValueError, RecursionError, OverflowError)
+# All that decoding raises, and looking into values of other types than a chunk has; bad JSON and UTF-8 are ValueErrors.
+_NO_CHUNK = (ValueError, RecursionError, AttributeError, TypeError, LookupError, OverflowError)
 _Json = dict[str, Any]
 
 
@@ -52,7 +52,7 @@ class Assembler:
             raise NodeError(NodeErrorCode.MODEL_FAILED, "the engine ended without an answer")
         try:
             return self._whole(usage)
-        except _NO_ANSWER as error:
+        except _NO_CHUNK as error:
             raise NodeError(NodeErrorCode.MODEL_FAILED, "the engine's chunks make no answer") from error
 
     def _whole(self, usage: Usage) -> bytes:

@@ -154,10 +154,12 @@ def test_what_is_no_chunk_is_a_failure_of_the_node(bad: bytes) -> None:
     assert caught.value.code is NodeErrorCode.MODEL_FAILED
 
 
-@pytest.mark.parametrize("part", [{"message": "x"}, {"delta": {"tool_calls": [{"function": 1}, 5]}}, {"delta": "x"}])
+@pytest.mark.parametrize(
+    "part", [{"message": "x"}, {"delta": {"tool_calls": [{"function": 1}, 5]}}, {"delta": "x"}, {"logprobs": ["x"]}]
+)
 def test_chunks_of_strange_types_are_a_failure_of_the_node(part: dict[str, object]) -> None:
     with pytest.raises(NodeError) as caught:
-        assembled(block({"choices": [part]}))
+        assembled(block({"choices": [part, part]}))
     assert caught.value.code is NodeErrorCode.MODEL_FAILED
 
 
