@@ -178,6 +178,7 @@ class Daemon:
                 guard=self.access.guard,
                 turned_away=self.access.turned_away,
             )
+            self.keys.watch(self.edge.keys_changed)
             edge_app = web.Application(middlewares=[*guards(self.config.bind), self.edge.middleware()])
             edge_app.add_routes(self.edge.routes())
             self._servers = {

@@ -48,6 +48,7 @@ class KeyRing:
         spread: Callable[[KeysFrame], None],
     ) -> None:
         self._path, self._write, self._spread = folder / "keys.json", write, spread
+        self._watchers: list[Callable[[], None]] = []
         existed = self._path.exists()
         file = read_or_set_aside(self._path, msgspec.json.Decoder(KeyFile).decode, tell)
         if file is None and existed:
@@ -70,6 +71,13 @@ class KeyRing:
 
     def name_of(self, presented: str) -> str | None:
         return self._keys.name_of(presented)
+
+    def counts(self, name: str) -> bool:
+        return self._keys.counts(name)
+
+    def watch(self, changed: Callable[[], None]) -> None:
+        """`changed` is called when any key was made or revoked, here or elsewhere."""
+        self._watchers.append(changed)
 
     # Between nodes
 
@@ -130,6 +138,8 @@ class KeyRing:
         keys = self._keys
         self._write(self._path, _encoded(KeyFile(generation=keys.generation, keys=keys.all)))
         self._spread(KeysFrame(keys.generation, keys.all))
+        for changed in self._watchers:
+            changed()
 
     def _said(self, why: str) -> None:
         what = "need a key from now on" if self._keys.needed else "need no key any more"

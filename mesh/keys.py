@@ -67,11 +67,15 @@ class Keys:
         found = self._live.get(presented[len(PREFIX) : len(PREFIX) + _ID])
         return found.name if found is not None and hmac.compare_digest(digest, found.digest) else None
 
+    def counts(self, name: str) -> bool:
+        """A key of that name does."""
+        return any(key.name == name for key in self._live.values())
+
     def create(self, name: str, random: bytes, at: int) -> tuple[str, ClientKey]:
         """A new key, made of RANDOM_BYTES `random` ones, and what is kept of it. Raises MeshError key_exists,
         keys_full."""
         assert len(random) == RANDOM_BYTES
-        if any(key.name == name for key in self._live.values()):
+        if self.counts(name):
             hint = "choose another name, or revoke that one first"
             raise MeshError("key_exists", f"there is a key '{name}' already", hint=hint, status=409)
         if len(self._all) >= self._max:

@@ -51,6 +51,7 @@ class KeyBook(Protocol):
     @property
     def needed(self) -> bool: ...
     def name_of(self, presented: str) -> str | None: ...
+    def counts(self, name: str) -> bool: ...
 
 
 class NoKeys:
@@ -60,6 +61,9 @@ class NoKeys:
 
     def name_of(self, presented: str) -> str | None:  # noqa: ARG002 - as KeyBook has it
         return None
+
+    def counts(self, name: str) -> bool:  # noqa: ARG002 - as KeyBook has it
+        return False
 
 
 class Passed(Struct, frozen=True):
@@ -128,6 +132,10 @@ class Guard:
         if "origin" in fields:
             return self._of_page(method, path, fields, client)
         return _PASSED if not self._keys.needed else self._keyed(path, fields, client, {})
+
+    def still(self, passed: Passed) -> bool:
+        """Its key, if it brought one, was not revoked since."""
+        return passed.key is None or not self._keys.needed or self._keys.counts(passed.key)
 
     # Host
 

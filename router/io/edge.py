@@ -76,7 +76,7 @@ class Edge:
             limited=limited,
         )
         self._limited = limited
-        self._open: set[Exchange] = set()
+        self._open: dict[Exchange, Passed] = {}
         self._crowd = Crowd(
             CrowdSettings(
                 all_max=settings.open_limit,
@@ -131,6 +131,12 @@ class Edge:
         for exchange in tuple(self._open):
             exchange.node_lost(node)
 
+    def keys_changed(self) -> None:
+        """Ends what was asked with a key that counts no more."""
+        for exchange, passed in tuple(self._open.items()):
+            if not self._guard.still(passed):
+                exchange.dismiss()
+
     async def drain(self, grace_s: float) -> None:
         """Take no new requests (503) and return when the open ones have ended, or after `grace_s` seconds."""
         self._stopping = True
@@ -175,11 +181,11 @@ class Edge:
         outgoing.also = verdict.fields
         closed = self._closed(incoming.client)  # before it counts itself
         exchange = Exchange(self._means, incoming, outgoing, path[4:], verdict.key)
-        self._open.add(exchange)
+        self._open[exchange] = verdict
         self._crowd.enter(incoming.client)
         self._idle.clear()
         try:
-            answer = await exchange.run(closed, self._leaving)
+            answer = await exchange.run(closed, lambda: self._leaving() or self._revoked(verdict))
             if self._stopping:
                 outgoing.last()  # the client's next request shall look for a node that stays
             if answer is not None:
@@ -189,7 +195,7 @@ class Edge:
             else:
                 outgoing.abort()  # it has left
         finally:
-            self._open.discard(exchange)
+            del self._open[exchange]
             self._crowd.leave(incoming.client)
             if not self._open:
                 self._idle.set()
@@ -214,6 +220,12 @@ class Edge:
         if not self._stopping:
             return None
         return Refusal(ErrorCode.NO_NODE_AVAILABLE, "this node is stopping", self._settings.stopping_retry_s)
+
+    def _revoked(self, passed: Passed) -> Refusal | None:
+        """While its body came."""
+        if self._guard.still(passed):
+            return None
+        return Refusal(ErrorCode.INVALID_API_KEY, f"the API key '{passed.key}' was revoked meanwhile")
 
     def _hop(self, node: NodeId) -> Hop:
         view = self._view()

@@ -70,7 +70,7 @@ class Exchange:
         self._reply: Reply | None = None
 
         self._inbox: deque[Event] = deque()
-        self._stepping = False
+        self._stepping = self._dismissed = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf  # the machine's deadline when it was set, which mostly moves away
         self._wake = asyncio.Event()  # something to open, or the end
@@ -82,6 +82,11 @@ class Exchange:
     def node_lost(self, node: NodeId) -> None:
         """Membership says that `node` is dead."""
         self._feed(NodeLost(node))
+
+    def dismiss(self) -> None:
+        """Its client may not ask any more: it is cut off, and nothing goes on running for it."""
+        self._dismissed = True
+        self._feed(ClientLeft())
 
     def headers(self) -> dict[str, str]:
         """Of the response, as far as known: which node answers is certain once its first byte is there."""
@@ -193,7 +198,7 @@ class Exchange:
                 raise RouterError(ErrorCode.INVALID_REQUEST, f"the body nests more than {limit} levels deep")
 
     async def _drive(self, reply: Reply) -> None:
-        self._feed(Tick())
+        self._feed(ClientLeft() if self._dismissed else Tick())
         while self._record.end is None:
             await self._wake.wait()
             self._wake.clear()

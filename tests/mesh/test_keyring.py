@@ -124,14 +124,15 @@ async def test_a_node_that_was_away_learns_what_was_revoked_when_it_is_back(
 
 
 async def test_what_a_frame_says_twice_is_told_to_nobody_again(daemon: Daemon) -> None:
-    told: list[KeysFrame] = []
+    told: list[KeysFrame | str] = []
     daemon.keys._spread = told.append
+    daemon.keys.watch(lambda: told.append("changed"))
     await daemon.control.create_key("phone", True)
     frame = daemon.keys.frame
     assert frame is not None
-    assert told == [frame]
+    assert told == [frame, "changed"]
     daemon.keys.take(frame)
-    assert told == [frame]
+    assert told == [frame, "changed"]
 
 
 async def test_hosts_and_pages_are_those_of_the_configuration_also_when_it_changes(

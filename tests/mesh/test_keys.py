@@ -27,6 +27,7 @@ def test_no_key_is_needed_until_the_first_one_exists() -> None:
     assert keys.needed
     assert keys.name_of(text) == "laptop"
     assert keys.live == (key,)
+    assert (keys.counts("laptop"), keys.counts("phone")) == (True, False)
 
 
 def test_a_key_is_long_random_and_not_kept() -> None:
@@ -58,6 +59,7 @@ def test_a_revoked_key_is_nobodys_and_the_last_one_revoked_opens_nothing() -> No
     text, key = keys.create("laptop", chance(), 100)
     assert keys.revoke("laptop", 200).revoked == 200
     assert keys.name_of(text) is None
+    assert not keys.counts("laptop")
     assert keys.live == ()
     assert keys.needed, "whoever revokes a stolen key does not mean to let everybody in"
     assert not keys.merge(0, (key,)), "a node that was away brings nothing back"

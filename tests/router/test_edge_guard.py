@@ -4,28 +4,39 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 import aiohttp
 import openai
 import pytest
 
+from node.io.calls import Call
 from router.guard import Guard, names_of
-from tests.router.fakes import ASK, FAST, Rig, message, rigged, send
+from tests.mesh.waiting import until
+from tests.router.fakes import ASK, FAST, Rig, chunk, message, rigged, send
 
 CHAT, PAGE = "/v1/chat/completions", "https://chat.example"
 AWAY = {"x-forwarded-for": "192.168.1.9"}  # the tests' own connections come from loopback
 RIGHT = {"authorization": "Bearer sk-right"}
 
 
+async def endless(_: Call) -> AsyncGenerator[bytes, None]:
+    while True:
+        yield chunk("more ")
+        await asyncio.sleep(0.01)
+
+
 class OneKey:
     """`sk-right` is phone's, while any is needed."""
 
-    needed = True
+    needed = valid = True
 
     def name_of(self, presented: str) -> str | None:
         return "phone" if presented == "sk-right" else None
+
+    def counts(self, name: str) -> bool:
+        return name == "phone" and self.valid
 
 
 @pytest.fixture
@@ -149,8 +160,41 @@ async def test_every_request_of_a_connection_is_judged_and_a_large_one_before_it
     assert statuses == [b"200", b"401", b"200", b"401"]
 
 
+async def test_a_stream_ends_when_its_key_is_revoked_and_nothing_runs_on(keys: OneKey) -> None:
+    async with rigged(FAST, Guard(keys, names=names_of("mini"))) as (rig, edge):
+        rig.host.scripts = [endless]
+        async with aiohttp.ClientSession() as session:
+            async with session.post(rig.url + CHAT, json=message(stream=True), headers=AWAY | RIGHT) as stream:
+                assert b"data:" in await stream.content.readline()
+                edge.keys_changed()  # another key
+                keys.valid = False
+                edge.keys_changed()
+                with pytest.raises(aiohttp.ClientError):
+                    await stream.read()
+        await until(lambda: edge.open_requests == 0)
+        await until(lambda: rig.host.open == 0)
+        assert [(fact.outcome, fact.key) for fact in rig.facts] == [("cancelled", "phone")]
+
+
+async def test_one_whose_key_is_revoked_while_its_body_comes_is_refused_after_it(keys: OneKey) -> None:
+    async with rigged(FAST, Guard(keys, names=names_of("mini"))) as (rig, edge):
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(rig.url.rsplit(":", 1)[1]))
+        body = json.dumps(message()).encode()
+        head = f"POST {CHAT} HTTP/1.1\r\nhost: mini\r\ncontent-length: {len(body)}\r\nx-forwarded-for: a\r\n"
+        writer.write(head.encode() + b"authorization: Bearer sk-right\r\n\r\n" + body[:9])
+        await until(lambda: edge.open_requests == 1)
+        keys.valid = False
+        edge.keys_changed()
+        writer.write(body[9:])
+        async with asyncio.timeout(30):
+            assert (await reader.readline()).startswith(b"HTTP/1.1 401 ")
+        writer.close()
+    assert [fact.error for fact in rig.facts] == ["invalid_api_key: the API key 'phone' was revoked meanwhile"]
+
+
 async def test_a_name_of_a_key_may_be_anything_people_write(rig: Rig, keys: OneKey) -> None:
     keys.name_of = lambda presented: "Brunos Büro ✓"  # type: ignore[method-assign]  # for this one test
+    keys.counts = lambda name: True  # type: ignore[method-assign]  # likewise
     assert (await send(rig, CHAT, json=message(), headers=AWAY | RIGHT))[0] == 200
     assert rig.facts[-1].key == "Brunos Büro ✓"
     async with aiohttp.ClientSession() as session:

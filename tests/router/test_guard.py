@@ -19,10 +19,13 @@ NAMES = names_of("mini", "Brunos-Mac-mini.fritz.box") | {"mlx-mesh.local", "coor
 class OneKey:
     """`sk-right` is phone's."""
 
-    needed = True
+    needed = valid = True
 
     def name_of(self, presented: str) -> str | None:
         return "phone" if presented == "sk-right" else None
+
+    def counts(self, name: str) -> bool:
+        return name == "phone" and self.valid
 
 
 def judge(guard: Guard, client: str = LAN, method: str = "POST", path: str = CHAT, **fields: str) -> Verdict:
