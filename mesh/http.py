@@ -25,6 +25,7 @@ from node.io.probe import Holder
 
 _SHARED = ipaddress.ip_network("100.64.0.0/10")  # RFC 6598; Tailscale's addresses
 BACKLOG = 1024
+UNSENT_BYTES = 128 * 1024  # kept by the system beyond what is on its way; the rest waits, bounded, where we see it
 
 
 @lru_cache(maxsize=1024)
@@ -80,7 +81,10 @@ def _listen(address: str, port: int, *, dualstack: bool = False) -> socket.socke
     where: tuple[str, int] | tuple[str, int, int, int] = (host, port)
     if scope:
         where = (host, port, 0, socket.if_nametoindex(scope))
-    return socket.create_server(where, family=family, backlog=BACKLOG, dualstack_ipv6=dualstack)
+    made = socket.create_server(where, family=family, backlog=BACKLOG, dualstack_ipv6=dualstack)
+    # Each connection of it has the same. Else the system takes megabytes for a client that does not read.
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
+    return made
 
 
 def _why_not(e: OSError, address: str, port: int, holder: Holder | None) -> MeshError:

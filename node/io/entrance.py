@@ -7,6 +7,8 @@ out in a loop, and cannot say so.
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 from collections.abc import Callable
 from typing import Protocol
 
@@ -80,6 +82,15 @@ class Entrance:
                 self.limited("made_way")
                 return True
         return False
+
+
+def reset(transport: asyncio.Transport) -> None:
+    """Ends a connection so that the system forgets what it holds for it: else it goes on offering that to a client
+    which does not read, for minutes."""
+    sock = transport.get_extra_info("socket")
+    if sock is not None and sock.family != socket.AF_UNIX:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    transport.abort()
 
 
 class HandedOver(asyncio.Protocol):

@@ -15,7 +15,7 @@ from typing import Any, Protocol, cast
 
 from node.http_reply import Answer
 from node.http_request import Data, End, Fault, Head, RequestReader
-from node.io.entrance import Entrance, HandedOver
+from node.io.entrance import Entrance, HandedOver, reset
 from node.io.turn import Incoming, Outgoing
 from node.settings import FrontSettings
 
@@ -309,7 +309,7 @@ class Front(asyncio.Protocol):
             return
         if self._neglected(self.transport, now):
             self._site.entrance.limited("slow_reader")
-            self.abort()
+            reset(self.transport)
         elif self.lingers_until is not None:
             if now >= self.lingers_until:
                 self.abort()
