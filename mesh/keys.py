@@ -136,8 +136,4 @@ def _digest(text: str) -> str:
 
 def _joined(one: ClientKey, other: ClientKey) -> ClientKey:
     """Revoked anywhere is revoked. Two keys of one id are nobody's mistake, but which counts is the same everywhere."""
-    if one == other:
-        return one
-    revoked = min((k.revoked for k in (one, other) if k.revoked is not None), default=None)
-    kept = max(one, other, key=lambda k: (k.made, k.name, k.digest))
-    return ClientKey(id=kept.id, name=kept.name, digest=kept.digest, made=kept.made, revoked=revoked)
+    return max(one, other, key=lambda k: (k.revoked is not None, -(k.revoked or 0), k.made, k.name, k.digest))
