@@ -165,6 +165,21 @@ async def test_who_is_turned_away_is_in_the_log_once_and_without_the_key(
     assert made["key"][20:] not in written
 
 
+async def test_the_line_of_a_request_has_the_name_of_its_key(daemon: Daemon, caplog: pytest.LogCaptureFixture) -> None:
+    made = await daemon.control.create_key("phone", True)
+    caplog.set_level("INFO")
+    async with aiohttp.ClientSession() as session:
+        url = f"http://127.0.0.1:{daemon.config.port}/v1/chat/completions"
+        for fields in ({"authorization": f"Bearer {made['key']}"}, {}):
+            async with session.post(url, json={"model": "none", "messages": []}, headers=fields) as answer:
+                assert answer.status == 400
+    lines: list[Any] = [r for r in caplog.records if getattr(r, "event", "") == "request"]
+    assert [line.fields.get("key", "none") for line in lines] == ["phone", "none"]
+    route = (await daemon.control.routes(5))["routes"][-1]
+    assert route["key"] == "phone"
+    assert made["key"][20:] not in json.dumps(route) + "".join(str(r.__dict__) for r in caplog.records)
+
+
 def test_what_is_turned_away_is_counted_by_reason() -> None:
     metrics = Metrics()
     for reason in ("key", "origin", "key"):
