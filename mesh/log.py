@@ -20,6 +20,8 @@ from typing import Any, TypeAlias
 
 import msgspec
 
+from mesh.values import printable
+
 WAITING_MAX = 10_000  # lines not yet written; more are dropped and counted
 GATHERED = ("request", "call")  # lines of these events may wait for others, so long:
 BATCH_S = 0.1
@@ -80,7 +82,7 @@ class TerminalLines(_Traces):
     def format(self, record: logging.LogRecord) -> str:
         clock = datetime.fromtimestamp(record.created).astimezone().strftime("%H:%M:%S")
         level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
-        text = f"{clock} {level}{record.getMessage()}"
+        text = f"{clock} {level}{printable(record.getMessage())}"
         return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
 
 

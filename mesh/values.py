@@ -33,6 +33,12 @@ def name(value: object) -> str:
     return result
 
 
+def printable(text: str, keep: str = "") -> str:
+    """What may stand on a terminal: names, reasons and errors come from other machines, and a control character among
+    them could begin a line of its own, or tell the terminal what to do. `keep`: control characters that are ours."""
+    return text if text.isprintable() else "".join(c if c.isprintable() or c in keep else "?" for c in text)
+
+
 def boolean(value: object) -> bool:
     """True or false, as YAML has it or as people write it."""
     if isinstance(value, bool):

@@ -150,7 +150,7 @@ class Edge:
         path = request.path
         below = path.removeprefix("/v1/")
         if path in _READ_ONLY or path.startswith("/v1/models/"):
-            return envelope.as_web(envelope.wrong_method(f"{path} can only be read (GET)", "GET, HEAD"))
+            return envelope.as_web(envelope.wrong_method(f"{catalog.shown(path)} can only be read (GET)", "GET, HEAD"))
         if below == path or request.method == "POST" or not self._carried(below):
             return envelope.as_web(envelope.no_such_path(f"there is no {catalog.shown(path)} here"))
         return envelope.as_web(envelope.wrong_method(f"{catalog.shown(path)} takes POST only", "POST"))

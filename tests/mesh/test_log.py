@@ -44,6 +44,11 @@ def test_a_line_for_a_terminal_says_when_how_bad_and_what() -> None:
     assert TerminalLines().format(record("gone"))[8:] == " warning: gone"
 
 
+def test_what_others_say_begins_no_line_of_its_own_and_tells_the_terminal_nothing() -> None:
+    line = TerminalLines().format(record("mini\x1b[2J left: \r\n12:00:00 all is well\u2028\x9b1m"))
+    assert line[9:] == "warning: mini?[2J left: ??12:00:00 all is well??1m"
+
+
 @pytest.fixture
 def daemon_log(tmp_path: Path) -> Iterator[DaemonLog]:
     log = DaemonLog(tmp_path / "logs" / "daemon.log")
