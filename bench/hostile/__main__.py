@@ -29,7 +29,7 @@ from bench.daemon import ROOT, Daemon, running
 from bench.hostile import bodies
 from bench.path.native import missing
 from bench.path.subjects import SLOTS, engine
-from bench.path.usage import pss_bytes
+from bench.path.usage import pss_bytes, set_realtime
 from bench.report import Figure, publish, within
 
 INSIDE = "MLX_BENCH_HOSTILE_NET"
@@ -217,11 +217,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="bench.hostile", description=__doc__)
     parser.add_argument("--seconds", type=float, default=40.0, help="of each crowd")
     parser.add_argument("--only", nargs="+", default=[], choices=[*(a.kind for a in ATTACKS), "bodies"])
+    parser.add_argument("--realtime", action="store_true", help="before all that others run here (root)")
     options = parser.parse_args()
     if why := missing("gcc"):
         sys.exit(f"bench-hostile: {why}")
     if INSIDE not in os.environ and os.geteuid() == 0:
         enter_net()
+    if options.realtime:
+        set_realtime([os.getpid()], on=True)  # what is started from here too
     inside = INSIDE in os.environ
     place = Place(LAN, SERVER, HONEST) if inside else Place("127.0", "127.0.0.1", "127.9.9.9")
     print(publish("hostile", run(options, place)))
