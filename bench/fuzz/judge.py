@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import resource
 import signal
+import sys
 import time
 import traceback
 from pathlib import Path
@@ -14,6 +16,7 @@ from msgspec import Struct
 from bench.fuzz.target import Run
 
 CPU_LIMIT_S = 1.0  # of one input; they are a few KiB
+BURST_BYTES = 256 * 2**20  # by which one input may make the process larger than it ever was
 HANG_S = 10.0  # of processor time; then it is broken off
 FINDINGS_MAX = 50
 _ROOT = Path(__file__).resolve().parents[2]
@@ -26,7 +29,7 @@ class HangError(BaseException):
 class Finding(Struct, frozen=True):
     """One defect, by the first input that showed it."""
 
-    kind: str  # "crash", "hang" or "slow"
+    kind: str  # "crash", "hang", "slow" or "memory"
     where: str  # the innermost line of our code
     what: str
     data: bytes
@@ -46,7 +49,7 @@ class Judge:
     def __call__(self, data: bytes) -> str:
         """What came of it in a word; "" when that was a finding."""
         self.runs += 1
-        began = time.process_time()
+        began, peak = time.process_time(), _peak_bytes()
         signal.setitimer(signal.ITIMER_PROF, HANG_S)
         try:
             outcome = self._run(data)
@@ -57,6 +60,8 @@ class Judge:
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0)
         took_s = time.process_time() - began
+        if (grown := _peak_bytes() - peak) > BURST_BYTES:
+            return self._add(Finding("memory", "", f"{grown >> 20} MiB for {len(data)} bytes", data, ""))
         if took_s > CPU_LIMIT_S and self._again(data) > CPU_LIMIT_S:
             return self._add(Finding("slow", "", f"{took_s:.1f} s for {len(data)} bytes", data, ""))
         if outcome not in self.outcomes and len(self.outcomes) < 1000:
@@ -86,6 +91,11 @@ class Judge:
                 (self._folder / name).write_bytes(finding.data)
                 (self._folder / f"{name}.txt").write_text(f"{finding.what}\n{finding.where}\n\n{finding.trace}")
         return ""
+
+
+def _peak_bytes() -> int:
+    """The most memory that this process ever had."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _broken_off(_number: int, _frame: FrameType | None) -> None:

@@ -27,10 +27,11 @@ def deep(levels: int) -> Any:
 def changed(value: Any, rng: Random) -> Any:
     """Another tree like it; `value` stays as it is."""
     root = [deepcopy(value)]
-    for _ in range(rng.choice((1, 1, 1, 2, 3, 6))):
+    for left in reversed(range(rng.choice((1, 1, 1, 2, 3, 6)))):
         slots = _slots(root)
         holder, key = rng.choice(slots)
-        _change(holder, key, slots, rng)
+        # Many copies of many copies are more than any input may be, and than this process can hold.
+        _change(holder, key, slots, rng, copies=2 if left else rng.choice((1, 2, 50)))
     return root[0] if root else None
 
 
@@ -48,7 +49,7 @@ def _slots(root: list[Any]) -> list[tuple[Any, Any]]:
     return found or [([None], 0)]
 
 
-def _change(holder: Any, key: Any, slots: list[tuple[Any, Any]], rng: Random) -> None:
+def _change(holder: Any, key: Any, slots: list[tuple[Any, Any]], rng: Random, copies: int) -> None:
     old = holder[key]
     match rng.randrange(9):
         case 0 | 1:
@@ -64,7 +65,7 @@ def _change(holder: Any, key: Any, slots: list[tuple[Any, Any]], rng: Random) ->
             if _has(other, where):
                 holder[key] = deepcopy(other[where])
         case 5 if isinstance(holder, list):
-            holder[key:key] = [deepcopy(old)] * rng.choice((1, 2, 50))
+            holder[key:key] = [deepcopy(old)] * copies
         case 5:
             holder[rng.choice(("", "type", "id", "x", 1, None))] = deepcopy(old)
         case 6:
