@@ -40,7 +40,8 @@ class Honest:
         self._out.flush()
 
     async def _ask(self, *, fresh: bool) -> bool:
-        line = self._kept.pop() if self._kept and not fresh else await self._connect()
+        self._kept = [kept for kept in self._kept if not kept[0].at_eof()]  # closed after a long rest
+        line = self._kept.pop(0) if self._kept and not fresh else await self._connect()
         reader, writer = line
         writer.write(REQUEST)
         head = (await reader.readuntil(b"\r\n\r\n")).lower()
