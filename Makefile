@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 SIM_MINUTES ?= 30
 PACKAGES := mesh node router election demo bench
 
-.PHONY: help setup run test lint sim bench-node bench-mesh bench-exact bench-audit bench-routing bench-path clean
+.PHONY: help setup run test lint sim bench-node bench-mesh bench-exact bench-audit bench-routing bench-path bench-hostile fuzz audit-deps clean
 
 help:  ## what can be made here
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -54,6 +54,16 @@ bench-routing: $(READY)  ## the scheduler on request traces, against clairvoyant
 
 bench-path: $(READY)  ## what a request costs on its way, beside nginx and haproxy (Linux; apt: gcc nginx haproxy); writes bench/out/path.json
 	@$(BIN)/python -m bench.path $(ARGS)
+
+bench-hostile: $(READY)  ## thousands of hostile connections, and what an honest client notices (Linux; apt: gcc; root for a LAN); writes bench/out/hostile.json
+	@$(BIN)/python -m bench.hostile $(ARGS)
+
+fuzz: $(READY)  ## hostile input of every kind for an hour (ARGS="--minutes 60 --target NAME"); writes bench/out/fuzz
+	@$(BIN)/python -m bench.fuzz $(ARGS)
+
+audit-deps: $(READY)  ## known vulnerabilities of what constraints.txt names (asks a service on the internet)
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check '.[audit]'
+	@$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip $(ARGS)
 
 clean:  ## away with what is made here, the demo model's cache included
 	rm -rf $(VENV) .cache bench/out *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

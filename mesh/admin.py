@@ -45,6 +45,11 @@ class AcceptBody(Struct, frozen=True, forbid_unknown_fields=True):
     check: Text = ""
 
 
+class KeyBody(Struct, frozen=True, forbid_unknown_fields=True):
+    name: str
+    first: bool = False  # it may be the first one, which others need from then on
+
+
 class DrainBody(Struct, frozen=True, forbid_unknown_fields=True):
     node: str
     for_s: DrainSeconds | None = None
@@ -90,6 +95,10 @@ class Control(Protocol):
     async def undrain(self, node: str) -> Json: ...
     async def drill(self, ask: str, drill: str, node: str, model: str, for_s: float) -> Json: ...
     async def drill_seen(self) -> Json: ...
+    async def keys(self) -> Json: ...
+    async def create_key(self, name: str, first: bool) -> Json: ...
+    async def revoke_key(self, wanted: str) -> Json: ...
+    async def keys_off(self) -> Json: ...
     async def models(self) -> Json: ...
     async def model(self, name: str) -> Json: ...
     async def load(self, name: str) -> Json: ...
@@ -123,6 +132,10 @@ def admin_app(control: Control) -> web.Application:
                 "/v1/mesh/drill", _post(DrillBody, lambda b: control.drill(b.ask, b.drill, b.node, b.model, b.for_s))
             ),
             web.get("/v1/mesh/drill", _get(control.drill_seen)),
+            web.get("/v1/keys", _get(control.keys)),
+            web.post("/v1/keys", _post(KeyBody, lambda b: control.create_key(b.name, b.first))),
+            web.post("/v1/keys/off", _post(NoBody, lambda _: control.keys_off())),
+            web.delete("/v1/keys/{key}", _at(lambda r: control.revoke_key(r.match_info["key"]))),
             web.get("/v1/models", _get(control.models)),
             web.get("/v1/models/{name}", _at(lambda r: control.model(r.match_info["name"]))),
             web.post("/v1/models/{name}/load", _at(lambda r: control.load(r.match_info["name"]))),

@@ -144,6 +144,36 @@ class Status(Struct, frozen=True, kw_only=True):
     node: OwnNode | None = None
 
 
+class Key(Struct, frozen=True, kw_only=True):
+    """A key of a client. `created` RFC 3339 UTC."""
+
+    id: str
+    name: str
+    created: str = ""
+
+
+class NewKey(Key, frozen=True, kw_only=True):
+    """POST /v1/keys: with its text, which is told once."""
+
+    key: str
+
+
+class Keys(Struct, frozen=True, kw_only=True):
+    """GET /v1/keys. `needed`: clients on other machines are refused without one. `revoked`: how many were."""
+
+    needed: bool = False
+    keys: tuple[Key, ...] = ()
+    revoked: int = 0
+
+
+class RevokedKey(Struct, frozen=True, kw_only=True):
+    """`left`: how many keys count still."""
+
+    revoked: str
+    id: str = ""
+    left: int = 0
+
+
 class Attempt(Struct, frozen=True, kw_only=True):
     node: str
     outcome: str
@@ -198,6 +228,7 @@ class Route(Struct, frozen=True, kw_only=True):
     decision: Decision | None = None
     resumable: bool = True
     lost: str | None = None
+    key: str | None = None  # the name of its client's
 
 
 class DrillAnswer(Struct, frozen=True, kw_only=True):

@@ -45,9 +45,12 @@ class Stamps:
 
 
 async def watch_files(daemon: Daemon) -> NoReturn:
-    """config.yaml and the stack file: an edit is taken over, or refused in the log with everything as it was."""
+    """config.yaml and the stack file: an edit is taken over, or refused in the log with everything as it was. The
+    certificate of :4000 likewise."""
     while True:
         await asyncio.sleep(WATCH_EVERY_S)
+        if daemon.edge_tls is not None:
+            await daemon.edge_tls.look()
         if daemon.stamps.changed():
             try:
                 await daemon.reload()

@@ -15,6 +15,7 @@ LATE = {
     "status": ("mesh.cli_daemon", "status", "This node: its models, memory and mesh."),
     "models": ("mesh.cli_models", "models", "The models of this node: list, add, remove, load, unload, show."),
     "mesh": ("mesh.cli_mesh", "mesh", "Many Macs as one: enable, status, nodes, routes and more."),
+    "keys": ("mesh.cli_keys", "keys", "Keys of clients on other machines: create, list, revoke, off."),
     "config": ("mesh.cli_config", "config", "Settings: list, get, set, reset."),
     "install": ("mesh.cli_install", "install", "Start this node at boot."),
     "uninstall": ("mesh.cli_install", "uninstall", "Start it at boot no longer."),

@@ -11,7 +11,8 @@ from mesh import config as configuration
 from mesh import render, values
 from mesh.cli_base import Commands, as_json, client, home, warn
 from mesh.client import MeshClientError
-from mesh.config import KEYS, Config, ConfigError, Key
+from mesh.config import Config, ConfigError
+from mesh.config_keys import KEYS, Key
 
 
 @click.group(cls=Commands)

@@ -55,7 +55,16 @@ def drill_command(
     name = f"drill-{secrets.token_hex(4)}"
     settings = config.load(home())
     host = settings.bind[0] if settings.bind else "localhost"  # where this node's edge is reached from here
-    load = Load(host, daemon.status().port, plan.model, name, clients=clients, limit_s=settings.request_timeout)
+    own = daemon.status()
+    load = Load(
+        host,
+        own.port,
+        plan.model,
+        name,
+        clients=clients,
+        limit_s=settings.request_timeout,
+        tls=own.url.startswith("https:"),
+    )
 
     def say(line: str) -> None:
         if not as_json:

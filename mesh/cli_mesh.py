@@ -12,6 +12,7 @@ import click
 from mesh import config, render, render_routes
 from mesh.cli_base import LateCommands, address, as_json, client, duration, home, warn
 from mesh.client import MeshClientError
+from mesh.config_keys import KEYS
 from mesh.join_settings import JoinSettings
 from mesh.settings import DRAIN_MAX_S
 
@@ -74,7 +75,7 @@ def _switch(changes: dict[str, object], as_json: bool, invite: str | None = None
         else:
             render.show(render.mesh_status(found))
     now = config.load(place)
-    for key in config.KEYS:
+    for key in KEYS:
         if key.name in changes and now.source(key) not in ("config.yaml", "default"):
             warn(f"{now.source(key)} is set in the environment and counts instead of config.yaml at the next start")
 

@@ -95,6 +95,22 @@ class MeshClient:
     def stop(self, grace_s: float | None = None) -> None:
         self._call("POST", "/v1/stop", dict[str, Any], {} if grace_s is None else {"grace_s": grace_s})
 
+    # Keys of clients
+
+    def keys(self) -> answers.Keys:
+        return self._call("GET", "/v1/keys", answers.Keys)
+
+    def create_key(self, name: str, *, first: bool = False) -> answers.NewKey:
+        """Its text is told here only. Unless `first`, one that would be the first is refused (`first_key`)."""
+        return self._call("POST", "/v1/keys", answers.NewKey, {"name": name, "first": first})
+
+    def revoke_key(self, name_or_id: str) -> answers.RevokedKey:
+        return self._call("DELETE", f"/v1/keys/{_part(name_or_id)}", answers.RevokedKey)
+
+    def keys_off(self) -> answers.Keys:
+        """No key is needed any more, and none known."""
+        return self._call("POST", "/v1/keys/off", answers.Keys, {})
+
     # The mesh
 
     def mesh_status(self) -> answers.MeshStatus:

@@ -100,7 +100,7 @@ class CloneWatch:
     async def _is_of_this_id(self, place: Ask) -> bool:
         """Asked without a hello first: another node might take that for a lost link. A copied disk has this node's key;
         of who has another one nothing is believed."""
-        tls = self._daemon.tls.client(self._daemon.id)
+        tls = self._daemon.peer_tls.client(self._daemon.id)
         if tls is None:
             return False
         url = URL.build(scheme="https", host=place.address, port=place.peer_port, path=STATUS)

@@ -1,4 +1,5 @@
-"""config.yaml and the environment -> Config. Every key is in KEYS; an error names the key, the file and the way out.
+"""config.yaml and the environment -> Config. Every key is in mesh/config_keys.py; an error names the key, the file and
+the way out.
 
 Order: environment `MLX_STACK_<KEY>` over the file over the default; each value knows where it came from.
 """
@@ -9,18 +10,18 @@ import difflib
 import os
 import re
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 from msgspec import Struct
 
-from mesh import values
+from mesh import plain_yaml
+from mesh.config_keys import BY_NAME, ENVIRONMENT_PREFIX, KEYS, Key
 from mesh.files import move_aside, write_atomic
 from mesh.home import Home
 
-ENVIRONMENT_PREFIX = "MLX_STACK_"
 YAML_ERRORS = (yaml.YAMLError, ValueError, RecursionError)  # the latter two: a date 2026-99-99, nesting without end
 
 
@@ -32,142 +33,10 @@ class ConfigError(Exception):
         self.message = message
 
 
-class Key(Struct, frozen=True, kw_only=True):
-    """One key: how its value is read, what it is when nobody says, and what it means.
-
-    `automatic` stands for a default that depends on the machine. `ignored` keys are the older mlx-stack's, without
-    effect here. `applies` says when a change takes effect.
-    """
-
-    name: str
-    read: Callable[[object], Any]
-    default: Any
-    what: str
-    automatic: str = ""
-    also: tuple[str, ...] = ()  # other names for it
-    ignored: bool = False
-    secret: bool = False
-    applies: str = "at once"
-
-    @property
-    def field(self) -> str:
-        return self.name.replace("-", "_")
-
-    @property
-    def variable(self) -> str:
-        return ENVIRONMENT_PREFIX + self.field.upper()
-
-    @property
-    def default_shown(self) -> str:
-        return self.automatic or values.shown(self.default)
-
-
-_port = values.whole(1, 65535)
-_RESTART = "at the next start"
-
-KEYS: tuple[Key, ...] = (
-    Key(
-        name="port",
-        read=_port,
-        default=4000,
-        also=("litellm-port",),
-        what="TCP port of the OpenAI API",
-        applies=_RESTART,
-    ),
-    Key(
-        name="peer-port",
-        read=_port,
-        default=4001,
-        what="port between nodes: TCP, and UDP heartbeats on the same number",
-        applies=_RESTART,
-    ),
-    Key(
-        name="bind",
-        read=values.texts,
-        default=(),
-        automatic="LAN, tailnet and loopback",
-        what="addresses or interfaces to listen on",
-        applies=_RESTART,
-    ),
-    Key(name="node-name", read=values.name, default=None, automatic="host name", what="what people call this node"),
-    Key(name="mesh-enabled", read=values.boolean, default=False, what="take part in a mesh"),
-    Key(name="mesh-name", read=values.name, default="default", what="which mesh: nodes of other names are not seen"),
-    Key(
-        name="mesh-priority",
-        read=values.whole(0, 1_000_000),
-        default=100,
-        what="who coordinates: the highest; 0 never does",
-    ),
-    Key(name="mesh-peers", read=values.hosts, default=(), what="nodes mDNS cannot find, HOST[:PORT]"),
-    Key(
-        name="memory-budget",
-        read=values.size,
-        default=None,
-        automatic="RAM - 20/8/4 GB",
-        what='memory models may take here: bytes or "24 GB" (default: RAM less 20 GB from 64 GB on, less 8 GB from '
-        "24 GB on, else less 4 GB; never over the GPU working set)",
-    ),
-    Key(
-        name="request-timeout",
-        read=values.seconds(0.001),
-        default=600.0,
-        what="seconds until a request is given up",
-        applies=_RESTART,
-    ),
-    Key(
-        name="request-gap",
-        read=values.seconds(0.0),
-        default=15.0,
-        what="seconds of quiet a model must have had before another may push it out of memory",
-    ),
-    Key(
-        name="idle-timeout",
-        read=values.seconds(None),
-        default=None,
-        automatic="10, 5 or 3 min by RAM",
-        what="an unused model is unloaded after this, negative: never (default: 10 min from 64 GB of RAM on, 5 min "
-        "from 24 GB on, else 3 min)",
-    ),
-    Key(name="log-max-size-mb", read=values.whole(1), default=50, what="a log is rotated at this size"),
-    Key(name="log-max-files", read=values.whole(1), default=5, what="rotated files kept per log"),
-    Key(
-        name="model-dir",
-        read=values.folder,
-        default=None,
-        automatic="models/ in the home folder",
-        what="where weights are looked up by name",
-        applies=_RESTART,
-    ),
-    Key(
-        name="openrouter-key",
-        read=values.text,
-        default="",
-        what="the older mlx-stack's cloud fallback",
-        ignored=True,
-        secret=True,
-    ),
-    Key(name="default-quant", read=values.text, default="int4", what="the older mlx-stack's downloads", ignored=True),
-    Key(
-        name="memory-budget-pct",
-        read=values.whole(1, 100),
-        default=40,
-        what="a filter per model when recommending; nothing is recommended here yet",
-        ignored=True,
-    ),
-    Key(
-        name="auto-health-check",
-        read=values.boolean,
-        default=True,
-        what="workers are always watched here",
-        ignored=True,
-    ),
-)
-_BY_NAME = {alias: key for key in KEYS for alias in (key.name, *key.also)}
-
-
 class Config(Struct, frozen=True, kw_only=True):
     """Every setting with its value. None where the default depends on the machine: `memory_budget` (bytes) and
-    `idle_timeout` (seconds) are then worked out from its RAM. Durations in seconds."""
+    `idle_timeout` (seconds) are then worked out from its RAM, `connections` from its file descriptors. Durations in
+    seconds, sizes in bytes."""
 
     port: int
     peer_port: int
@@ -177,8 +46,18 @@ class Config(Struct, frozen=True, kw_only=True):
     mesh_name: str
     mesh_priority: int
     mesh_peers: tuple[str, ...]
+    allowed_hosts: tuple[str, ...]
+    cors_origins: tuple[str, ...]
+    tls_cert: Path | None
+    tls_key: Path | None
     memory_budget: int | None
     request_timeout: float
+    connections: int | None
+    connections_per_address: int
+    requests_per_address: int
+    queue_limit: int
+    body_limit: int
+    slow_client_timeout: float
     request_gap: float
     idle_timeout: float | None
     log_max_size_mb: int
@@ -207,10 +86,10 @@ def host_name() -> str:
 def find_key(name: str, where: str = "") -> Key:
     """The key called `name`. Raises ConfigError naming `where` (a file; "" is the command line)
     and the nearest one that exists."""
-    key = _BY_NAME.get(name) or _BY_NAME.get(name.strip().lower().replace("_", "-"))
+    key = BY_NAME.get(name) or BY_NAME.get(name.strip().lower().replace("_", "-"))
     if key is not None:
         return key
-    near = difflib.get_close_matches(name.lower().replace("_", "-"), _BY_NAME, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name.lower().replace("_", "-"), BY_NAME, n=1, cutoff=0.5)
     known = "correct it, or remove the line" if where else "`mlx-stack config list` shows all keys"
     hint = f"did you mean '{near[0]}'?" if near else known
     raise ConfigError(f"unknown key '{name}'{_in(where)}: {hint}")
@@ -221,7 +100,7 @@ def read_value(key: Key, written: object, where: str = "") -> Any:
     try:
         return key.read(written)
     except ValueError as error:
-        got = "****" if key.secret else repr(written)
+        got = "****" if key.secret else plain_yaml.shortly(written)
         raise ConfigError(f"'{key.name}'{_in(where)} must be {error}, not {got}") from None
 
 
@@ -238,7 +117,7 @@ def read_file(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}. `mlx-stack config reset --yes` sets it aside") from error
     try:
-        mapping = yaml.safe_load(content)
+        mapping = plain_yaml.load(content)
     except YAML_ERRORS as error:
         mark = getattr(error, "problem_mark", None)
         line = f" at line {mark.line + 1}" if mark is not None else ""
@@ -269,11 +148,11 @@ def load(home: Home, environment: Mapping[str, str] | None = None) -> Config:
     ignored = [key.name for key in KEYS if key.ignored and key.name in found]
     if ignored:
         warnings.append(f"no effect here, ignored: {', '.join(ignored)}")
-    variables = {alias.replace("-", "_").upper(): alias for alias in reversed(_BY_NAME)}  # ours last: it counts
+    variables = {alias.replace("-", "_").upper(): alias for alias in reversed(BY_NAME)}  # ours last: it counts
     for tail, alias in variables.items():
         variable = ENVIRONMENT_PREFIX + tail
         if variable in environment:
-            key = _BY_NAME[alias]
+            key = BY_NAME[alias]
             found[key.name] = (read_value(key, environment[variable], f"the environment ({variable})"), variable)
     filled = {key.field: found[key.name][0] if key.name in found else key.default for key in KEYS}
     filled["node_name"] = filled["node_name"] or host_name()

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from msgspec import to_builtins
 
 from mesh import config as configuration
+from mesh import values
 from mesh.checks import Token
 from mesh.config import ConfigError
 from mesh.control_trust import TrustControl
+from mesh.edge_tls import local_url
 from mesh.errors import MeshError
 from mesh.gather import Gatherer
 from mesh.names import resolve
@@ -59,7 +61,7 @@ class DaemonControl:
             "home": str(d.home.root),
             "started_at": d.started_at,
             "uptime_s": round(d.uptime_s(), 1),
-            "url": f"http://localhost:{d.config.port}/v1",
+            "url": local_url(d.config.port, d.edge_tls),
             "port": d.config.port,
             "peer_port": d.config.peer_port,
             "no_stack": d.no_stack,
@@ -271,6 +273,29 @@ class DaemonControl:
     def _drains(self, node: NodeId) -> bool | None:
         found = self._daemon.membership.view().node(node)
         return found.report.draining if found else None
+
+    # Keys of clients
+
+    async def keys(self) -> Json:
+        return self._daemon.keys.listed()
+
+    async def create_key(self, name: str, first: bool) -> Json:
+        try:
+            name = values.name(name)
+        except ValueError as error:
+            raise MeshError("bad_request", f"the name of a key must be {error}") from None
+        return await self._kept(self._daemon.keys.create(name, first=first))
+
+    async def revoke_key(self, wanted: str) -> Json:
+        return await self._kept(self._daemon.keys.revoke(wanted))
+
+    async def keys_off(self) -> Json:
+        return await self._kept(self._daemon.keys.off())
+
+    async def _kept(self, answer: Json) -> Json:
+        """Said once it is on the disk, so that it holds over a power cut."""
+        await self._daemon.files.flush()
+        return answer
 
     # Models
 

@@ -21,21 +21,26 @@ from msgspec import structs
 
 from mesh import clock, stack
 from mesh import config as configuration
+from mesh.access import Access
 from mesh.addresses import listening
 from mesh.admin import admin_app
 from mesh.awake import Awake
 from mesh.chores import Stamps, rotate_logs, watch_files
 from mesh.config import Config
+from mesh.config_keys import KEYS
 from mesh.control import DaemonControl
 from mesh.door_store import DoorStore
 from mesh.draining import Draining
 from mesh.drilling import Drilling
+from mesh.edge_tls import EdgeTls, local_url
 from mesh.event_store import EventStore
 from mesh.events import SelfChanged
 from mesh.gauges import gauges_of
 from mesh.home import Home
 from mesh.http import Server, guards, tcp_sockets
+from mesh.keyring import KeyRing
 from mesh.late import LateWriter
+from mesh.limits import descriptors, limits_of, node_settings
 from mesh.log import DaemonLog, event, utc
 from mesh.membership import Membership
 from mesh.metrics import Metrics
@@ -60,13 +65,12 @@ from node.io.measured import Measured
 from node.io.mlx import MlxEngine
 from node.io.probe import Probe
 from node.io.registry import Registry
-from node.settings import EngineSettings, NodeSettings
+from node.settings import EngineSettings
 from node.types import NodeId, NodeReport, status_of
 from router.frames import CoordinatorFrame, EdgeFrame
 from router.io.dispatch import Dispatch
 from router.io.edge import Edge
 from router.io.sockets import PeerSockets
-from router.settings import EdgeSettings, RouterSettings
 
 STOP_GRACE_S = 30.0
 
@@ -80,14 +84,6 @@ def program_version() -> str:
         return "0+unknown"
 
 
-def node_settings(config: Config) -> NodeSettings:
-    return NodeSettings(
-        memory_budget_bytes=config.memory_budget or 0,
-        request_gap_s=config.request_gap,
-        idle_timeout_s=config.idle_timeout,
-    )
-
-
 class Daemon:
     """One node. Build it, `await run()`; `stop()` ends it in order. Not reusable.
 
@@ -96,6 +92,7 @@ class Daemon:
 
     def __init__(self, home: Home, config: Config, log: DaemonLog, *, tiers: Sequence[str] = ()) -> None:
         self.home, self.config, self.tiers = home, config, tuple(tiers)
+        self.limits = limits_of(config, descriptors())
         self.version = program_version()
         identity = identities.load(home.root, self._note)
         self.id = identity.id
@@ -129,10 +126,13 @@ class Daemon:
         self.awake = Awake()
         self.files = LateWriter(self._note)
         self.trust = Trust(home.mesh, identity, self._note, self.files.write)
-        self.tls = PeerTls(self.trust)
+        self.peer_tls = PeerTls(self.trust)
         self.doors = DoorStore(home.mesh, self._note, self.files.write)
         self.draining = Draining(home.node / "drain.json", self.host, tell=self._note, write=self.files.write)
         self.peers = PeerStore(home.mesh, self._note, self.files.write)
+        self.keys = KeyRing(home.mesh, tell=self._note, write=self.files.write, spread=self.mesh.tell_keys)
+        self.edge_tls: EdgeTls | None = None  # of :4000, from `run()` on
+        self.access = Access(self.keys, count=self.metrics.turned_away)
         self.membership = Membership(
             self.report(),
             mesh_name=config.mesh_name,
@@ -140,11 +140,12 @@ class Daemon:
         )
         self.dispatch = Dispatch(
             self_id=self.id,
-            settings=RouterSettings(),
+            settings=self.limits.router,
             rng=random.Random(),  # noqa: S311 - spreads retries, keeps no secret
             send=self._send,
             lives=lambda node: self.overlay is not None and self.overlay.vouched(node),
         )
+        self.access.look(config, self.membership.view().mesh_id)
         self.drilling = Drilling(self)
         self.control = DaemonControl(self)
         self.elections = 0
@@ -160,6 +161,7 @@ class Daemon:
 
     async def run(self) -> None:
         """Serves until `stop()`, SIGTERM or SIGINT; a second signal ends it at once."""
+        self.edge_tls = EdgeTls.of(self.config, self.home, self._note)
         edge_sockets = await tcp_sockets(self.config.port, listening(self.config.bind), self.probe.port_holder)
         for said in await asyncio.to_thread(self.registry.end_orphans):
             self._note(said)
@@ -176,16 +178,26 @@ class Daemon:
                 dispatch=self.dispatch,
                 host=self.host,
                 http=http,
-                tls=self.tls.client,
-                settings=EdgeSettings(request_timeout_s=self.config.request_timeout),
+                tls=self.peer_tls.client,
+                settings=self.limits.edge,
+                limited=self.metrics.limited("edge"),
                 report=self.observer.report,
                 count_bytes=self.metrics.count_bytes,
                 metrics=self.metrics.text,
+                guard=self.access.guard,
+                turned_away=self.access.turned_away,
             )
-            edge_app = web.Application(middlewares=guards(self.config.bind))
+            self.keys.watch(self.edge.keys_changed)
+            edge_app = web.Application(middlewares=[*guards(self.config.bind), self.edge.middleware()])
             edge_app.add_routes(self.edge.routes())
             self._servers = {
-                "edge": Server(edge_app, raw=self.edge, guarded=not self.config.bind),
+                "edge": Server(
+                    edge_app,
+                    raw=self.edge,
+                    guarded=not self.config.bind,
+                    settings=self.limits.edge_server,
+                    limited=self.metrics.limited("edge"),
+                ),
                 "admin": Server(admin_app(self.control), cancels=False),
             }
             self._trap_signals()
@@ -196,7 +208,7 @@ class Daemon:
                     self.draining.restore()
                     self.dispatch.node_up(status_of(self.report()))
                     self.dispatch.follow(self.id, 0, ruling=True)
-                    await self._servers["edge"].listen(edge_sockets)
+                    await self._servers["edge"].listen(edge_sockets, self.edge_tls.context if self.edge_tls else None)
                     socket_path = self.home.prepare_socket()
                     await self._servers["admin"].listen_unix(socket_path)
                     self.home.write_pid(socket_path)
@@ -285,7 +297,7 @@ class Daemon:
 
     def _keys_changed(self, http: HttpClient) -> None:
         """Who was put out is asked nothing more, and what it was asked ends here."""
-        http.end(self.tls.renew())
+        http.end(self.peer_tls.renew())
 
     # What it says of itself
 
@@ -302,6 +314,7 @@ class Daemon:
             uptime_s=time.monotonic() - self._started,
             addresses=self.overlay.addresses() if self.overlay else (),
             port=self.config.port,
+            tls=self.edge_tls is not None,
             peer_port=self.config.peer_port,
             draining=bool(draining),
             drain_reason=draining,
@@ -322,6 +335,7 @@ class Daemon:
     def publish(self) -> NodeReport:
         """Tells membership, the scheduler here and every peer what this node is now."""
         report = self.report()
+        self.access.look(self.config, self.membership.view().mesh_id)
         self.membership.step(SelfChanged(report), clock.now())
         self.dispatch.node_changed(status_of(report))
         self.dispatch.node_running(self.id, report.running)
@@ -353,7 +367,7 @@ class Daemon:
     def in_effect(self, config: Config) -> Config:
         """`config`, but what only a start changes stays as it is: peers and people are told the ports that are open.
         The peer port opens with the mesh, so it counts from the next `mesh enable` on."""
-        kept = [k for k in configuration.KEYS if k.applies != "at once" and (k.name != "peer-port" or self.overlay)]
+        kept = [k for k in KEYS if k.applies != "at once" and (k.name != "peer-port" or self.overlay)]
         return structs.replace(config, **{k.field: self.config.value(k) for k in kept})
 
     async def until(self, holds: Callable[[], bool], limit_s: float) -> bool:
@@ -380,9 +394,9 @@ class Daemon:
         """Reads config.yaml and the stack file again and carries out what can change while running. Returns the names
         of what changed. Raises ConfigError; then nothing has changed."""
         config = configuration.load(self.home)
-        changed = [k.name for k in configuration.KEYS if config.value(k) != self.config.value(k)]
+        changed = [k.name for k in KEYS if config.value(k) != self.config.value(k)]
         specs = self._read_stack(self.in_effect(config))
-        later = [k.name for k in configuration.KEYS if k.name in changed and k.applies != "at once"]
+        later = [k.name for k in KEYS if k.name in changed and k.applies != "at once"]
         if later:
             self._note(f"takes effect at the next start: {', '.join(later)}")
         self.host.retune(node_settings(config))
@@ -396,7 +410,7 @@ class Daemon:
         event(_log, logging.WARNING, "note", text)
 
     def _note_start(self) -> None:
-        where = f"http://localhost:{self.config.port}/v1"
+        where = local_url(self.config.port, self.edge_tls)
         self.observer.life("start", f"version {self.version}, pid {os.getpid()}")
         event(_log, logging.INFO, "started", f"{self.config.node_name} {self.version} serves {where}", pid=os.getpid())
 

@@ -7,14 +7,15 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from mesh.files import read_or_set_aside
 
 LOOK_EVERY_S = 5.0  # the end is a wall-clock time: a sleep or a corrected clock moves it against any timer
+UNTIL_MAX = 253_402_300_799.0  # the end of the year 9999, the last that can be shown
 
 
 class DrainFile(Struct, frozen=True, kw_only=True):
@@ -22,7 +23,7 @@ class DrainFile(Struct, frozen=True, kw_only=True):
 
     version: int = 1
     draining: bool = False
-    until: float | None = None
+    until: Annotated[float, Meta(ge=0, le=UNTIL_MAX)] | None = None
 
 
 class Drained(Protocol):

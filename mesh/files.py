@@ -54,7 +54,8 @@ def move_aside(path: Path) -> Path:
 def read_or_set_aside(path: Path, decode: Callable[[bytes], T], tell: Callable[[str], None]) -> T | None:
     """What `decode` makes of the file; None when there is none or it cannot be read.
 
-    A file that `decode` refuses (ValueError, msgspec's errors included) is moved aside, and `tell` gets one sentence.
+    A file that `decode` refuses (ValueError, msgspec's errors included, and
+    RecursionError) is moved aside, and `tell` gets one sentence.
     """
     try:
         data = path.read_bytes()
@@ -65,7 +66,7 @@ def read_or_set_aside(path: Path, decode: Callable[[bytes], T], tell: Callable[[
         return None
     try:
         return decode(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         try:
             kept = move_aside(path)
         except OSError as why:

@@ -96,13 +96,13 @@ class Gatherer:
 
     async def _ask(self, node: NodeView | None, path: str, answer: type[T], limit_s: float) -> T | None:
         """GET `path` from a member's peer port; None when it does not answer in time, or not sensibly."""
-        tls = self._daemon.tls.client(node.report.id) if node is not None else None
+        tls = self._daemon.peer_tls.client(node.report.id) if node is not None else None
         if node is None or tls is None:
             return None
         with suppress(TimeoutError):
             async with asyncio.timeout(limit_s):
                 for address in node.addresses:
-                    with suppress(aiohttp.ClientError, msgspec.MsgspecError, OSError, ValueError):
+                    with suppress(aiohttp.ClientError, msgspec.MsgspecError, OSError, ValueError, RecursionError):
                         url = URL.build(scheme="https", host=address, port=node.report.peer_port).join(URL(path))
                         async with self._daemon.session.get(url, ssl=tls) as response:
                             if response.status == 200:

@@ -6,12 +6,14 @@ see all that was handed over before.
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 import time
 import zlib
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -194,6 +196,11 @@ class History(Generic[F]):
 
     def _connect(self) -> sqlite3.Connection:
         """Opens the file and brings it to this version. Raises sqlite3.Error."""
+        with suppress(
+            OSError
+        ):  # files that SQLite makes beside it get its mode; what is wrong, SQLite says below
+            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            self._path.chmod(0o600)
         database = sqlite3.connect(self._path, timeout=self._settings.busy_s, check_same_thread=False)
         try:
             database.execute("PRAGMA journal_mode = WAL")
@@ -211,7 +218,6 @@ class History(Generic[F]):
                 if error.sqlite_errorcode == sqlite3.SQLITE_ERROR:  # tables of another program
                     raise _ForeignFileError(str(error)) from error
                 raise
-            self._path.chmod(0o600)
         except BaseException:
             database.close()
             raise

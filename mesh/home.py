@@ -127,10 +127,17 @@ class Home(Struct, frozen=True):
         return inside if len(os.fsencode(inside)) <= SOCKET_PATH_BYTES_MAX else Path("/tmp") / name / "daemon.sock"  # noqa: S108 - the one short folder that is always there; ours below it is 0700
 
     def create(self) -> None:
-        """Makes the folder and those below it that daemons write to. Raises HomeError."""
+        """Makes the folder and those below it that daemons write to. Other users of this machine have no business in
+        what the daemon itself writes (ids, keys, logs); a home that somebody made keeps its mode. Raises HomeError."""
         try:
-            for folder in (self.root, self.stack.parent, self.models, self.node, self.mesh, self.logs):
-                folder.mkdir(parents=True, exist_ok=True)
+            self.root.parent.mkdir(parents=True, exist_ok=True)
+            self.root.mkdir(mode=0o700, exist_ok=True)
+            for folder in (self.stack.parent, self.models):
+                folder.mkdir(exist_ok=True)
+            for folder in (self.node, self.mesh, self.logs):
+                folder.mkdir(mode=0o700, exist_ok=True)
+                if folder.stat().st_mode & 0o077 and folder.stat().st_uid == os.getuid():
+                    folder.chmod(0o700)
         except OSError as error:
             raise HomeError(
                 f"{self.root} cannot be used as home folder ({error.strerror}); free the path or set MLX_STACK_HOME"

@@ -7,9 +7,11 @@ import errno
 import ipaddress
 import os
 import socket
-from collections.abc import Awaitable, Callable, Collection, Sequence
+import ssl
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from aiohttp import web
 from aiohttp.typedefs import Middleware
@@ -22,11 +24,11 @@ from mesh.settings import ServerSettings
 from mesh.tls import PeerTls, cert_at, members_only
 from node.io.front import Application, Front, Fronts
 from node.io.probe import Holder
-from node.settings import FrontSettings
 from node.types import NodeId
 
 _SHARED = ipaddress.ip_network("100.64.0.0/10")  # RFC 6598; Tailscale's addresses
 BACKLOG = 1024
+UNSENT_BYTES = 128 * 1024  # kept by the system beyond what is on its way; the rest waits, bounded, where we see it
 
 
 @lru_cache(maxsize=1024)
@@ -82,7 +84,10 @@ def _listen(address: str, port: int, *, dualstack: bool = False) -> socket.socke
     where: tuple[str, int] | tuple[str, int, int, int] = (host, port)
     if scope:
         where = (host, port, 0, socket.if_nametoindex(scope))
-    return socket.create_server(where, family=family, backlog=BACKLOG, dualstack_ipv6=dualstack)
+    made = socket.create_server(where, family=family, backlog=BACKLOG, dualstack_ipv6=dualstack)
+    # Each connection of it has the same. Else the system takes megabytes for a client that does not read.
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
+    return made
 
 
 def _why_not(e: OSError, address: str, port: int, holder: Holder | None) -> MeshError:
@@ -103,7 +108,7 @@ class Server:
 
     `raw` takes what it carries before the application sees it; other connections are handed over, and end with the
     answer to what made them so: the next request may be `raw`'s. `guarded`: what arrives at a public address is all the
-    application's, which has `guards`.
+    application's, which has `guards`. `limited` hears the name of each limit that ends a connection.
 
     With `tls` (and `raw`) it is a peer port: who is a member, or shows no certificate, gets in, and the application
     hears of strangers' join calls only (mesh/tls.py). Call `members_changed` when they have.
@@ -118,10 +123,12 @@ class Server:
         raw: Application | None = None,
         guarded: bool = False,
         tls: PeerTls | None = None,
+        limited: Callable[[str], None] = lambda _: None,
     ) -> None:
         assert tls is None or raw is not None
         self._tls = tls
         self._settings = settings or ServerSettings()
+        self._limited = limited
         self._runner = web.AppRunner(
             app,
             handler_cancellation=cancels,
@@ -138,26 +145,34 @@ class Server:
             self._fronts = Fronts(
                 raw,
                 self._framework,
-                settings=FrontSettings(),
+                settings=self._settings.front,
                 carries_at=is_local if guarded else lambda _: True,
                 member_at=None if tls is None else self._member_at,
+                limited=limited,
             )
             if tls is not None:
                 self._handshakes = Handshakes(self._fronts, context=tls.server)
         self._listening: list[asyncio.Server] = []  # of `raw`
         self._spoke: set[RequestHandler] = set()  # connections that have made a request
-        self._silent: dict[RequestHandler | Front, float] = {}  # those that have not, and since when
+        self._silent: dict[RequestHandler, float] = {}  # those that have not, and since when: oldest first
         self._timer: asyncio.TimerHandle | None = None
         self.silent_closed = 0
 
-    async def listen(self, sockets: Sequence[socket.socket]) -> None:
+    async def listen(self, sockets: Sequence[socket.socket], tls: ssl.SSLContext | None = None) -> None:
+        """`tls` is for `raw`, and the application behind it."""
+        assert tls is None or self._fronts is not None
+        handshake_s = self._settings.silent_s if tls is not None else None
         await self._set_up()
         loop = asyncio.get_running_loop()
         for s in sockets:
             if self._handshakes is not None:
                 self._handshakes.listen(s)
             elif self._fronts is not None:
-                self._listening.append(await loop.create_server(self._fronts, sock=s, backlog=BACKLOG))
+                self._listening.append(
+                    await loop.create_server(
+                        self._fronts, sock=s, backlog=BACKLOG, ssl=tls, ssl_handshake_timeout=handshake_s
+                    )
+                )
             else:
                 await web.SockSite(self._runner, s, backlog=BACKLOG).start()
 
@@ -248,7 +263,8 @@ class Server:
     async def _noted(
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
-        self._spoke.add(request.protocol)
+        if self._fronts is None:
+            self._spoke.add(request.protocol)
         try:
             response = await handler(request)
         except web.HTTPException as refused:
@@ -266,15 +282,25 @@ class Server:
         now = loop.time()
         if self._fronts is not None:
             self._fronts.look(now, s.keepalive_s)
-        open_now = self._open()
-        self._spoke.intersection_update(open_now)
-        self._silent = {c: self._silent.get(c, now) for c in open_now if not self._has_spoken(c)}
-        oldest_first = sorted(self._silent.items(), key=lambda item: item[1])
-        for i, (connection, since) in enumerate(oldest_first):
-            if now - since >= s.silent_s or i < len(oldest_first) - s.silent_max:
-                connection.force_close()
-                self.silent_closed += 1
+            self._close_silent(self._fronts.entrance.silent, now)
+        else:  # What a front hands over is a request already.
+            open_now = dict.fromkeys(self._runner.server.connections if self._runner.server is not None else ())
+            self._spoke.intersection_update(open_now)
+            self._silent = {c: since for c, since in self._silent.items() if c in open_now and c not in self._spoke}
+            self._silent |= {c: now for c in open_now if c not in self._spoke and c not in self._silent}
+            self._close_silent(self._silent, now)
         self._timer = loop.call_later(s.look_every_s, self._look)
 
-    def _has_spoken(self, connection: RequestHandler | Front) -> bool:
-        return connection.spoke if isinstance(connection, Front) else connection in self._spoke
+    def _close_silent(self, silent: Mapping[Any, float], now: float) -> None:
+        """Those that have asked for nothing for too long, and the oldest of too many. `silent`: oldest first."""
+        s, too_many = self._settings, len(silent) - self._settings.silent_max
+        closing = []
+        for number, (connection, since) in enumerate(silent.items()):
+            if now - since < (s.silent_least_s if number < too_many else s.silent_s):
+                break
+            closing.append(connection)
+        for connection in closing:
+            connection.force_close()
+            self.silent_closed += 1
+            if self._fronts is None:
+                self._limited("silent")

@@ -12,7 +12,7 @@ from mesh.doors import Doors
 from mesh.events import Event, Reported, Seen
 from mesh.settings import MembershipSettings
 from mesh.spreading import Spreading
-from mesh.wire import AccountFrame, Bye, Drain, Drill, Drilled, Frame, Gossip, Hello, PeerSeen, Roster, State
+from mesh.wire import AccountFrame, Bye, Drain, Drill, Drilled, Frame, Gossip, Hello, KeysFrame, PeerSeen, Roster, State
 from node.types import NodeId, NodeReport, status_of
 from router.account import Account
 from router.frames import CoordinatorFrame, EdgeFrame
@@ -59,6 +59,8 @@ class Inbox:
                 self._spreading.take(node, records)
             case Doors():
                 self._joins().took(node, frame)
+            case KeysFrame():
+                self._daemon.keys.take(frame)
             case Drain(on, for_s, now):
                 self._daemon.control.drain_here(on, for_s, now)
             case Drill() | Drilled():

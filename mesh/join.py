@@ -68,7 +68,7 @@ class Joins:
             self._machine, Tick(), self._perform, failed=failed
         )
         self._reception = Reception(lambda: daemon.trust.identity.cert, self._door.shown, s)
-        self._joiner = Joiner(lambda: daemon.trust.identity, daemon.tls.stranger, s)
+        self._joiner = Joiner(lambda: daemon.trust.identity, daemon.peer_tls.stranger, s)
         self._group: asyncio.TaskGroup | None = None
         self._begun: list[Sight] = []  # calls to make once `run` has begun
         self._reading = 0

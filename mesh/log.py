@@ -10,17 +10,23 @@ import logging.handlers
 import os
 import sys
 import threading
+import traceback
 from collections import deque
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, TypeAlias
 
 import msgspec
+
+from mesh.values import printable
 
 WAITING_MAX = 10_000  # lines not yet written; more are dropped and counted
 GATHERED = ("request", "call")  # lines of these events may wait for others, so long:
 BATCH_S = 0.1
+TRACE_FRAMES_MAX, TRACE_LINES_MAX = 30, 100  # of one exception, and with those that led to it
+ExcInfo: TypeAlias = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 
 
 def utc(seconds: float) -> str:
@@ -33,7 +39,28 @@ def event(log: logging.Logger, level: int, name: str, message: str, **fields: An
     log.log(level, "%s", message, extra={"event": name, "fields": fields})
 
 
-class JsonLines(logging.Formatter):
+class _Traces(logging.Formatter):
+    """Of an exception: where it came from and what it is. What it says only if it is of our own making, or the system's
+    about a file or a socket: others repeat what they could not read, which may be a prompt or a key."""
+
+    def formatException(self, ei: ExcInfo) -> str:  # noqa: N802 - logging's name
+        error = ei[1]
+        lines: list[str] = []
+        while error is not None and len(lines) < TRACE_LINES_MAX:
+            lines += (line.rstrip() for line in traceback.format_tb(error.__traceback__, -TRACE_FRAMES_MAX))
+            lines.append(f"{type(error).__qualname__}{_words(error)}")
+            error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+        return "\n".join(lines)
+
+
+def _words(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f": {error.strerror}"
+    ours = type(error).__module__.partition(".")[0] in ("mesh", "node", "router", "election")
+    return f": {error}" if ours else ""
+
+
+class JsonLines(_Traces):
     """{"at", "level", "event", "message", ...fields}."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -49,13 +76,13 @@ class JsonLines(logging.Formatter):
         return msgspec.json.encode(line, enc_hook=str).decode()
 
 
-class TerminalLines(logging.Formatter):
+class TerminalLines(_Traces):
     """`12:31:05 warning  what happened`; information carries no level."""
 
     def format(self, record: logging.LogRecord) -> str:
         clock = datetime.fromtimestamp(record.created).astimezone().strftime("%H:%M:%S")
         level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
-        text = f"{clock} {level}{record.getMessage()}"
+        text = f"{clock} {level}{printable(record.getMessage())}"
         return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
 
 
@@ -179,6 +206,13 @@ def _say_less() -> None:
     HOWTO, "Optimization")."""
     logging._srcfile = None  # noqa: SLF001 - the documented way
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging.getLogger("aiohttp.server").addFilter(_is_of_this_node)
+
+
+def _is_of_this_node(record: logging.LogRecord) -> bool:
+    """A request that aiohttp cannot read is the client's fault, which was told 400: no line for each with its words."""
+    error = record.exc_info[1] if record.exc_info else None
+    return type(error).__module__ != "aiohttp.http_exceptions"
 
 
 def _is_file(descriptor: int, path: Path) -> bool:

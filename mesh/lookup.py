@@ -209,10 +209,15 @@ class Lookup:
         s, where = self._settings, f"{host}:{port}" if host == ip else f"{host}:{port} ({ip})"
         try:
             async with asyncio.timeout(s.connect_s):
-                url = URL.build(scheme="http", host=ip, port=port, path=WELL_KNOWN)
-                async with self._session.get(url, allow_redirects=False) as answer:
-                    body = await body_of(answer, s.answer_bytes)
-                    status = answer.status
+                try:
+                    status, body = await self._get("http", ip, port)
+                except aiohttp.ClientConnectorError:
+                    raise
+                except (OSError, aiohttp.ClientError) as error:  # it takes TLS only, perhaps
+                    try:
+                        status, body = await self._get("https", ip, port)
+                    except (OSError, aiohttp.ClientError):
+                        raise error from None
         except (TimeoutError, OSError, aiohttp.ClientError) as error:
             raise _why_not(where, error) from error
         if status == 200:
@@ -220,6 +225,13 @@ class Lookup:
                 return msgspec.json.decode(body, type=WellKnown)
         raise MeshError("not_a_node", f"{where} answers HTTP but is no mlx-stack node",
                         hint=f"give the address and `port` of its edge, by default {s.port}", status=502)  # fmt: skip
+
+    async def _get(self, scheme: str, ip: str, port: int) -> tuple[int, bytes]:
+        """Status and body. Whose certificate it is does not matter: what is said here is believed of nobody, it only
+        leads to a peer port."""
+        url = URL.build(scheme=scheme, host=ip, port=port, path=WELL_KNOWN)
+        async with self._session.get(url, allow_redirects=False, ssl=False) as answer:
+            return answer.status, await body_of(answer, self._settings.answer_bytes)
 
     async def _peer_port(self, known: WellKnown, ip: str) -> None:
         """The edge answers, but the mesh needs the peer port: a firewall between the two is a common fault."""

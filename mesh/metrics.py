@@ -114,6 +114,12 @@ class Metrics:
         self._queue = Histogram("mlx_mesh_queue_seconds", "Accepted to granted", buckets=SECONDS, registry=registry)
         self._tokens = Counter("mlx_mesh_tokens", "Tokens of answers sent", ["kind", "model"], registry=registry)
         self._bytes = Counter("mlx_mesh_bytes", "Bytes through this daemon", ["direction"], registry=registry)
+        self._limits = Counter(
+            "mlx_mesh_limits", "Connections and requests that met a limit", ["app", "limit"], registry=registry
+        )
+        self._turned_away = Counter(
+            "mlx_mesh_turned_away", "Requests of clients that may not ask", ["reason"], registry=registry
+        )
         self._calls = Counter("mlx_mesh_calls", "Calls this node served", ["outcome", "model"], registry=registry)
         self._loads = Histogram(
             "mlx_mesh_load_seconds",
@@ -185,6 +191,14 @@ class Metrics:
     def count_bytes(self, direction: str, count: int) -> None:
         """Counts `count` bytes in `direction` ("client_in", "client_out", "peer_in", "peer_out" and the like)."""
         self._bytes.labels(direction).inc(count)
+
+    def limited(self, app: str) -> Callable[[str], None]:
+        """For `app` ("edge", "peer"): counts one more that met the limit of that name."""
+        return lambda limit: self._limits.labels(app, limit).inc()
+
+    def turned_away(self, reason: str) -> None:
+        """A client may not ask: for its "host", its "origin" or its "key"."""
+        self._turned_away.labels(reason).inc()
 
     def text(self) -> bytes:
         """The page of /metrics, as CONTENT_TYPE says."""

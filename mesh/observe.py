@@ -106,6 +106,7 @@ class Observer:
             outcome=fact.outcome,
             lost=fact.lost,
             error=fact.error,
+            **({"key": fact.key} if fact.key is not None else {}),
         )
 
 

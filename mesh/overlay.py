@@ -42,7 +42,7 @@ from mesh.static import StaticPeers
 from mesh.tailnet import Tailscale
 from mesh.title import Title
 from mesh.trust import Change
-from mesh.wire import AccountFrame, Drain, Drill, Drilled, Frame, Gossip, PeerSeen, State
+from mesh.wire import AccountFrame, Drain, Drill, Drilled, Frame, Gossip, KeysFrame, PeerSeen, State
 from node.io import serve
 from node.types import NodeId, NodeReport, status_of
 from router.account import Account
@@ -142,7 +142,7 @@ class Overlay:
         self._links = Links(
             hello=self._presence.hello,
             session=daemon.session,
-            tls=daemon.tls.client,
+            tls=daemon.peer_tls.client,
             tell=self._on_link,
             on_frame=self._inbox.take,
             rng=self._rng,
@@ -188,10 +188,17 @@ class Overlay:
         d = self._daemon
         app = web.Application(middlewares=guards(self._config.bind))
         app.add_routes([*self._links.routes(), *Gatherer(d).routes_defs(), *self.joins.routes()])
-        door = serve.Door(d.host, lambda: d.mesh.leaving, self._callers)
+        door = serve.Door(d.host, lambda: d.mesh.leaving, self._callers, d.limits.door)
         hosts = listening(self._config.bind)
         sockets = await tcp_sockets(self._config.peer_port, hosts, d.probe.port_holder)
-        self._server = Server(app, raw=door, guarded=not self._config.bind, tls=d.tls)
+        self._server = Server(
+            app,
+            raw=door,
+            guarded=not self._config.bind,
+            settings=d.limits.peer_server,
+            limited=d.metrics.limited("peer"),
+            tls=d.peer_tls,
+        )
         await self._server.listen(sockets)
         self._admit_datagrams()
         try:
@@ -428,6 +435,8 @@ class Overlay:
             self._links.send(event.hello.id, Gossip(self._membership.gossip()))
             self._spreading.met(event.hello.id)
             self._links.send(event.hello.id, self.joins.frame())
+            if (keys := self._daemon.keys.frame) is not None:
+                self._links.send(event.hello.id, keys)
             self._dispatch.link_up(event.hello.id)
         elif isinstance(event, events.LinkClosed):
             self._dispatch.link_lost(event.node)
@@ -459,6 +468,10 @@ class Overlay:
             self._links.send_all(AccountFrame(self._daemon.dispatch.account()))
         self._discovery.update(self._presence.advert())
         self._title.look()
+
+    def tell_keys(self, frame: KeysFrame) -> None:
+        """The keys of clients have changed here."""
+        self._links.send_all(frame)
 
     @property
     def last_account(self) -> Account | None:

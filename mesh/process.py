@@ -12,6 +12,7 @@ from mesh.config import ConfigError
 from mesh.daemon import Daemon
 from mesh.errors import MeshError, leaves
 from mesh.home import Home, HomeError
+from mesh.limits import raise_descriptors
 from mesh.log import DaemonLog
 from node.errors import NodeError
 
@@ -26,6 +27,7 @@ def run(home: Home, tiers: Sequence[str] = ()) -> int:
     try:
         with home.lock():
             config = configuration.load(home)
+            raise_descriptors()
             log = DaemonLog(home.daemon_log)
             try:
                 uvloop.run(main(log))

@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Struct
 
 from mesh import answers
-from mesh.values import GIB
+from mesh.values import GIB, printable
 
 STATE_STYLES = {
     **dict.fromkeys(("ok", "ready", "healthy", "resumed"), "green"),
@@ -33,10 +33,18 @@ Block = str | Table
 
 def show(blocks: Sequence[Block]) -> None:
     """Prints a page to stdout."""
+    clean = [_clean(block) for block in blocks]
     if sys.stdout.isatty():
-        _show_rich(blocks)
+        _show_rich(clean)
     else:
-        click.echo(plain(blocks), nl=False)
+        click.echo(plain(clean), nl=False)
+
+
+def _clean(block: Block) -> Block:
+    """Without what would tell the terminal something, whoever said it."""
+    if isinstance(block, str):
+        return printable(block, keep="\n")
+    return Table(block.columns, tuple(tuple(map(printable, row)) for row in block.rows), printable(block.title))
 
 
 def show_json(answer: object, *, lines: bool = False) -> None:
@@ -259,6 +267,12 @@ def tailnet(status: answers.MeshStatus, running: Sequence[answers.Running]) -> l
         elif not machine.added:
             lines.append(f"on your tailnet, in mesh '{machine.mesh}': {what}")
     return lines or ["on your tailnet no further machine runs mlx-stack"]
+
+
+def client_keys(found: answers.Keys) -> list[Block]:
+    """`keys list`."""
+    rows = tuple((key.name, key.id, key.created) for key in found.keys)
+    return [Table(("NAME", "ID", "CREATED"), rows)]
 
 
 def models(found: Sequence[answers.ModelDetails]) -> list[Block]:

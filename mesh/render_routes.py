@@ -71,6 +71,7 @@ _TITLE = "Expected cost in seconds: until the first token, and part of what come
 def why(route: answers.Route, names: Mapping[str, str]) -> list[Block]:
     """`mesh routes --why ID`. `names` gives people's names for node ids."""
     known_as = f" (its client calls it {route.client_request_id})" if route.client_request_id else ""
+    known_as += f", with key '{route.key}'" if route.key else ""
     served = f", as {route.served_model}" if route.served_model not in (None, route.model) else ""
     answered = f", by {route.node}{served}" if route.node else ""
     cached = f" ({route.cached_tokens} of them from the cache)" if route.cached_tokens else ""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from msgspec import Struct
 
+from node.settings import FrontSettings
+
 DRAIN_MAX_S = 366 * 86400.0  # `mesh drain --for`: a time no timer takes is no time
 DRILL_AWAY_MAX_S = 30.0  # no drill keeps a node out of the mesh for longer, whoever asks
 
@@ -118,15 +120,33 @@ class NoiseSettings(Struct, frozen=True, kw_only=True):
     shown_max: int = 3
 
 
+class AccessSettings(Struct, frozen=True, kw_only=True):
+    """What the log says of clients that were turned away. Seconds."""
+
+    say_every_s: float = 3600.0  # of one client and one reason
+    clients_max: int = 64  # remembered
+
+
+class DescriptorSettings(Struct, frozen=True, kw_only=True):
+    """File descriptors of this process: one for each connection, file and pipe."""
+
+    tries: tuple[int, ...] = (65_536, 24_576, 10_240, 4096, 1024)  # wanted, best first; the last ones any system gives
+    kept: int = 512  # for links, workers, files and databases, or a quarter where there are few
+    clients_max: int = 16_384  # connections, however many there are
+    peers_max: int = 8192
+
+
 class ServerSettings(Struct, frozen=True, kw_only=True):
     """TCP connections to one of our ports. Seconds."""
 
     look_every_s: float = 1.0
     silent_s: float = 10.0  # a connection that has not made a request by then is closed
-    silent_max: int = 256  # more of them: the oldest go at once
+    silent_max: int = 256  # more of them: the oldest go sooner,
+    silent_least_s: float = 1.0  # but not before so long: a busy moment has many that are about to ask
     keepalive_s: float = 75.0  # between two requests
     stop_s: float = 5.0  # for what is answered to end, once the server was told to
     put_out_s: float = 0.5  # for the link of who is no member any more to say so; its requests end at once
+    front: FrontSettings = FrontSettings()
 
 
 class HeartbeatSettings(Struct, frozen=True, kw_only=True):

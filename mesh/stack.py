@@ -18,7 +18,7 @@ import msgspec
 import yaml
 from msgspec import Struct
 
-from mesh import values, weights
+from mesh import plain_yaml, values, weights
 from mesh.config import YAML_ERRORS, Config, ConfigError
 from mesh.files import write_atomic
 from mesh.home import Home
@@ -56,7 +56,7 @@ class Stack(Struct, frozen=True, kw_only=True):
 def read_file(path: Path) -> dict[str, Any] | None:
     """The stack file as written; None when there is none. Raises ConfigError when it cannot be understood."""
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        document = plain_yaml.load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as error:
@@ -69,7 +69,8 @@ def read_file(path: Path) -> dict[str, Any] | None:
         raise ConfigError(f"{path} must be a mapping with `schema_version` and `tiers`; correct it or move it away")
     version = document.get("schema_version")
     if version != SCHEMA_VERSION:
-        raise ConfigError(f"{path} has schema_version {version!r}; this mlx-stack reads version {SCHEMA_VERSION} only")
+        said = plain_yaml.shortly(version)
+        raise ConfigError(f"{path} has schema_version {said}; this mlx-stack reads version {SCHEMA_VERSION} only")
     if not isinstance(document.get("tiers") or [], list):
         raise ConfigError(f"{path}: `tiers` must be a list")
     return document
@@ -269,7 +270,7 @@ def _read(fields: Mapping[str, Any], name: str, read: Callable[[object], Any], d
     try:
         return read(fields[name])
     except ValueError as error:
-        raise ValueError(f"`{name}` must be {error}, not {fields[name]!r}") from None
+        raise ValueError(f"`{name}` must be {error}, not {plain_yaml.shortly(fields[name])}") from None
 
 
 def _arguments(value: object) -> tuple[str, ...]:

@@ -58,11 +58,13 @@ class RouteStore(History[RouteFact]):
     def find(self, id_or_prefix: str) -> dict[str, Any] | None:
         """The route with this id, else the newest with this client_request_id, else the only one whose id starts so.
         None when there is none or the prefix is not unique. Waits for the disk."""
+        if not id_or_prefix.isprintable():  # surrogates, too: SQLite takes no text that is not Unicode
+            return None
         for where, limit in (("id = ?", 1), ("client_request_id = ? ORDER BY at DESC, seq DESC", 1)):
             rows = self._read(f"WHERE {where} LIMIT {limit}", (id_or_prefix,))
             if rows:
                 return rows[0]
-        if len(id_or_prefix) < 4:
+        if len(id_or_prefix) < 4 or not id_or_prefix.isascii():
             return None
         end = id_or_prefix[:-1] + chr(ord(id_or_prefix[-1]) + 1)
         rows = self._read("WHERE id >= ? AND id < ? LIMIT 2", (id_or_prefix, end))

@@ -13,6 +13,7 @@ from mesh.errors import MeshError
 from mesh.events import Switch
 from mesh.log import event
 from mesh.overlay import Overlay
+from mesh.wire import KeysFrame
 from node.types import RunningReport
 
 if TYPE_CHECKING:
@@ -71,6 +72,11 @@ class MeshSwitch:
         async with self._switching:
             if self.overlay is not None:
                 await self._leave(grace_s)
+
+    def tell_keys(self, frame: KeysFrame) -> None:
+        """The keys of clients have changed here."""
+        if self.overlay is not None:
+            self.overlay.tell_keys(frame)
 
     def take_new_id(self, other: str, address: str) -> None:
         """`other`, which runs longer, has this node's id: its disk was copied. Goes on under a new one, at once."""

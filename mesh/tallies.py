@@ -40,8 +40,13 @@ class Spread:
         return list(zip((*self._bounds, inf), accumulate(self._counts), strict=True))
 
 
+SERIES_MAX = 2000  # of one name: labels hold names of nodes and models, which other machines choose, and change
+OTHER = "other"
+
+
 class Counts:
-    """A Count for each combination of values of `labels`; without labels there is one from the start."""
+    """A Count for each combination of values of `labels`; without labels there is one from the start. Beyond SERIES_MAX
+    new combinations share one, all of whose values are OTHER."""
 
     def __init__(self, name: str, what: str, labels: Sequence[str] = ()) -> None:
         self.name, self.what, self.names = name, what, tuple(labels)
@@ -52,6 +57,8 @@ class Counts:
     def labels(self, *values: str) -> Count:
         if (count := self._found.get(values)) is None:
             assert len(values) == len(self.names)
+            if len(self._found) >= SERIES_MAX:
+                return self._found.setdefault((OTHER,) * len(values), Count())
             count = self._found[values] = Count()
         return count
 
@@ -64,7 +71,8 @@ class Counts:
 
 
 class Spreads:
-    """A Spread for each combination of values of `labels`; without labels there is one from the start."""
+    """A Spread for each combination of values of `labels`; bounded as Counts; without labels there is one from the
+    start."""
 
     def __init__(self, name: str, what: str, labels: Sequence[str] = (), *, bounds: Sequence[float]) -> None:
         self.name, self.what, self.names = name, what, tuple(labels)
@@ -76,6 +84,8 @@ class Spreads:
     def labels(self, *values: str) -> Spread:
         if (spread := self._found.get(values)) is None:
             assert len(values) == len(self.names)
+            if len(self._found) >= SERIES_MAX:
+                return self._found.setdefault((OTHER,) * len(values), Spread(self._bounds))
             spread = self._found[values] = Spread(self._bounds)
         return spread
 

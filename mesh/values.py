@@ -33,6 +33,12 @@ def name(value: object) -> str:
     return result
 
 
+def printable(text: str, keep: str = "") -> str:
+    """What may stand on a terminal: names, reasons and errors come from other machines, and a control character among
+    them could begin a line of its own, or tell the terminal what to do. `keep`: control characters that are ours."""
+    return text if text.isprintable() else "".join(c if c.isprintable() or c in keep else "?" for c in text)
+
+
 def boolean(value: object) -> bool:
     """True or false, as YAML has it or as people write it."""
     if isinstance(value, bool):
@@ -111,6 +117,30 @@ def hosts(value: object) -> tuple[str, ...]:
     return result
 
 
+_HOST_NAME = re.compile(r"(?:\*\.)?[a-z0-9_-]+(?:\.[a-z0-9_-]+)*\.?|\*", re.IGNORECASE)
+_ORIGIN = re.compile(r"[a-z*][a-z0-9+.*-]*://[^\s/?#@,]+/?|\*|null", re.IGNORECASE)
+
+
+def host_names(value: object) -> tuple[str, ...]:
+    """A list of names of this machine, without port: NAME, *.DOMAIN, or * for any."""
+    return _each(value, _HOST_NAME, 'a list of names like "llm.example.com" or "*.example.com", or "*" for any')
+
+
+def origins(value: object) -> tuple[str, ...]:
+    """A list of what browsers send as Origin, where * stands for any part."""
+    return _each(value, _ORIGIN, 'a list of origins like "https://chat.example.com" or "http://localhost:*", or "*"')
+
+
+def _each(value: object, form: re.Pattern[str], wanted: str) -> tuple[str, ...]:
+    try:
+        result = texts(value)
+    except ValueError:
+        result = ("",)
+    if not all(form.fullmatch(one) for one in result):
+        raise ValueError(wanted)
+    return result
+
+
 def host_port(written: str, port: int = 4000) -> tuple[str, int]:
     """The two parts of HOST[:PORT]; `port` when none is written. Raises ValueError."""
     wanted = "HOST or HOST:PORT"
@@ -128,6 +158,12 @@ def host_port(written: str, port: int = 4000) -> tuple[str, int]:
     if tail:
         port = whole(1, 65535)(tail)
     return host, port
+
+
+def file(value: object) -> Path | None:
+    """A file's path, `~` expanded; the empty text is none."""
+    written = text(value)
+    return Path(written).expanduser() if written else None
 
 
 def folder(value: object) -> Path:

@@ -71,12 +71,19 @@ def directory_problem(path: Path) -> str:
             shards = set(msgspec.json.decode(index.read_bytes(), type=_Index).weight_map.values())
         except (ValueError, RecursionError, OSError):
             return f"{index} is damaged; download the model again"
-        absent = sorted(shard for shard in shards if not (path / shard).is_file())
+        absent = sorted(shard for shard in shards if not _is_there(path, shard))
         if absent:
-            return f"{path} is incomplete: {absent[0]} is missing ({len(absent)} of {len(shards)} shards)"
+            return f"{path} is incomplete: {absent[0][:100]} is missing ({len(absent)} of {len(shards)} shards)"
     elif not any(file.is_file() for file in path.glob("*.safetensors")):
         return f"{path} holds no weights: no .safetensors file"
     return ""
+
+
+def _is_there(path: Path, shard: str) -> bool:
+    try:
+        return (path / shard).is_file()
+    except (OSError, ValueError):  # a name that no disk takes
+        return False
 
 
 def hub_snapshot(hub_id: str) -> Path | None:

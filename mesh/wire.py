@@ -17,6 +17,7 @@ from election.messages import Message
 from mesh.doors import Doors
 from mesh.errors import MeshError
 from mesh.joining import Stance
+from mesh.keys import KEYS_MAX, ClientKey, Generation
 from mesh.records import Record
 from mesh.settings import DRAIN_MAX_S, DRILL_AWAY_MAX_S
 from node.types import NodeId, NodeReport, Port
@@ -138,6 +139,13 @@ class Roster(Struct, frozen=True, tag="roster"):
     records: tuple[Record, ...]
 
 
+class KeysFrame(Struct, frozen=True, tag="keys"):
+    """All keys of clients that the sender knows of, hashed, revoked ones too: when a link is up, and on each change."""
+
+    generation: Generation
+    keys: Annotated[tuple[ClientKey, ...], Meta(max_length=KEYS_MAX)] = ()
+
+
 class Drain(Struct, frozen=True, tag="drain"):
     """`mesh drain` of another node: it starts (`on`), for `for_s` seconds or until told otherwise, or ends draining.
     `now`: what it runs is broken off, so that it goes on elsewhere."""
@@ -184,7 +192,7 @@ class Pong(Struct, frozen=True, tag="pong"):
 
 
 LinkFrame: TypeAlias = (
-    Hello | State | AccountFrame | Gossip | Roster | Doors | Drain | Drill | Drilled | Bye | Ping | Pong
+    Hello | State | AccountFrame | Gossip | Roster | Doors | KeysFrame | Drain | Drill | Drilled | Bye | Ping | Pong
 )  # fmt: skip
 Frame: TypeAlias = LinkFrame | EdgeFrame | CoordinatorFrame
 

@@ -61,6 +61,7 @@ class _ErrorBody(Struct):
 
 
 _error_body = msgspec.json.Decoder(_ErrorBody)
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)  # all that decoding what a server sends raises
 
 
 def plain_path(path: str) -> bool:
@@ -118,7 +119,7 @@ def _check_stop(stop: Raw | None) -> None:
         return
     try:
         words = msgspec.json.decode(stop, type=str | list[str])
-    except msgspec.DecodeError as error:
+    except _UNREADABLE as error:
         raise _refusal("stop must be a string or a list of strings") from error
     if "" in ([words] if isinstance(words, str) else words):
         raise _refusal("stop must not hold an empty string")
@@ -202,7 +203,7 @@ def usage_of(block: bytes) -> UsageEvent | None:
         return None
     try:
         chunk = _usage_chunk.decode(data)
-    except msgspec.DecodeError:
+    except _UNREADABLE:
         return None
     if chunk.usage is None:
         return None
@@ -224,7 +225,7 @@ def error_of(block: bytes) -> str | None:
         return None
     try:
         found = _error_body.decode(data)
-    except msgspec.DecodeError:
+    except _UNREADABLE:
         return data.decode(errors="replace")[:500] if block.startswith(b"event: error") else None
     return None if found.error is None else _said(found)
 
@@ -233,7 +234,7 @@ def error_text(body: bytes) -> str:
     """The sentence in an engine's error body, whatever its shape; at most 500 characters."""
     try:
         said = _said(_error_body.decode(body))
-    except msgspec.DecodeError:
+    except _UNREADABLE:
         said = ""
     return (said or body.decode(errors="replace").strip() or "no explanation")[:500]
 
@@ -278,7 +279,7 @@ class Renamer:
             return block
         try:
             fields = _fields.decode(data)
-        except msgspec.DecodeError:
+        except _UNREADABLE:
             return block
         if "model" not in fields:
             return block

@@ -48,7 +48,8 @@ class NodeSettings(Struct, frozen=True, kw_only=True):
     hold_floor_s: float = 30.0  # and this long: an estimate from bytes knows nothing of a busy machine
     hold_margin_s: float = 1.0  # on a node alone until so long before its deadline: the client shall hear why
     alive_every_s: float = 1.0  # said to the edge while there is nothing else to say
-    stream_blocks: int = 64  # blocks of one answer kept for a slow reader; then the worker is not read
+    stream_blocks: int = 64  # blocks of one answer kept for a slow reader; then the worker is not read,
+    stream_bytes: int = 64 * 2**10  # nor when they are so large together, and more than one
     close_limit_s: float = 5.0  # for a worker's stream to close behind a client that left
     calls_remembered: int = 1024  # ended (request, attempt) pairs that are not run again
 
@@ -99,6 +100,26 @@ class HttpSettings(Struct, frozen=True, kw_only=True):
         assert self.chunk_line_bytes >= 16
 
 
+class CrowdSettings(Struct, frozen=True, kw_only=True):
+    """How many of something may be here at a time. mesh/limits.py fits `all_max` to the file descriptors there are."""
+
+    all_max: int = 8192
+    address_max: int = 512  # of one address, where it is not
+    loopback_max: int = 4096  # this machine
+    few: int = 16  # who holds so many, or more, finds it full earlier:
+    few_part: float = 0.25  # this part of all places is for others
+
+    @property
+    def kept(self) -> int:
+        """Places for those who hold few."""
+        return int(self.all_max * self.few_part)
+
+    def __post_init__(self) -> None:
+        assert self.all_max >= 1
+        assert min(self.address_max, self.loopback_max, self.few) >= 1
+        assert 0 <= self.few_part < 1
+
+
 class FrontSettings(Struct, frozen=True, kw_only=True):
     """Bounds of one connection of our HTTP server, as far as it reads requests itself. Times in seconds, sizes in
     bytes, and in brackets what a client hears."""
@@ -110,7 +131,11 @@ class FrontSettings(Struct, frozen=True, kw_only=True):
     framing_bytes: int = 4 * 2**20  # such lines of one body, and what follows the last chunk (400)
     ahead_bytes: int = 64 * 1024  # sent before the last answer was out; then the connection is not read
     linger_s: float = 5.0  # what a refused client still sends is thrown away so long, so that it can read why
-    untaken_s: float = 60.0  # a client that takes nothing of an answer for so long, once all of it is said, is cut off
+    untaken_s: float = 60.0  # a client that takes nothing of what waits for it for so long is cut off
+    head_s: float = 10.0  # from the first byte of a next request to the last of its head (408)
+    crowd: CrowdSettings = CrowdSettings()  # connections; past it a quiet one makes way, or the new one is refused
+    refused_s: float = 1.0  # (429, 503): what it still sends is thrown away so long, so that it can read why,
+    refused_max: int = 64  # of so many at a time; more are closed at once
 
     def __post_init__(self) -> None:
         assert 0 < self.target_bytes < self.head_bytes
@@ -122,7 +147,10 @@ class DoorSettings(Struct, frozen=True, kw_only=True):
 
     body_limit_bytes: int = 33 * 2**20  # of one call: an edge takes 32 MiB from a client (bad_request)
     bodies_limit_bytes: int = 512 * 2**20  # of all calls that are open (node_busy)
-    body_timeout_s: float = 120.0  # for a peer to send its body (unreachable)
+    bodies_address_bytes: int = 512 * 2**20  # of one peer: as many
+    body_timeout_s: float = 120.0  # for a peer to send its body (unreachable),
+    body_grace_s: float = 10.0  # and after so long it must have come this fast, all in all: a path that carries
+    body_bytes_per_s: int = 4096  # no more is of no use
     retry_after_s: float = 2.0  # told with node_busy
 
     def __post_init__(self) -> None:

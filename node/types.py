@@ -128,6 +128,7 @@ class NodeReport(Struct, frozen=True, kw_only=True):
     addresses: tuple[str, ...] = ()  # best first, without port; IPv6 link-local with scope
     port: Port = 4000
     peer_port: Port = 4001
+    tls: bool = False  # `port` speaks https
     draining: bool = False
     drain_reason: str = ""
     hardware: Hardware = Hardware()

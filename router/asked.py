@@ -70,6 +70,11 @@ class Asked(Struct, frozen=True, kw_only=True):
 _BOUNDS = PromptSettings()
 
 
+def is_form(path: str, content_type: str) -> bool:
+    """The body is read as a form; any other as JSON, whatever its type says."""
+    return path not in (CHAT, COMPLETIONS) and content_type.lower().startswith("multipart/form-data")
+
+
 def read(path: str, body: bytes, content_type: str, bounds: PromptSettings = _BOUNDS) -> Asked:
     """Raises RouterError(INVALID_REQUEST), with `param` where one field is at fault."""
     if path in (CHAT, COMPLETIONS):
@@ -85,7 +90,7 @@ def read(path: str, body: bytes, content_type: str, bounds: PromptSettings = _BO
             keep_alive=keep_alive_s(asked.keep_alive),
             prompt=_prompt(asked, bounds),
         )
-    if content_type.lower().startswith("multipart/form-data"):
+    if is_form(path, content_type):
         model = form_field(body, content_type, "model")
         if not model:
             raise _invalid("the form has no field 'model'", "model")

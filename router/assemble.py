@@ -17,6 +17,8 @@ from node.types import Usage
 
 _NO_INDEX = -1
 _NOT_KEPT = ("choices", TOKENS_FIELD)  # one is put together, the other says what each chunk was made of
+# All that decoding raises, and looking into values of other types than a chunk has; bad JSON and UTF-8 are ValueErrors.
+_NO_CHUNK = (ValueError, RecursionError, AttributeError, TypeError, LookupError, OverflowError)
 _Json = dict[str, Any]
 
 
@@ -40,13 +42,20 @@ class Assembler:
         try:
             chunk = msgspec.json.decode(payload)
             self._add(chunk)
-        except (msgspec.DecodeError, UnicodeDecodeError, AttributeError, TypeError, KeyError) as error:
+        except _NO_CHUNK as error:
             raise NodeError(NodeErrorCode.MODEL_FAILED, "the engine sent a chunk that is not understood") from error
 
     def answer(self, usage: Usage) -> bytes:
-        """The whole answer. `usage` stands in when no chunk held one. Raises NodeError when no choice ever came."""
+        """The whole answer. `usage` stands in when no chunk held one. Raises NodeError(MODEL_FAILED) when no choice
+        ever came, or one has other types than an answer."""
         if not self._choices:
             raise NodeError(NodeErrorCode.MODEL_FAILED, "the engine ended without an answer")
+        try:
+            return self._whole(usage)
+        except _NO_CHUNK as error:
+            raise NodeError(NodeErrorCode.MODEL_FAILED, "the engine's chunks make no answer") from error
+
+    def _whole(self, usage: Usage) -> bytes:
         body = dict(self._top)
         body["object"] = str(body.get("object", "")).removesuffix(".chunk")
         body["choices"] = [_finished(self._choices[index]) for index in sorted(self._choices)]
@@ -66,7 +75,10 @@ class Assembler:
             if key not in _NOT_KEPT and (value is not None or key not in self._top):
                 self._top[key] = value
         for part in chunk.get("choices") or ():
-            choice = self._choices.setdefault(part.get("index", 0), {"index": part.get("index", 0)})
+            index = part.get("index", 0)
+            if not isinstance(index, int):
+                raise TypeError(index)
+            choice = self._choices.setdefault(index, {"index": index})
             for key, value in part.items():
                 if key == "delta":
                     _merge(choice.setdefault("message", {}), value or {})

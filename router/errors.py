@@ -11,6 +11,9 @@ class ErrorCode(StrEnum):
     """`code` of the error envelope. STATUS gives the HTTP status of each."""
 
     INVALID_REQUEST = "invalid_request"
+    INVALID_API_KEY = "invalid_api_key"
+    HOST_NOT_ALLOWED = "host_not_allowed"  # the name it was reached by is none of ours
+    ORIGIN_NOT_ALLOWED = "origin_not_allowed"  # a browser's page that nobody let in
     MODEL_NOT_FOUND = "model_not_found"
     PATH_NOT_FOUND = "path_not_found"
     REQUEST_TOO_LARGE = "request_too_large"
@@ -24,6 +27,9 @@ class ErrorCode(StrEnum):
 
 STATUS: dict[ErrorCode, int] = {
     ErrorCode.INVALID_REQUEST: 400,
+    ErrorCode.INVALID_API_KEY: 401,
+    ErrorCode.HOST_NOT_ALLOWED: 403,
+    ErrorCode.ORIGIN_NOT_ALLOWED: 403,
     ErrorCode.MODEL_NOT_FOUND: 404,
     ErrorCode.PATH_NOT_FOUND: 404,
     ErrorCode.REQUEST_TOO_LARGE: 413,

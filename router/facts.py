@@ -59,3 +59,4 @@ class RouteFact(Struct, frozen=True, kw_only=True):
     error: str | None = None  # what the client was told, when not ok
     resumable: bool = True  # False: what was sent was not kept to its end, so that a cut would have lost it
     lost: Lost | None = None  # it broke off and could not go on
+    key: str | None = None  # the name of the key that its client brought, never the key

@@ -169,7 +169,7 @@ def _text(part: Mapping[str, Raw]) -> str | None:
         return None
     try:
         return msgspec.json.decode(part["text"], type=str)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):  # the serving node refuses that
         return None
 
 
@@ -178,7 +178,7 @@ def _add_calls(layout: _Layout, raw: bytes) -> None:
         return
     try:
         calls = _calls.decode(raw)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         layout.add(raw)
         return
     for call in calls:

@@ -36,12 +36,19 @@ class EdgeSettings(Struct, frozen=True, kw_only=True):
 
     request_timeout_s: float = 600.0  # `request-timeout`: a whole request; x-mesh-deadline-ms lowers it
     body_limit_bytes: int = 32 * 2**20
-    bodies_limit_bytes: int = 512 * 2**20  # of all requests that are open
-    body_timeout_s: float = 120.0  # for the client to send its body
+    bodies_limit_bytes: int = 512 * 2**20  # of all requests that are open,
+    bodies_address_bytes: int = 128 * 2**20  # and of those of one address, where it is not this machine
+    body_timeout_s: float = 120.0  # for the client to send its body,
+    body_grace_s: float = 10.0  # and after so long it must have come this fast, all in all
+    body_bytes_per_s: int = 4096
+    json_depth: int = 128  # arrays and objects inside each other: model servers read what passes here with recursion
+    json_slice_bytes: int = 256 * 2**10  # looked through at a time: some ms at most
     zipped_inline_bytes: int = 64 * 2**10  # a compressed body of no more
     plain_inline_bytes: int = 2**20  # that makes no more is unpacked on the loop: a ms or two; others beside it
     answer_limit_bytes: int = 32 * 2**20  # a non-streamed answer is put together in memory
-    open_limit: int = 4096  # requests that this edge carries at once
+    open_limit: int = 4096  # requests that this edge carries at once,
+    open_address_limit: int = 256  # of them from one address,
+    open_loopback_limit: int = 4096  # and from this machine
     kept_stream_bytes: int = 8 * 2**20  # of what one client was sent, so that its answer can go on elsewhere
     kept_limit_bytes: int = 256 * 2**20  # of all of them; beyond it the oldest streams are not kept
 

@@ -120,10 +120,17 @@ class AdmittedCall:
             if found.alone and not self.call.wants_usage:
                 return
         self._out.append(block)
-        if len(self._out) >= self._settings.stream_blocks and self._flow is not None and not self._full:
+        if self._holds_enough(block) and self._flow is not None and not self._full:
             self._full = True
             self._flow.pause()
         self._wake()
+
+    def _holds_enough(self, block: bytes) -> bool:
+        """Now that `block` has come. Only where it is larger than most is it worth adding up."""
+        s, out = self._settings, self._out
+        if len(out) >= s.stream_blocks:
+            return True
+        return len(block) * s.stream_blocks > s.stream_bytes and len(out) > 1 and sum(map(len, out)) >= s.stream_bytes
 
     def done(self, error: NodeError | None) -> None:
         """Sink.done."""
@@ -144,7 +151,7 @@ class AdmittedCall:
                 self._patient_until()
                 return ALIVE
         block = self._out.popleft()
-        if self._full and len(self._out) <= self._settings.stream_blocks // 2:
+        if self._full and len(self._out) <= self._settings.stream_blocks // 2 and not self._holds_enough(block):
             self._full = False
             assert self._flow is not None
             self._flow.resume()
@@ -219,7 +226,7 @@ class AdmittedCall:
                 if block == DONE:
                     self.done(None)
                     return
-                while len(self._out) >= self._settings.stream_blocks:
+                while self._holds_enough(block):
                     self._room = self._loop.create_future()
                     await self._room
                 self.block(block)

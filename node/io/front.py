@@ -10,10 +10,12 @@ import asyncio
 import logging
 import socket
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any, Protocol, cast
 
 from node.http_reply import Answer
 from node.http_request import Data, End, Fault, Head, RequestReader
+from node.io.entrance import Entrance, HandedOver, reset
 from node.io.turn import Incoming, Outgoing
 from node.settings import FrontSettings
 from node.types import NodeId
@@ -44,8 +46,10 @@ class Front(asyncio.Protocol):
         "_carries",
         "_client",
         "_corked",
+        "_head_since",
         "_held",
         "_incoming",
+        "_inside",
         "_member",
         "_outgoing",
         "_reader",
@@ -60,7 +64,6 @@ class Front(asyncio.Protocol):
         "idle_since",
         "keeps",
         "lingers_until",
-        "spoke",
         "transport",
     )
 
@@ -76,6 +79,7 @@ class Front(asyncio.Protocol):
         self._carries = False
         self._client = ""
         self._member: NodeId | None = None
+        self._inside = True  # its place is taken, or that of one that is refused
         self._reading = True
         self._written = 0  # bytes, in all
         self._taken = -1  # bytes of them that were not in the transport any more at the last look,
@@ -83,8 +87,8 @@ class Front(asyncio.Protocol):
         self.transport: asyncio.Transport | None = None
         self.full = False  # enough waits in the transport
         self.keeps = True  # the connection may serve another request
-        self.spoke = False  # a request has come
         self.idle_since: float | None = None  # loop's time; None: a request is open, or none has come yet
+        self._head_since: float | None = None  # loop's time of the look that found a part of the next head
         self.lingers_until: float | None = None  # loop's time; all was said, and what comes is thrown away
 
     # Of the transport
@@ -103,7 +107,15 @@ class Front(asyncio.Protocol):
         if (sock := transport.get_extra_info("socket")) is not None and sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # a small block never waits for an ACK
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        self._site.connections.add(self)
+        site, now = self._site, asyncio.get_running_loop().time()
+        site.connections.add(self)
+        if (full := site.entrance.come(self, self._client, now)) is not None:
+            self._inside = site.entrance.tells(self)
+            if not self._inside:
+                self.abort()
+                return
+            self._refuse(full)
+            self.lingers_until = now + site.settings.refused_s
 
     def data_received(self, data: bytes) -> None:
         if self.lingers_until is not None:
@@ -120,6 +132,8 @@ class Front(asyncio.Protocol):
     def connection_lost(self, _exc: Exception | None) -> None:
         self.transport = None
         self._site.connections.discard(self)
+        if self._inside:
+            self._site.entrance.gone(self, self._client)
         if self._task is not None and self._outgoing is not None:
             self._task.cancel()
         self._wake()
@@ -164,7 +178,8 @@ class Front(asyncio.Protocol):
             self._reading = False
 
     def _begin(self, head: Head) -> None:
-        self.spoke, self.idle_since, self.keeps = True, None, head.keeps and not self._site.closing
+        self._site.entrance.asks(self)
+        self.idle_since, self._head_since, self.keeps = None, None, head.keeps and not self._site.closing
         self._incoming = incoming = Incoming(head, self._client, self.write, self._member)
         self._outgoing = outgoing = Outgoing(self, head)
         # Owned by this connection: it ends with it, and with its server.
@@ -193,12 +208,12 @@ class Front(asyncio.Protocol):
 
     def _hand_over(self) -> None:
         """The framework goes on as if it had been there from the start."""
-        transport = self.transport
+        transport, other = self.transport, self._site.framework()
         assert transport is not None
-        other = self._site.framework()
-        self._site.connections.discard(self)
-        self.transport = None
-        transport.set_protocol(other)
+        site, self.transport = self._site, None
+        site.connections.discard(self)
+        site.entrance.asks(self)
+        transport.set_protocol(HandedOver(other, partial(site.entrance.crowd.leave, self._client)))
         other.connection_made(transport)
         if self.full:
             other.pause_writing()
@@ -270,7 +285,8 @@ class Front(asyncio.Protocol):
                 self._linger(loop.time() + self._site.settings.linger_s)
             return
         reader.again()
-        self.idle_since = loop.time()
+        self.idle_since = now = loop.time()
+        self._site.entrance.rests(self, now)
         if reader.waiting:
             loop.call_soon(self._read_on)
 
@@ -284,6 +300,7 @@ class Front(asyncio.Protocol):
     def _linger(self, until: float) -> None:
         assert self.transport is not None
         self.lingers_until = until
+        self._site.entrance.rests(self, until)
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self._resume()
@@ -297,19 +314,27 @@ class Front(asyncio.Protocol):
 
     def look(self, now: float, keepalive_s: float) -> None:
         """Ends it when its time is over: an idle connection's, one's that lingers, and that of a client which takes
-        nothing more of what was said to it. Closing would wait for that client, with all of the answer in memory."""
+        nothing more of what waits for it. Closing would wait for that client, with all of it in memory."""
         if self.transport is None:
             return
-        said_enough = self.lingers_until is not None and now >= self.lingers_until
-        if said_enough or self._neglected(self.transport, now):
-            self.abort()
-        elif self.idle_since is not None and self._taken < 0 and now - self.idle_since >= keepalive_s:
-            self.transport.close()
+        if self._neglected(self.transport, now):
+            self._site.entrance.limited("slow_reader")
+            reset(self.transport)
+        elif self.lingers_until is not None:
+            if now >= self.lingers_until:
+                self.abort()
+        elif self.idle_since is not None and self._taken < 0:
+            if self._head_since is None and self._reader.waiting:
+                self._head_since = now
+            if now - self.idle_since >= keepalive_s:
+                self.transport.close()
+            elif self._head_since is not None and now - self._head_since >= self._site.settings.head_s:
+                self.force_close()
 
     def _neglected(self, transport: asyncio.Transport, now: float) -> bool:
-        """Whether nothing was taken for too long. While a request is open, its application waits for a slow client."""
+        """Whether something waits for the client, and it has taken nothing of it for too long."""
         unsent = transport.get_write_buffer_size()
-        if not unsent or not (self._outgoing is None or transport.is_closing()):
+        if not unsent:
             self._taken = -1
             return False
         if self.idle_since is not None:
@@ -326,6 +351,13 @@ class Front(asyncio.Protocol):
             self.transport.close()
 
     def force_close(self) -> None:
+        """Nothing has been asked for too long. Who has begun to is told."""
+        if self.transport is None or self.lingers_until is not None:
+            return
+        begun = self._reader.waiting > 0 and self._outgoing is None
+        self._site.entrance.limited("slow_head" if begun else "silent")
+        if begun:
+            self._refuse(Fault(408, "the head of the request did not arrive in time"))
         if self.transport is not None:
             self.transport.close()
 
@@ -337,7 +369,8 @@ class Front(asyncio.Protocol):
 class Fronts:
     """The connections of one server, and what they share. A protocol factory. `carries_at` is told at which address of
     ours a connection arrived: where it says no, all is the framework's. `framework` makes a protocol of its own. Behind
-    TLS between nodes `member_at` says which one a connection is with: all of who is none is the framework's."""
+    TLS between nodes `member_at` says which one a connection is with: all of who is none is the framework's.
+    `limited` hears the name of each limit that ends a connection."""
 
     def __init__(
         self,
@@ -347,10 +380,12 @@ class Fronts:
         settings: FrontSettings,
         carries_at: Callable[[str], bool],
         member_at: Callable[[asyncio.Transport], NodeId | None] | None = None,
+        limited: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.application, self.framework = application, framework
         self.settings, self.carries_at, self.member_at = settings, carries_at, member_at
         self.connections: set[Front] = set()
+        self.entrance = Entrance(settings, limited)
         self.tasks: set[asyncio.Task[None]] = set()
         self.closing = False
 

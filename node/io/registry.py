@@ -78,7 +78,8 @@ class Registry:
         there = self._file is not None and self._file.exists()
         known = read_file(self._file, list[Entry]) if self._file is not None else None
         said = [f"{self._file} is damaged and set aside: who ran is not known"] if there and known is None else []
-        known = known or []
+        # A number or a token that is none (the file was damaged) would mean processes of others, or all of a group.
+        known = [entry for entry in known or [] if entry.pid > 1 and entry.token]
         found = [entry for entry in known if not self._has_daemon(entry)]
         ours = {entry.pid: {pid: self._probe.birth(pid) for pid in self._processes(entry)} for entry in found}
         for entry in found:

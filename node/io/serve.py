@@ -83,12 +83,13 @@ class Door:
         return head.method == "POST" and path_of(head.target).startswith(_BELOW)
 
     def malformed(self, fault: Fault) -> Answer:
-        return Answer(fault.status, _JSON, error_body(NodeError(NodeErrorCode.BAD_REQUEST, fault.message)))
+        code = NodeErrorCode.NODE_BUSY if fault.status in (429, 503) else NodeErrorCode.BAD_REQUEST
+        return Answer(fault.status, _JSON, error_body(NodeError(code, fault.message)))
 
     def _refused(self, why: Why, message: str) -> NodeError:
         """A body that is not held. One that is slow has an edge that is out of reach: it is tried elsewhere."""
         match why:
-            case "full":
+            case "full" | "share":
                 return NodeError(NodeErrorCode.NODE_BUSY, message, retry_after_s=self._settings.retry_after_s)
             case "slow":
                 return NodeError(NodeErrorCode.UNREACHABLE, message)

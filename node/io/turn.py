@@ -89,12 +89,13 @@ class Incoming:
 class Outgoing:
     """One answer. Writing raises ConnectionResetError when the client is gone; `drained` waits for a slow one."""
 
-    __slots__ = ("_begun", "_chunked", "_head", "_line", "ended", "status")
+    __slots__ = ("_begun", "_chunked", "_head", "_line", "also", "ended", "status")
 
     def __init__(self, line: Line, head: Head) -> None:
         self._line, self._head = line, head
         self._chunked = False
         self._begun = b""  # a head that waits for the first part
+        self.also: Mapping[str, str] = {}  # fields of the head, whatever the answer is
         self.status = 0  # sent; 0 = none yet
         self.ended = False
 
@@ -146,6 +147,8 @@ class Outgoing:
         assert not self.status
         self.status = status
         keeps = self._line.keeping
+        if self.also:
+            fields = {**fields, **self.also}
         return reply_head(
             status, fields, date=_date(int(time.time())), length=length, minor=self._head.minor, keeps=keeps
         )

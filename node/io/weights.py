@@ -36,6 +36,7 @@ _ALONGSIDE = (  # what shapes an answer besides the weights; files that are abse
 )
 _SHAPING = ("--adapter-path", "--chat-template", "--chat-template-args", "--use-default-chat-template")
 
+_SAID_CHARS = 300  # of what is wrong in a file: its own words come back in that
 _FLOATS = {"F32": 4, "F16": 2, "BF16": 2}
 _MEANT: dict[str, dict[str, int]] = {
     "gemma3": {"num_attention_heads": 8, "num_key_value_heads": 4},  # for its text_config, before that one's own
@@ -197,7 +198,7 @@ def _tensors(file: Path) -> dict[str, _Tensor]:
             name: msgspec.json.decode(raw, type=_Tensor) for name, raw in entries.items() if name != "__metadata__"
         }
     except _UNREADABLE as error:
-        raise _failed(f"{file}: its header is not that of safetensors ({error})") from error
+        raise _failed(f"{file}: its header is not that of safetensors ({str(error)[:_SAID_CHARS]})") from error
     expected = 8 + len(header) + max((t.data_offsets[1] for t in tensors.values()), default=0)
     if file.stat().st_size < expected:
         raise _failed(f"{file} is incomplete: {file.stat().st_size} of {expected} bytes (download it again)")
@@ -236,7 +237,7 @@ def _config(file: Path) -> _Config:
     try:
         return msgspec.json.decode(_read(file, _JSON_LIMIT), type=_Config, strict=False)
     except _UNREADABLE as error:
-        raise _failed(f"{file}: {error}") from error
+        raise _failed(f"{file}: {str(error)[:_SAID_CHARS]}") from error
 
 
 def _complete(config: _Config, meant: Mapping[str, int]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import zlib
+from collections.abc import Callable
 
 from node.io import bodies
 from node.io.bodies import Held
@@ -13,19 +14,31 @@ from router.settings import EdgeSettings
 
 _ZIPPED = ("gzip", "x-gzip", "deflate")
 _ANY_ZIP = 32 + zlib.MAX_WBITS  # zlib's word for gzip or zlib, by what comes first
+_LIMITS: dict[bodies.Why, str] = {
+    "too_large": "body_bytes",
+    "slow": "slow_sender",
+    "full": "bodies_bytes",
+    "share": "address_bodies_bytes",
+}
 _CODES: dict[bodies.Why, ErrorCode] = {
     "too_large": ErrorCode.REQUEST_TOO_LARGE,
     "slow": ErrorCode.INVALID_REQUEST,
     "broken": ErrorCode.INVALID_REQUEST,
     "full": ErrorCode.MESH_SATURATED,
+    "share": ErrorCode.RATE_LIMITED,
 }
 
 
 class Bodies(bodies.Bodies):
-    """`read` raises RouterError."""
+    """`read` raises RouterError. `limited` hears the name of a limit that was met."""
 
-    def __init__(self, settings: EdgeSettings) -> None:
-        super().__init__(settings, lambda why, message: RouterError(_CODES[why], message))
+    def __init__(self, settings: EdgeSettings, limited: Callable[[str], None] = lambda _: None) -> None:
+        def refuse(why: bodies.Why, message: str) -> RouterError:
+            if why in _LIMITS:
+                limited(_LIMITS[why])
+            return RouterError(_CODES[why], message)
+
+        super().__init__(settings, refuse)
         self._settings = settings
 
     async def read(self, incoming: Incoming, held: Held) -> bytes:

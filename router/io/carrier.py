@@ -186,5 +186,5 @@ def _usage(block: bytes) -> Usage:
     """The node's own count. One that cannot be read counts nothing; the answer is none the worse."""
     try:
         return msgspec.json.decode(block[len(_USAGE) :].strip(), type=Usage)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return Usage()

@@ -11,8 +11,15 @@ from aiohttp import web
 from node.http_reply import Answer
 from node.http_request import Fault
 from router.errors import STATUS, ErrorCode, Refusal
+from router.guard import Denied, Preflight
 
+AGAIN_S = 2.0  # told to a client that could not even connect: some of the others will have gone by then
 _JSON = {"content-type": "application/json"}
+_FAULTS = {
+    **dict.fromkeys((413, 414, 431), ErrorCode.REQUEST_TOO_LARGE),
+    429: ErrorCode.RATE_LIMITED,
+    503: ErrorCode.MESH_SATURATED,
+}
 
 
 def body(refusal: Refusal) -> bytes:
@@ -31,6 +38,16 @@ def refused(refusal: Refusal, headers: Mapping[str, str], *, retry_after_s: floa
     return Answer(status, fields, body(refusal))
 
 
+def denied(denied: Denied) -> Answer:
+    """To who may not ask. A browser's page reads it if it may read anything here."""
+    fields = {**denied.fields, "www-authenticate": "Bearer"} if denied.what == "key" else denied.fields
+    return refused(denied.refusal, fields, retry_after_s=0)
+
+
+def preflight(answer: Preflight) -> Answer:
+    return Answer(204, answer.fields, b"")
+
+
 def event(refusal: Refusal) -> bytes:
     """The last block of a stream that cannot be saved; no `[DONE]` follows."""
     return b"event: error\ndata: " + body(refusal) + b"\n\n"
@@ -46,8 +63,10 @@ def wrong_method(message: str, allowed: str) -> Answer:
 
 
 def malformed(fault: Fault) -> Answer:
-    """What came is no request that can be understood in one way only."""
-    code = ErrorCode.REQUEST_TOO_LARGE if fault.status in (413, 414, 431) else ErrorCode.INVALID_REQUEST
+    """What came is no request that can be understood in one way only, or one too many."""
+    code = _FAULTS.get(fault.status, ErrorCode.INVALID_REQUEST)
+    if fault.status in (429, 503):
+        return refused(Refusal(code, fault.message), {}, retry_after_s=AGAIN_S)
     return Answer(fault.status, _JSON, _body(fault.message, _kind(fault.status), None, code.value))
 
 

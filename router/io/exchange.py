@@ -38,7 +38,7 @@ from router.attempt_events import (
     Unkept,
 )
 from router.attempts import Attempts
-from router.errors import Refusal, RouterError
+from router.errors import ErrorCode, Refusal, RouterError
 from router.events import Request, Why
 from router.explain import compact
 from router.facts import Mode
@@ -50,18 +50,19 @@ from router.io.means import Means
 from router.io.record import CLIENT_LEFT, Record
 from router.io.replies import Reply, StreamReply, WholeReply
 from router.io.said import Said
+from router.nesting import Nesting, is_flat
 
 log = logging.getLogger(__name__)
 
 
 class Exchange:
-    """One POST to `path` (below /v1). `run` it once."""
+    """One POST to `path` (below /v1), by who brought the key of that name. `run` it once."""
 
-    def __init__(self, means: Means, incoming: Incoming, outgoing: Outgoing, path: str) -> None:
+    def __init__(self, means: Means, incoming: Incoming, outgoing: Outgoing, path: str, key: str | None = None) -> None:
         self._means, self._in, self._out, self._path = means, incoming, outgoing, path
         self._settings = means.settings
         self._clock = asyncio.get_running_loop().time
-        self._record = Record(RequestId(f"req-{secrets.token_hex(8)}"), self._clock())
+        self._record = Record(RequestId(f"req-{secrets.token_hex(8)}"), self._clock(), key)
         self._ends_at = self._record.began + means.settings.request_timeout_s
         self._body = b""
         self._wanted = catalog.Wanted(())
@@ -69,7 +70,7 @@ class Exchange:
         self._reply: Reply | None = None
 
         self._inbox: deque[Event] = deque()
-        self._stepping = False
+        self._stepping = self._dismissed = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf  # the machine's deadline when it was set, which mostly moves away
         self._wake = asyncio.Event()  # something to open, or the end
@@ -81,6 +82,11 @@ class Exchange:
     def node_lost(self, node: NodeId) -> None:
         """Membership says that `node` is dead."""
         self._feed(NodeLost(node))
+
+    def dismiss(self) -> None:
+        """Its client may not ask any more: it is cut off, and nothing goes on running for it."""
+        self._dismissed = True
+        self._feed(ClientLeft())
 
     def headers(self) -> dict[str, str]:
         """Of the response, as far as known: which node answers is certain once its first byte is there."""
@@ -145,9 +151,10 @@ class Exchange:
     async def _run(self) -> Answer | None:
         record = self._record
         self._means.count("client_in", len(self._body))
-        record.said = said = Said.of(self._in.head.fields, self._in.client)
+        record.said = said = Said.of(self._in.head.fields, self._in.client, record.key)
         if said.deadline_s is not None:
             self._ends_at = record.began + min(said.deadline_s, self._settings.request_timeout_s)
+        await self._check_depth(said.content_type)
         record.asked = asked = asking.read(self._path, self._body, said.content_type, self._settings.prompt)
         self._wanted = catalog.wanted(self._means.view(), self._path, asked, self._settings.names_listed)
         streamed = asked.stream and self._generates
@@ -177,8 +184,21 @@ class Exchange:
         await self._drive(self._reply)
         return self._reply.answer()
 
+    async def _check_depth(self, content_type: str) -> None:
+        """Raises RouterError of a body that nests too deep. Others have their turn while a long one is looked at."""
+        limit, body, size = self._settings.json_depth, self._body, self._settings.json_slice_bytes
+        if is_flat(body, limit) or asking.is_form(self._path, content_type):
+            return
+        nesting = Nesting()
+        for at in range(0, len(body), size):
+            if at:
+                await asyncio.sleep(0)
+            if nesting.feed(body[at : at + size]) > limit:
+                self._means.limited("json_depth")
+                raise RouterError(ErrorCode.INVALID_REQUEST, f"the body nests more than {limit} levels deep")
+
     async def _drive(self, reply: Reply) -> None:
-        self._feed(Tick())
+        self._feed(ClientLeft() if self._dismissed else Tick())
         while self._record.end is None:
             await self._wake.wait()
             self._wake.clear()
@@ -314,6 +334,8 @@ class Exchange:
                     mode = self._handover.mode(self._means.view(), frame.node, frame.model)
                 self._feed(Placed(frame.attempt, frame.node, frame.model, frame.why, mode))
             case Refused():
+                if frame.error.code is ErrorCode.MESH_SATURATED:
+                    self._means.limited("queue")
                 if self._record.end is None and frame.decision is not None:
                     self._decided(Why(frame.decision))
                 self._feed(Denied(frame.attempt, frame.error))

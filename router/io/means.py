@@ -52,3 +52,4 @@ class Means:
     settings: EdgeSettings
     report: Callable[[RouteFact], None]
     count: Callable[[str, int], None]
+    limited: Callable[[str], None]

@@ -34,6 +34,7 @@ class Record:
 
     id: RequestId
     began: float
+    key: str | None = None  # the name of the client's, if it brought one that counts
     at: datetime = field(default_factory=lambda: datetime.now(UTC))
     said: Said | None = None
     asked: Asked | None = None
@@ -79,6 +80,7 @@ class Record:
             error=self._error(),
             resumable=self.kept is None or not self.kept.why_not,
             lost=self.end.lost if isinstance(self.end, Fail) else None,
+            key=self.key,
         )
 
     def decision(self, view: View) -> Decision | None:

@@ -15,8 +15,8 @@ _SANE_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """`client` tells clients apart (an address, or a hash of the key: never the key); `deadline_s` None = not said;
-    `explain`: the response shall carry the decision."""
+    """`client` tells clients apart (the name of a key that counts, a hash of another, or an address: never the key);
+    `deadline_s` None = not said; `explain`: the response shall carry the decision."""
 
     client: str
     client_request_id: str | None
@@ -26,15 +26,16 @@ class Said:
     explain: bool = False
 
     @classmethod
-    def of(cls, headers: Mapping[str, str], remote: str) -> Said:
-        """`headers` by their names in lower case, `remote` the client's address. Raises RouterError when content-type
-        is no text, x-mesh-deadline-ms no positive whole number, or another header none of the words it may be."""
+    def of(cls, headers: Mapping[str, str], remote: str, key: str | None = None) -> Said:
+        """`headers` by their names in lower case, `remote` the client's address, `key` the name of its own. Raises
+        RouterError when content-type is no text, x-mesh-deadline-ms no positive whole number, or another header none of
+        the words it may be."""
         content_type = headers.get("content-type", "application/json")
         if not content_type.isascii():
             raise RouterError(ErrorCode.INVALID_REQUEST, "content-type must be ASCII", param="content-type")
         name = headers.get("x-request-id", "")
         return cls(
-            client=_client(headers.get("authorization", ""), remote),
+            client=f"key:{key}" if key is not None else _client(headers.get("authorization", ""), remote),
             client_request_id=name if _SANE_ID.fullmatch(name) else None,
             priority="low" if _one_of(headers, "x-priority", ("normal", "low")) == "low" else "normal",
             deadline_s=_deadline_s(headers.get("x-mesh-deadline-ms")),

@@ -16,7 +16,7 @@ import openai
 def ask(client: openai.OpenAI, wanted: dict[str, Any]) -> dict[str, Any]:
     question = {
         "model": wanted["model"],
-        "messages": [{"role": "user", "content": "Tell me something."}],
+        "messages": [{"role": "user", "content": "Tell me something, zq7marmalade."}],
         "max_tokens": wanted["max_tokens"],
         "temperature": 0,
     }
@@ -46,7 +46,7 @@ def main() -> None:
     def work() -> None:
         client = openai.OpenAI(
             base_url=wanted["url"],
-            api_key="none",
+            api_key="sk-zq7-not-to-be-written-anywhere",
             max_retries=wanted["retries"],
             timeout=openai.Timeout(120, connect=2),
         )

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from demo.model import build_tiny, default_cache
+from tests import secrecy
 from tests.lab.macs import Mac
 from tests.lab.netlab import Lab, unavailable
 
@@ -75,6 +76,8 @@ def opened(nodes: int) -> Iterator[Place]:
         finally:
             for mac in place.macs:
                 _macs.remove(mac)
+            for mac in place.macs:  # those that still run have written most of what they will
+                secrecy.check(mac.home, *([mac.process.pid] if mac.runs and mac.process is not None else []))
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ def test_bare_and_help_list_every_command() -> None:
     for words in ((), ("--help",)):
         found = run(*words)
         assert found.exit_code == 0
-        for command in ("up", "down", "status", "models", "mesh", "config", "install", "uninstall", "logs"):
+        for command in ("up", "down", "status", "models", "mesh", "config", "install", "uninstall", "logs", "keys"):
             assert f"\n  {command} " in found.stdout
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from mesh import config
+from mesh.config_keys import KEYS
 from mesh.event_store import EventStore
 from mesh.home import Home
 from mesh.node_events import NodeEvent
@@ -30,7 +31,7 @@ def test_config_list_get_set_reset(home: Home) -> None:
     assert run("config", "get", "memory-budget").stdout == "2147483648\n"
     assert run("config", "get", "mesh-peers").stdout == "\n"
     rows = json.loads(run("config", "list", "--json", env={"MLX_STACK_PORT": "4100"}).stdout)["config"]
-    assert [row["key"] for row in rows] == [key.name for key in config.KEYS]
+    assert [row["key"] for row in rows] == [key.name for key in KEYS]
     by_key = {row["key"]: row for row in rows}
     assert by_key["port"] == {
         "key": "port",

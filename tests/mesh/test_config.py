@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from mesh import config, values
-from mesh.config import KEYS, ConfigError
+from mesh.config import ConfigError
+from mesh.config_keys import KEYS
 from mesh.home import Home
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -82,6 +83,23 @@ def test_corrupt_yaml_names_the_way_out(home: Home) -> None:
     assert kept.read_bytes() == b"\xff\xfe: ["
     assert config.load(home, {}).port == 4000
     assert config.reset(home) is None
+
+
+def test_a_few_lines_that_say_millions_of_values_are_refused(home: Home) -> None:
+    lines = [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 9)]
+    home.config.write_text("\n".join(["a0: &a0 [x]", *lines, "port: *a8"]))
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        config.load(home, {})
+    home.config.write_text("port: &a [*a]")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        config.load(home, {})
+
+
+def test_a_long_value_is_not_repeated_whole(home: Home) -> None:
+    home.config.write_text(f"port: {'x' * 10_000}")
+    with pytest.raises(ConfigError) as error:
+        config.load(home, {})
+    assert len(error.value.message) < 1000
 
 
 def test_a_wrong_environment_is_named_and_a_misspelt_one_warned_about(home: Home) -> None:

@@ -66,7 +66,7 @@ async def test_the_mesh_is_switched_on_and_off(daemon: Daemon, daemon_home: Home
     assert yaml.safe_load(daemon_home.config.read_text())["mesh-priority"] == 150
     assert daemon.boot != boot, "each stay in a mesh is a life of its own"
     async with aiohttp.ClientSession() as session:
-        url, tls = f"https://127.0.0.1:{daemon.config.peer_port}/mesh/v1/status", daemon.tls.client(daemon.id)
+        url, tls = f"https://127.0.0.1:{daemon.config.peer_port}/mesh/v1/status", daemon.peer_tls.client(daemon.id)
         assert tls is not None
         async with session.get(url, ssl=tls) as answer:
             assert (await answer.json())["coordinator"] == daemon.id

@@ -108,7 +108,9 @@ async def test_the_later_word_counts(node: Node) -> None:
     made.end()
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b'{"draining": "yes"}', b"\xff"])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b'{"draining": "yes"}', b"\xff", b'{"until":1e300}', b'{"until":-1e300}']
+)
 async def test_a_damaged_file_is_moved_aside_and_nothing_is_drained(node: Node, content: bytes) -> None:
     node.file.write_bytes(content)
     node.draining().restore()

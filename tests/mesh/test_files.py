@@ -6,6 +6,7 @@ import json
 import os
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from mesh.files import move_aside, read_or_set_aside, write_atomic
@@ -49,4 +50,13 @@ def test_a_damaged_file_is_set_aside_with_one_sentence(tmp_path: Path) -> None:
     assert read_or_set_aside(path, json.loads, said.append) is None
     assert len(said) == 1
     assert "peers.json" in said[0]
+    assert not path.exists()
+
+
+def test_a_file_that_nests_without_end_is_set_aside(tmp_path: Path) -> None:
+    said: list[str] = []
+    path = tmp_path / "peers.json"
+    path.write_text('{"x": ' + "[" * 5000)
+    assert read_or_set_aside(path, msgspec.json.Decoder(dict[str, int]).decode, said.append) is None
+    assert len(said) == 1
     assert not path.exists()

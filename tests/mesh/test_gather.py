@@ -50,7 +50,7 @@ class Peer:
         self.membership = SimpleNamespace(view=lambda: self.view)
         self.dispatch = SimpleNamespace(account=lambda: self.account)
         self.overlay: Any = SimpleNamespace(last_account=None)
-        self.tls = CIRCLE.tls(id_)
+        self.peer_tls = CIRCLE.tls(id_)
         self.gatherer = Gatherer(cast("Any", self))
 
     async def listen(self) -> Port:

@@ -92,3 +92,15 @@ def test_a_strange_pid_file_is_nobody(tmp_path: Path, content: str) -> None:
     home.pid_file.write_text(content)
     assert home.read_pid() is None
     assert home.running_socket() == home.socket
+
+
+def test_what_the_daemon_writes_is_no_business_of_other_users(tmp_path: Path) -> None:
+    made = Home(tmp_path / "new")
+    made.create()
+    assert made.root.stat().st_mode & 0o777 == 0o700
+    old = Home(tmp_path / "old")
+    for folder in (old.root, old.models, old.logs):
+        folder.mkdir(mode=0o755)
+    old.create()
+    modes = [folder.stat().st_mode & 0o777 for folder in (old.root, old.models, old.logs, old.node, old.mesh)]
+    assert modes == [0o755, 0o755, 0o700, 0o700, 0o700], "a home that somebody made keeps its mode"

@@ -13,7 +13,7 @@ import pytest
 from aiohttp import web
 
 from mesh.errors import MeshError
-from mesh.http import Server, guards, is_local, local_only, tcp_sockets
+from mesh.http import UNSENT_BYTES, Server, guards, is_local, local_only, tcp_sockets
 from mesh.settings import ServerSettings
 from node.io.probe import Holder
 from tests.mesh.machine import needs_ipv6
@@ -75,6 +75,23 @@ async def test_an_address_given_twice_is_bound_once() -> None:
     sockets = await tcp_sockets(0, ["127.0.0.1", "127.0.0.1"], nobody)
     assert len(sockets) == 1
     sockets[0].close()
+
+
+async def test_little_waits_in_the_system_for_a_client_that_does_not_read() -> None:
+    (listening,) = await tcp_sockets(0, ["127.0.0.1"], nobody)
+    with listening, socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(listening.getsockname())
+        ours, _ = listening.accept()
+        with ours:
+            ours.setblocking(False)
+            taken, end = 0, asyncio.get_running_loop().time() + 0.5
+            while asyncio.get_running_loop().time() < end:
+                try:
+                    taken += ours.send(b"x" * 4096)
+                except BlockingIOError:
+                    await asyncio.sleep(0.01)
+    assert taken < 3 * UNSENT_BYTES
 
 
 async def hello(_: web.Request) -> web.Response:

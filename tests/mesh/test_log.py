@@ -11,9 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from aiohttp.http_exceptions import BadHttpMessage
 
 from mesh import logfiles
+from mesh.errors import MeshError
 from mesh.log import DaemonLog, JsonLines, TerminalLines, event
+
+
+PROMPT = "".join(["my ", "secret"])  # not as a line of this file has it, which a trace shows
 
 
 def record(message: str, **fields: object) -> logging.LogRecord:
@@ -39,6 +44,11 @@ def test_a_line_for_a_terminal_says_when_how_bad_and_what() -> None:
     assert TerminalLines().format(record("gone"))[8:] == " warning: gone"
 
 
+def test_what_others_say_begins_no_line_of_its_own_and_tells_the_terminal_nothing() -> None:
+    line = TerminalLines().format(record("mini\x1b[2J left: \r\n12:00:00 all is well\u2028\x9b1m"))
+    assert line[9:] == "warning: mini?[2J left: ??12:00:00 all is well??1m"
+
+
 @pytest.fixture
 def daemon_log(tmp_path: Path) -> Iterator[DaemonLog]:
     log = DaemonLog(tmp_path / "logs" / "daemon.log")
@@ -60,8 +70,40 @@ def test_the_daemons_log_has_events_and_exceptions(daemon_log: DaemonLog, tmp_pa
     ours = [line for line in lines if line["event"] in ("coordinator", "mesh.test_log")]
     assert (ours[0]["message"], ours[0]["term"], ours[0]["level"]) == ("mac coordinates", 3, "info")
     assert ours[1]["message"] == "unexpected end"
-    assert "ValueError: wrong" in ours[1]["exception"]
+    assert ours[1]["exception"].endswith("\nValueError")
     assert len(ours) == 2
+
+
+def test_an_exception_is_logged_without_words_that_may_be_a_clients(daemon_log: DaemonLog, tmp_path: Path) -> None:
+    log = logging.getLogger("mesh.test_log")
+    causes: list[Exception] = [ValueError(PROMPT), KeyError(PROMPT), MeshError("code", "our words")]
+    causes.append(FileNotFoundError(2, "No such file", PROMPT))
+    for cause in causes:
+        try:
+            try:
+                raise cause
+            except Exception as error:
+                raise RuntimeError(PROMPT) from error
+        except RuntimeError:
+            log.exception("failed")
+    daemon_log.close()
+    text = (tmp_path / "logs" / "daemon.log").read_text()
+    assert PROMPT not in text
+    assert "MeshError: our words" in text
+    assert "FileNotFoundError: No such file" in text
+    assert text.count("test_log.py") == 2 * len(causes)
+
+
+def test_what_a_client_writes_wrongly_is_no_line_of_the_log(daemon_log: DaemonLog, tmp_path: Path) -> None:
+    log = logging.getLogger("aiohttp.server")
+    for error in (BadHttpMessage("Authorization: Bearer x"), RuntimeError("ours")):
+        try:
+            raise error
+        except (BadHttpMessage, RuntimeError):
+            log.exception("Error handling request")
+    daemon_log.close()
+    (line,) = (tmp_path / "logs" / "daemon.log").read_text().splitlines()
+    assert "RuntimeError" in line
 
 
 def test_writing_goes_on_after_rotation(daemon_log: DaemonLog, tmp_path: Path) -> None:

@@ -274,3 +274,12 @@ def test_who_else_is_on_the_tailnet() -> None:
         "on your tailnet, in mesh 'work': c (mlx-stack 0.2)",
     ]
     assert render.tailnet(STATUS, (known,)) == ["on your tailnet no further machine runs mlx-stack"]
+
+
+def test_no_name_or_reason_of_another_machine_tells_the_terminal_anything(capsys: pytest.CaptureFixture[str]) -> None:
+    nasty = "mini\x1b]0;owned\x07\r\x9b2J\u202e"
+    render.show([f"one\ntwo {nasty}", render.Table(("node",), ((nasty + "\n",),), nasty)])
+    said = capsys.readouterr().out
+    clean = "mini?]0;owned???2J?"
+    assert said.splitlines() == ["one", f"two {clean}", clean, "node", f"{clean}?"]
+    assert not set(said) & set("\x1b\x07\r\x9b\u202e")

@@ -42,6 +42,9 @@ def load(
     return stack.load(home, config.load(home, {}), tiers=only, which=which)
 
 
+BOMB = "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 9))
+
+
 def test_no_stack_file_is_a_node_without_models(home: Home) -> None:
     found = stack.load(home, config.load(home, {}))
     assert found == Stack()
@@ -219,6 +222,9 @@ def test_an_external_server_is_called_by_the_name_it_knows(home: Home) -> None:
         ("schema_version: 2\ntiers: []", "schema_version 2; this mlx-stack reads version 1 only"),
         ("tiers: []", "schema_version None"),
         ("a: [", "not valid YAML"),
+        (BOMB + "schema_version: *a7", "not valid YAML"),
+        ("a: &a [*a]", "not valid YAML"),
+        (f"schema_version: [{'1, ' * 900}]", "1, 1..."),
         ("schema_version: 1\ntiers: [2026-99-99]", "not valid YAML"),  # PyYAML makes dates, this is none
         ("[" * 3000, "not valid YAML"),
         ("[]", "must be a mapping"),

@@ -21,6 +21,10 @@ from router.facts import AttemptFact, RouteFact
 NOW = datetime.now(UTC)
 
 
+def repr_short(text: str) -> str:
+    return ascii(text)[:20]
+
+
 def fact(number: int, *, age: timedelta = timedelta(), client_id: str | None = None) -> RouteFact:
     at = (NOW - age + timedelta(milliseconds=number)).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
     node = NodeId("n1")
@@ -103,6 +107,18 @@ def test_finding_by_id_client_id_and_beginning(store: RouteStore) -> None:
     assert found("") is None
 
 
+@pytest.mark.parametrize(
+    "nasty",
+    ["' OR 1=1 --", "req-0'; DROP TABLE routes; --", "%" * 10, "abc\0", "abc\U0010ffff", "abc\ud800", "", "x" * 2**20],
+    ids=repr_short,
+)
+def test_no_id_is_more_than_a_word_to_look_for(store: RouteStore, nasty: str) -> None:
+    """Ids come from command lines and from peers."""
+    store.add(fact(1))
+    assert store.find(nasty) is None
+    assert len(store.last(10)) == 1
+
+
 def test_rows_and_days_are_bounded(tmp_path: Path, said: list[str]) -> None:
     settings = StoreSettings(rows_max=10, prune_every_rows=1)
     store = RouteStore(tmp_path / "routes.db", said.append, settings)
@@ -138,6 +154,13 @@ def test_it_is_written_without_being_read(store: RouteStore, tmp_path: Path) -> 
             (count,) = other.execute("SELECT count(*) FROM routes").fetchone()
             time.sleep(0.01)
     assert count == 1
+
+
+def test_its_files_are_private_from_their_first_moment(store: RouteStore, tmp_path: Path) -> None:
+    store.add(fact(1))
+    assert store.last(1)
+    files = {file.name: file.stat().st_mode & 0o777 for file in tmp_path.iterdir()}
+    assert files == {"routes.db": 0o600, "routes.db-wal": 0o600, "routes.db-shm": 0o600}
 
 
 def test_many_threads_read_while_one_writes(store: RouteStore) -> None:

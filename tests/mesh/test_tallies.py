@@ -7,7 +7,7 @@ from math import inf
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mesh.tallies import Counts, Spread, Spreads
+from mesh.tallies import OTHER, SERIES_MAX, Counts, Spread, Spreads
 
 BOUNDS = (0.1, 1.0, 10.0)
 
@@ -36,3 +36,15 @@ def test_what_has_no_labels_is_there_from_the_start() -> None:
     counts = Counts("name", "what")
     counts.inc(2)
     assert counts.labels().value == 2
+
+
+def test_whoever_changes_its_name_on_and_on_makes_no_more_series() -> None:
+    counts, spreads = Counts("name", "what", ["node"]), Spreads("name", "what", ["node"], bounds=BOUNDS)
+    for number in range(SERIES_MAX + 500):
+        counts.labels(f"node-{number}").inc()
+        spreads.labels(f"node-{number}").observe(1.0)
+    found = {labels: count.value for labels, count in counts.items()}
+    assert len(found) == len(list(spreads.items())) == SERIES_MAX + 1
+    assert found[(OTHER,)] == 500, "nothing is lost of the sum"
+    counts.labels("node-1").inc()
+    assert counts.labels("node-1").value == 2, "those that are there count on"

@@ -56,6 +56,8 @@ def values(kind: inspect.Type) -> st.SearchStrategy[Any]:
             return values(inspect.type_info(Decision)).map(Why)
         case inspect.IntType(ge=low, le=high) if low is not None:
             return st.integers(low, high)
+        case inspect.StrType(pattern=pattern) if pattern is not None:
+            return st.from_regex(pattern, fullmatch=True)
         case inspect.FloatType(gt=low, le=high) if low is not None:
             return st.floats(low, high, exclude_min=True)
     plain: dict[type, st.SearchStrategy[Any]] = {
@@ -183,7 +185,8 @@ def test_sizes_are_bounded_both_ways() -> None:
 def test_the_list_of_kinds() -> None:
     """A kind that is renamed or lost breaks peers of another version: change this list knowingly (docs/wire.md)."""
     assert {
-        "hello", "state", "account", "gossip", "roster", "doors", "drain", "drill", "drilled", "bye", "ping", "pong",
+        "hello", "state", "account", "gossip", "roster", "doors", "keys", "drain", "drill", "drilled", "bye", "ping",
+        "pong",
         "ask", "taken", "first", "done", "cancel", "carrying", "queued", "grant", "refuse",
     } == KINDS  # fmt: skip
     assert wire.kind_of(State(REPORT)) == "state"

@@ -113,3 +113,27 @@ BODIES: dict[str, bytes] = {
     "a trailer without a name": _chunked(b"0\r\n: b\r\n\r\n"),
     "a trailer that is a request": _chunked(b"0\r\nGET / HTTP/1.1\r\nHost: x\r\n\r\n"),
 }
+
+# Requests that mean one thing. They are carried, however odd some are, and so must be what follows them.
+PLAIN: dict[str, bytes] = {
+    "a length": _head(b"Content-Length: 5") + b"hello" + _NEXT,
+    "no body": _head() + _NEXT,
+    "no body, a length of nothing": _head(b"Content-Length: 0") + _NEXT,
+    "chunks": _chunked(b"5\r\nhello\r\n6\r\n world\r\n0\r\n\r\n") + _NEXT,
+    "a chunk extension": _chunked(b'5;a="b c";d\r\nhello\r\n0;last\r\n\r\n') + _NEXT,
+    "trailers": _chunked(b"5\r\nhello\r\n0\r\nX-Sum: 1\r\nContent-Length: 99\r\n\r\n") + _NEXT,
+    "a size with zeros before it": _chunked(b"005\r\nhello\r\n000\r\n\r\n") + _NEXT,
+    "CHUNKED": _head(b"TRANSFER-ENCODING: Chunked") + b"0\r\n\r\n" + _NEXT,
+    "an empty line first": b"\r\n" + _head(b"Content-Length: 5") + b"hello" + _NEXT,
+    "a value with tabs around it": _head(b"Content-Length:\t5 \t") + b"hello" + _NEXT,
+    "a value outside ASCII": _head("X-Name: K\u00fcche".encode()) + _NEXT,
+    "HTTP/1.0": b"POST / HTTP/1.0\r\nContent-Length: 5\r\n\r\nhello",
+    "HTTP/1.0 that stays": b"POST / HTTP/1.0\r\nConnection: Keep-Alive\r\nContent-Length: 5\r\n\r\nhello" + _NEXT,
+    "close among others": _head(b"Connection: x-hop, Close", b"Content-Length: 5") + b"hello",
+    "an absolute target": b"POST http://mac.local/v1/chat/completions HTTP/1.1\r\n" + _HOST + b"\r\n" + _NEXT,
+    "an asterisk": b"OPTIONS * HTTP/1.1\r\n" + _HOST + b"\r\n" + _NEXT,
+    "asked whether it may": _head(b"Expect: 100-continue", b"Content-Length: 5") + b"hello" + _NEXT,
+    "an upgrade": _head(b"Connection: Upgrade", b"Upgrade: h2c", b"Content-Length: 5") + b"hello" + _NEXT,
+    "a body that is a request": _head(b"Content-Length: %d" % len(_NEXT)) + _NEXT + _NEXT,
+    "a chunk that is a request": _chunked(b"%x\r\n%b\r\n0\r\n\r\n" % (len(_NEXT), _NEXT)) + _NEXT,
+}

@@ -152,6 +152,17 @@ def test_errors_in_every_shape() -> None:
     assert error_of(b'data: {"choices":[{"delta":{"content":"\\"error\\""}}]}\n\n') is None
 
 
+@pytest.mark.parametrize("junk", [b'"\xff"', b"[" * 5000])
+def test_what_a_server_garbles_is_passed_on_as_it_is(junk: bytes) -> None:
+    block = b'data: {"usage":' + junk + b',"error":' + junk + b',"model":"m"}\n\n'
+    assert usage_of(block) is None
+    assert error_of(block) is None
+    assert error_of(b"event: error\n" + block) is not None
+    assert error_text(junk)
+    renamed = Renamer("ours")(block)
+    assert renamed in (block, block.replace(b'"m"', b'"ours"'))
+
+
 def test_chunks_are_renamed_and_nothing_else_changes() -> None:
     block = b'data: {"id":"1","model":"/path/x","choices":[{"delta":{"content":"a  b"}}]}\n\n'
     rename = Renamer("mine")

@@ -138,6 +138,23 @@ def test_a_decoy_with_a_reused_pid_is_left_alone(file: Path, spawn: Spawn) -> No
     assert entries(file) == []
 
 
+@pytest.mark.parametrize(("pid", "token"), [(0, ""), (1, ""), (-1, ""), (0, "x"), (None, "")])
+def test_an_entry_that_says_no_process_ends_none(file: Path, spawn: Spawn, pid: int | None, token: str) -> None:
+    """A process without our variable has an empty token, and who may not be looked at is in no group."""
+    there = spawn()
+    entry = Entry(there.pid if pid is None else pid, "", token, "a", 1)
+    file.parent.mkdir()
+    file.write_bytes(msgspec.json.encode([entry]))
+    killed: list[Entry] = []
+
+    class Harmless(Registry):
+        def _kill(self, entry: Entry, pids: list[int]) -> None:
+            killed.append(entry)
+
+    assert Harmless(file).end_orphans() == []
+    assert killed == []
+
+
 def test_a_daemon_that_ends_at_once_takes_its_own_with_it(file: Path, spawn: Spawn) -> None:
     registry = Registry(file)
     mine, frozen, foreign = spawn(token=registry.token), spawn(token=registry.token), spawn()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import socket
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import aiohttp
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 from openai import AsyncOpenAI
 
 from mesh.http import Server
@@ -25,6 +27,7 @@ from router.errors import ErrorCode, Refusal
 from router.events import Decision, Outcome, Request, Why
 from router.facts import RouteFact
 from router.frames import CoordinatorFrame, Granted, Refused
+from router.guard import Guard
 from router.io.edge import Edge
 from router.settings import EdgeSettings
 from router.view import NodeState, NodeView, View
@@ -143,6 +146,8 @@ class Rig:
         self.settings = settings
         self.host, self.peer, self.dispatch = FakeHost(), FakeHost(), FakeDispatch()
         self.facts: list[RouteFact] = []
+        self.turned_away: list[tuple[str, str]] = []
+        self.limited: Counter[str] = Counter()  # names of limits that were met
         self.bytes = {"client_in": 0, "client_out": 0, "peer_in": 0, "peer_out": 0}
         self.models: tuple[ModelReport, ...] = (
             ModelReport(name="chat-1", aliases=("standard",), state=ModelState.READY),
@@ -198,9 +203,12 @@ class Rig:
 
 
 async def serving(
-    raw: Application, routes: Sequence[web.RouteDef] = (), tls: PeerTls | None = None
+    raw: Application,
+    routes: Sequence[web.RouteDef] = (),
+    tls: PeerTls | None = None,
+    middlewares: Sequence[Middleware] = (),
 ) -> tuple[Server, int]:
-    app = web.Application()
+    app = web.Application(middlewares=middlewares)
     app.add_routes(routes)
     server = Server(app, raw=raw, settings=ServerSettings(stop_s=0.1), tls=tls)
     listening = socket.create_server(("127.0.0.1", 0), backlog=1024)
@@ -209,7 +217,8 @@ async def serving(
 
 
 @asynccontextmanager
-async def rigged(settings: EdgeSettings) -> AsyncIterator[tuple[Rig, Edge]]:
+async def rigged(settings: EdgeSettings, guard: Guard | None = None) -> AsyncIterator[tuple[Rig, Edge]]:
+    """Whoever asks may, unless `guard` says otherwise; who may not is in `rig.turned_away`."""
     rig = Rig(settings)
     peer, rig.peer_port = await serving(Door(rig.peer), tls=CIRCLE.tls(OTHER))
     async with HttpClient() as http:
@@ -223,8 +232,11 @@ async def rigged(settings: EdgeSettings) -> AsyncIterator[tuple[Rig, Edge]]:
             report=rig.facts.append,
             count_bytes=rig.count,
             metrics=lambda: b"# none\n",
+            guard=guard or Guard(hosts=["*"]),
+            turned_away=lambda denied, client: rig.turned_away.append((denied.what, client)),
+            limited=lambda name: rig.limited.update([name]),
         )
-        rig.server, port = await serving(edge, edge.routes())
+        rig.server, port = await serving(edge, edge.routes(), [edge.middleware()])
         rig.url = f"http://127.0.0.1:{port}"
         try:
             yield rig, edge

@@ -138,11 +138,28 @@ def test_no_character_is_lost_or_doubled(pieces: list[str]) -> None:
 
 @pytest.mark.parametrize(
     "bad",
-    [b"data: {broken\n\n", b"data: []\n\n", b'data: {"choices":[7]}\n\n', b'data: {"error":{"message":"x"}}\n\n'],
+    [
+        b"data: {broken\n\n",
+        b"data: []\n\n",
+        b'data: {"choices":[7]}\n\n',
+        b'data: {"error":{"message":"x"}}\n\n',
+        b'data: {"x":' + b"[" * 5000 + b"\n\n",
+        b'data: {"x":"\xff"}\n\n',
+        b'data: {"choices":[{"index":"1"}]}\n\n',
+    ],
 )
 def test_what_is_no_chunk_is_a_failure_of_the_node(bad: bytes) -> None:
     with pytest.raises(NodeError) as caught:
         Assembler(1000).feed(bad)
+    assert caught.value.code is NodeErrorCode.MODEL_FAILED
+
+
+@pytest.mark.parametrize(
+    "part", [{"message": "x"}, {"delta": {"tool_calls": [{"function": 1}, 5]}}, {"delta": "x"}, {"logprobs": ["x"]}]
+)
+def test_chunks_of_strange_types_are_a_failure_of_the_node(part: dict[str, object]) -> None:
+    with pytest.raises(NodeError) as caught:
+        assembled(block({"choices": [part, part]}))
     assert caught.value.code is NodeErrorCode.MODEL_FAILED
 
 

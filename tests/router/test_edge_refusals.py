@@ -22,7 +22,7 @@ from tests.router.fakes import ASK, DONE, FAST, PARIS, Rig, message, rigged, say
     [
         (b"", None, "empty"),
         (b"{broken", None, "not JSON"),
-        (b'{"x":' * 100_000, None, "not JSON"),
+        (b'{"x":' * 100_000, None, "nests more than"),
         (b'["model"]', None, "JSON object"),
         (b'{"messages":[{"role":"user"}]}', "model", "missing"),
         (b'{"model":7,"messages":[{"role":"user"}]}', "model", "`str`"),

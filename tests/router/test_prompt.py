@@ -30,6 +30,13 @@ def test_calls_count_with_their_arguments() -> None:
     assert of_chat((), [Message("assistant", None, tool_calls=odd)], BOUNDS).size_bytes == 16 + 13
 
 
+def test_text_that_is_no_text_counts_as_something_else() -> None:
+    """The serving node refuses it; until then it is placed like any other."""
+    part = {"type": msgspec.Raw(b'"text"'), "text": msgspec.Raw(b'"\xff"')}
+    assert of_chat((), [Message("user", [part])], BOUNDS).size_bytes >= BOUNDS.media_bytes
+    assert of_chat((), [Message("user", "x", tool_calls=msgspec.Raw(b'["\xff"]'))], BOUNDS).size_bytes > 0
+
+
 def test_text_tokens_and_forms() -> None:
     assert of_text("x" * 256, BOUNDS).blocks == chain(b"x" * 256, 256)
     assert of_text("x", BOUNDS).size_bytes == 1

@@ -25,6 +25,7 @@ from mesh.answers import Model
 from mesh.answers import Node as NodeAnswer
 from mesh.client import MeshClient, MeshClientError
 from mesh.home import Home
+from tests import secrecy
 
 ROOT = Path(__file__).resolve().parents[2]
 START_S = 120.0  # generous: workers load Python and MLX on two busy cores
@@ -151,7 +152,14 @@ class Node:
         return code
 
     def stop(self) -> None:
-        """In order if it can, else by force; its workers too. Idempotent."""
+        """In order if it can, else by force; its workers too; and then nothing that it has left holds a prompt, an
+        answer or a key (tests/secrecy.py). Idempotent."""
+        said = secrecy.said_of([self.process.pid]) if self.process is not None else []
+        self._end()
+        secrecy.check(self.home)
+        assert not said, said
+
+    def _end(self) -> None:
         if self in LIVE:
             LIVE.remove(self)
         if self.process is None or self.process.poll() is not None:
@@ -198,10 +206,10 @@ class Node:
         return f"http://127.0.0.1:{self.port}"
 
     def openai(self, **options: Any) -> OpenAI:
-        return OpenAI(base_url=f"{self.url}/v1", api_key="none", **(CLIENT | options))
+        return OpenAI(base_url=f"{self.url}/v1", api_key=secrecy.KEY, **(CLIENT | options))
 
     def async_openai(self, **options: Any) -> AsyncOpenAI:
-        return AsyncOpenAI(base_url=f"{self.url}/v1", api_key="none", **(CLIENT | options))
+        return AsyncOpenAI(base_url=f"{self.url}/v1", api_key=secrecy.KEY, **(CLIENT | options))
 
     def cli(self, *arguments: str, code: int = 0, **options: Any) -> subprocess.CompletedProcess[str]:
         """`mlx-stack ARGUMENTS` of this home as a person runs it; checks its exit code."""

@@ -54,6 +54,8 @@ def full(kind: inspect.Type, name: str = "x") -> Any:
         case inspect.BytesType():
             return name.encode()
     assert isinstance(kind, inspect.StrType), kind
+    if kind.pattern is not None:  # all are of one length, and hexadecimal
+        return "a" * int(kind.pattern.partition("{")[2].partition("}")[0])
     return name
 
 

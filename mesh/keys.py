@@ -1,0 +1,139 @@
+"""The keys of clients of :4000: which are known, whom one belongs to, and how two nodes' sets become one. Pure.
+
+A key is `sk-mesh-`, 12 hex digits that name it and 40 that are secret (160 random bits). Kept of it is a SHA-256: what
+is random already needs no slow hash (docs/adr/0013-client-keys.md).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+from collections.abc import Iterable
+from typing import Annotated, TypeAlias
+
+from msgspec import Meta, Struct
+
+from mesh.errors import MeshError
+
+PREFIX = "sk-mesh-"
+KEYS_MAX = 1024  # of one mesh, revoked ones included: those must be known for ever
+_ID, _SECRET = 12, 40  # hex digits
+_FORM = re.compile(rf"{PREFIX}([0-9a-f]{{{_ID}}})[0-9a-f]{{{_SECRET}}}")
+RANDOM_BYTES = (_ID + _SECRET) // 2
+
+Seconds: TypeAlias = Annotated[int, Meta(ge=0, le=1 << 53)]  # since 1970
+Generation: TypeAlias = Annotated[int, Meta(ge=0, le=1 << 53)]
+
+
+class ClientKey(Struct, frozen=True, kw_only=True):
+    """One key, as nodes tell each other and keep it. `revoked` is when it was: that never becomes None again."""
+
+    id: Annotated[str, Meta(pattern=f"^[0-9a-f]{{{_ID}}}$")]
+    name: Annotated[str, Meta(max_length=63)]
+    digest: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+    made: Seconds
+    revoked: Seconds | None = None
+
+
+class Keys:
+    """All keys of one mesh that this node knows of. Merging is a join: whatever comes in whatever order, and however
+    often, the same telling makes the same set. A higher generation counts instead of a lower one (`off`)."""
+
+    def __init__(self, generation: int = 0, keys: Iterable[ClientKey] = (), *, keys_max: int = KEYS_MAX) -> None:
+        self.generation = 0
+        self._max = keys_max
+        self._all: dict[str, ClientKey] = {}
+        self._live: dict[str, ClientKey] = {}
+        self.merge(generation, keys)
+
+    @property
+    def needed(self) -> bool:
+        """Whether clients need one. Revoking the last does not end that: only `off` does, which says what it does."""
+        return bool(self._all)
+
+    @property
+    def all(self) -> tuple[ClientKey, ...]:
+        return tuple(self._all[id_] for id_ in sorted(self._all))
+
+    @property
+    def live(self) -> tuple[ClientKey, ...]:
+        """Those that count, by name."""
+        return tuple(sorted(self._live.values(), key=lambda k: (k.name, k.made, k.id)))
+
+    def name_of(self, presented: str) -> str | None:
+        """Whose key this is; None when it is none that counts. How long that takes tells nothing of a secret."""
+        digest = _digest(presented)
+        found = self._live.get(presented[len(PREFIX) : len(PREFIX) + _ID])
+        return found.name if found is not None and hmac.compare_digest(digest, found.digest) else None
+
+    def counts(self, name: str) -> bool:
+        """A key of that name does."""
+        return any(key.name == name for key in self._live.values())
+
+    def create(self, name: str, random: bytes, at: int) -> tuple[str, ClientKey]:
+        """A new key, made of RANDOM_BYTES `random` ones, and what is kept of it. Raises MeshError key_exists,
+        keys_full."""
+        assert len(random) == RANDOM_BYTES
+        if self.counts(name):
+            hint = "choose another name, or revoke that one first"
+            raise MeshError("key_exists", f"there is a key '{name}' already", hint=hint, status=409)
+        if len(self._all) >= self._max:
+            hint = "`mlx-stack keys off` forgets all of them, also those that were revoked"
+            raise MeshError("keys_full", f"{self._max} keys were made, which is the bound", hint=hint, status=409)
+        text = PREFIX + random.hex()
+        key = ClientKey(id=random.hex()[:_ID], name=name, digest=_digest(text), made=at)
+        self.merge(self.generation, (key,))
+        return text, key
+
+    def revoke(self, wanted: str, at: int) -> ClientKey:
+        """By name or id. Raises MeshError unknown_key, ambiguous_key."""
+        found = [k for k in self._live.values() if k.id == wanted] or [k for k in self.live if k.name == wanted]
+        if not found:
+            there = ", ".join(k.name for k in self.live) or "none"
+            raise MeshError("unknown_key", f"no key '{wanted}' counts here; there is: {there}", status=404)
+        if len(found) > 1:
+            ids = ", ".join(k.id for k in found)
+            raise MeshError(
+                "ambiguous_key", f"'{wanted}' is more than one key: {ids}", hint="use one of these", status=409
+            )
+        gone = ClientKey(id=found[0].id, name=found[0].name, digest=found[0].digest, made=found[0].made, revoked=at)
+        self.merge(self.generation, (gone,))
+        return gone
+
+    def off(self) -> None:
+        """No key is needed any more, and none is known: on every node that hears of it."""
+        self.merge(self.generation + 1, ())
+
+    def merge(self, generation: int, keys: Iterable[ClientKey]) -> bool:
+        """What another node knows. True when something is new here. Past the bound those stay that were revoked, then
+        those with the lowest ids: the same ones on every node."""
+        if generation < self.generation:
+            return False
+        newer = generation > self.generation
+        known = {} if newer else self._all
+        merged = dict(known)
+        for key in keys:
+            merged[key.id] = _joined(merged[key.id], key) if key.id in merged else key
+        if len(merged) > self._max:
+            kept = sorted(merged.values(), key=lambda k: (k.revoked is None, k.id))[: self._max]
+            merged = {key.id: key for key in kept}
+        if not newer and merged == known:
+            return False
+        self.generation, self._all = generation, merged
+        self._live = {key.id: key for key in merged.values() if key.revoked is None}
+        return True
+
+
+def well_formed(presented: str) -> bool:
+    """It could be a key of ours."""
+    return _FORM.fullmatch(presented) is not None
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(b"mlx-stack client key\0" + text.encode("utf-8", "replace")).hexdigest()
+
+
+def _joined(one: ClientKey, other: ClientKey) -> ClientKey:
+    """Revoked anywhere is revoked. Two keys of one id are nobody's mistake, but which counts is the same everywhere."""
+    return max(one, other, key=lambda k: (k.revoked is not None, -(k.revoked or 0), k.made, k.name, k.digest))
