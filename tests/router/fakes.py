@@ -236,7 +236,7 @@ async def rigged(settings: EdgeSettings, guard: Guard | None = None) -> AsyncIte
             turned_away=lambda denied, client: rig.turned_away.append((denied.what, client)),
             limited=lambda name: rig.limited.update([name]),
         )
-        rig.server, port = await serving(edge, edge.routes(), [edge.middleware()])
+        rig.server, port = await serving(edge, edge.routes(), middlewares=[edge.middleware()])
         rig.url = f"http://127.0.0.1:{port}"
         try:
             yield rig, edge
