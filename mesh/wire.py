@@ -15,7 +15,7 @@ from msgspec import Meta, Raw, Struct
 from election.messages import Kind as MessageKind
 from election.messages import Message
 from mesh.errors import MeshError
-from mesh.keys import KEYS_MAX, ClientKey, Generation
+from mesh.keys import KEYS_MAX, ClientKey
 from mesh.settings import DRAIN_MAX_S, DRILL_AWAY_MAX_S
 from node.types import NodeId, NodeReport, Port
 from router.account import Account
@@ -124,7 +124,6 @@ class Gossip(Struct, frozen=True, tag="gossip"):
 class KeysFrame(Struct, frozen=True, tag="keys"):
     """All keys of clients that the sender knows of, hashed, revoked ones too: when a link is up, and on each change."""
 
-    generation: Generation
     keys: Annotated[tuple[ClientKey, ...], Meta(max_length=KEYS_MAX)] = ()
 
 
