@@ -194,7 +194,10 @@ class Front(asyncio.Protocol):
             self._incoming.fail(fault)  # who reads the body answers
             return
         self._outgoing = Outgoing(self, Head("GET", "", {}, 0, False, 1, False))
-        self._outgoing.whole(self._site.application.malformed(fault))
+        try:
+            self._outgoing.whole(self._site.application.malformed(fault))
+        except ConnectionResetError:  # it sent this ahead, and has left since
+            self.abort()
 
     def _hand_over(self) -> None:
         """The framework goes on as if it had been there from the start."""
