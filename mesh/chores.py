@@ -49,8 +49,8 @@ async def watch_files(daemon: Daemon) -> NoReturn:
     certificate of :4000 likewise."""
     while True:
         await asyncio.sleep(WATCH_EVERY_S)
-        if daemon.tls is not None:
-            await daemon.tls.look()
+        if daemon.edge_tls is not None:
+            await daemon.edge_tls.look()
         if daemon.stamps.changed():
             try:
                 await daemon.reload()

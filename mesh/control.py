@@ -61,7 +61,7 @@ class DaemonControl:
             "home": str(d.home.root),
             "started_at": d.started_at,
             "uptime_s": round(d.uptime_s(), 1),
-            "url": local_url(d.config.port, d.tls),
+            "url": local_url(d.config.port, d.edge_tls),
             "port": d.config.port,
             "peer_port": d.config.peer_port,
             "no_stack": d.no_stack,

@@ -123,7 +123,7 @@ class Daemon:
         self.draining = Draining(home.node / "drain.json", self.host, tell=self._note, write=self.files.write)
         self.peers = PeerStore(home.mesh, self._note, self.files.write)
         self.keys = KeyRing(home.mesh, tell=self._note, write=self.files.write, spread=self.mesh.tell_keys)
-        self.tls: EdgeTls | None = None  # of :4000, from `run()` on
+        self.edge_tls: EdgeTls | None = None  # of :4000, from `run()` on
         self.access = Access(self.keys, count=self.metrics.turned_away)
         self.membership = Membership(
             self.report(),
@@ -154,7 +154,8 @@ class Daemon:
 
     async def run(self) -> None:
         """Serves until `stop()`, SIGTERM or SIGINT; a second signal ends it at once."""
-        self.tls = EdgeTls.of(self.config, self.home, self._note)
+        self.edge_tls = EdgeTls.of(self.config, self.home, self._note)
+        context = self.edge_tls.context if self.edge_tls else None
         edge_sockets = await tcp_sockets(self.config.port, listening(self.config.bind), self.probe.port_holder)
         for said in await asyncio.to_thread(self.registry.end_orphans):
             self._note(said)
@@ -199,7 +200,7 @@ class Daemon:
                     self.draining.restore()
                     self.dispatch.node_up(status_of(self.report()))
                     self.dispatch.follow(self.id, 0, ruling=True)
-                    await self._servers["edge"].listen(edge_sockets, self.tls.context if self.tls else None)
+                    await self._servers["edge"].listen(edge_sockets, context)
                     socket_path = self.home.prepare_socket()
                     await self._servers["admin"].listen_unix(socket_path)
                     self.home.write_pid(socket_path)
@@ -292,7 +293,7 @@ class Daemon:
             uptime_s=time.monotonic() - self._started,
             addresses=self.overlay.addresses() if self.overlay else (),
             port=self.config.port,
-            tls=self.tls is not None,
+            tls=self.edge_tls is not None,
             peer_port=self.config.peer_port,
             draining=bool(draining),
             drain_reason=draining,
@@ -388,7 +389,7 @@ class Daemon:
         event(_log, logging.WARNING, "note", text)
 
     def _note_start(self) -> None:
-        where = local_url(self.config.port, self.tls)
+        where = local_url(self.config.port, self.edge_tls)
         self.observer.life("start", f"version {self.version}, pid {os.getpid()}")
         event(_log, logging.INFO, "started", f"{self.config.node_name} {self.version} serves {where}", pid=os.getpid())
 

@@ -144,17 +144,17 @@ class Server:
         self._closing: asyncio.TimerHandle | None = None  # more of them are to be closed
         self.silent_closed = 0
 
-    async def listen(self, sockets: Sequence[socket.socket], tls: ssl.SSLContext | None = None) -> None:
-        """`tls` is for `raw`, and the application behind it."""
-        assert tls is None or self._fronts is not None
-        handshake_s = self._settings.silent_s if tls is not None else None
+    async def listen(self, sockets: Sequence[socket.socket], context: ssl.SSLContext | None = None) -> None:
+        """With `context` `raw`, and the application behind it, speak TLS."""
+        assert context is None or self._fronts is not None
+        handshake_s = self._settings.silent_s if context is not None else None
         await self._set_up()
         loop = asyncio.get_running_loop()
         for s in sockets:
             if self._fronts is not None:
                 self._listening.append(
                     await loop.create_server(
-                        self._fronts, sock=s, backlog=BACKLOG, ssl=tls, ssl_handshake_timeout=handshake_s
+                        self._fronts, sock=s, backlog=BACKLOG, ssl=context, ssl_handshake_timeout=handshake_s
                     )
                 )
             else:

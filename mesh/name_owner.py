@@ -22,7 +22,7 @@ def hosts_of(mesh: str) -> tuple[str, ...]:
 
 
 def fallback_of(mesh_id: str) -> str:
-    """The name of a mesh whose usual ones belong to another mesh here."""
+    """The name of a mesh whose usual one another mesh has."""
     return f"mlx-mesh-{mesh_id[:4]}.local."
 
 

@@ -59,6 +59,6 @@ class Presence:
         """Where the whole mesh answers: the coordinator's name, where others can resolve it."""
         found = self._daemon.membership.view().node(coordinator) if coordinator else None
         port = found.report.port if found else self._config.port
-        scheme = "https" if (found.report.tls if found else self._daemon.tls) else "http"
+        scheme = "https" if (found.report.tls if found else self._daemon.edge_tls) else "http"
         host = self._discovery.name_of_mesh(self._config.mesh_name, coordinator)
         return f"{scheme}://{'localhost' if self._addresses.loopback_only else host}:{port}/v1"
