@@ -25,13 +25,21 @@ from bench.fuzz.mutate import Mutator
 from bench.fuzz.target import Target
 from bench.fuzz.targets import TARGETS
 from mesh.client import MeshClientError
+from mesh.wire import PROTOCOL, Hello, encode
+from node.types import NodeId
 
 _LOOK_EVERY = 200  # inputs
 _CLOSED_S = 30.0  # for the daemon to end a connection whose client says no more
 _SETTLE = 2000  # inputs before its memory is measured first
+_MESH = "mesh"  # the name of it in the examples of datagrams and frames
 _HEAD = (
-    b"GET /mesh/v1/link HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13"
+    b"GET /mesh/v1/link HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Version: 13\r\n"
 )
+_HELLO = encode(
+    Hello(id=NodeId("id"), boot="boot", name="x", mesh=_MESH, mesh_id="", version="", protocol=PROTOCOL, peer_port=1,
+          port=1)
+)  # fmt: skip
 
 
 class Attacker:
@@ -60,14 +68,10 @@ class Attacker:
                 self._tell(self._peer_port, data)
             case 4:
                 key = base64.b64encode(self._rng.randbytes(16))
-                parts = [*self._seeds["frames"][:1] * self._rng.randrange(2), self._made("frames")]
-                data = (
-                    _HEAD
-                    + b"\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: "
-                    + key
-                    + b"\r\n\r\n"
-                    + b"".join(map(self._framed, parts))
-                )
+                parts = [_HELLO] * (self._rng.random() < 0.9)
+                parts += [self._made("frames") for _ in range(self._rng.randrange(1, 6))]
+                said = b"".join(map(self._framed, parts))
+                data = _HEAD + b"Sec-WebSocket-Key: " + key + b"\r\n\r\n" + said
                 self._tell(self._peer_port, data)
             case _:
                 data = self._made("datagrams")
@@ -151,7 +155,7 @@ def main() -> None:
     parser.add_argument("--guided", action="store_true", help="says nothing here: it is another process that is tried")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="mlx-fuzz-") as folder:
-        with running(Path(folder), [], mesh_enabled=True, mesh_name=f"fuzz{args.seed}", node_name="fuzzed") as daemon:
+        with running(Path(folder), [], mesh_enabled=True, mesh_name=_MESH, node_name="fuzzed") as daemon:
             status = daemon.client.status()
             attacker = Attacker(status.port, status.peer_port, Random(args.seed))
             watch, runs, end = Watch(daemon), 0, time.monotonic() + args.seconds
