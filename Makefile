@@ -63,7 +63,7 @@ fuzz: $(READY)  ## hostile input of every kind for an hour (ARGS="--minutes 60 -
 
 audit-deps: $(READY)  ## known vulnerabilities of what constraints.txt names (asks a service on the internet)
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check '.[audit]'
-	@$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip $(ARGS)
+	@$(BIN)/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip $(ARGS)
 
 clean:  ## away with what is made here, the demo model's cache included
 	rm -rf $(VENV) .cache bench/out *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

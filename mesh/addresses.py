@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
+from itertools import islice
 
 import ifaddr
 from msgspec import Struct
@@ -16,6 +17,7 @@ _PRIVATE_RADIO = ("awdl", "llw", "anpi")  # Apple's device-to-device links: neve
 # Networks inside this machine, equal on every machine; bridge100 and on are macOS's for virtual machines.
 _VIRTUAL = ("docker", "virbr", "br-", "veth", "cni", "vmnet", "vmenet", "bridge10")
 _SCOPES_MAX = 3  # interfaces on which a link-local address is tried
+_TOLD_MAX = 64  # addresses of one machine that are listened to
 _TAILNET = tuple(map(ipaddress.ip_network, ("100.64.0.0/10", "fd7a:115c:a1e0::/48")))
 
 Ip = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -146,8 +148,10 @@ class Addresses:
         return tuple(sorted(dict.fromkeys(here), key=lambda a: (self._rank(a), ":" in a)))
 
     def local(self, addresses: Iterable[str]) -> tuple[str, ...]:
-        """Addresses that another machine told of: link-local ones get a scope of this machine, the others stay."""
-        return tuple(dict.fromkeys(here for a in addresses for here in self._scoped(a.partition("%")[0])))
+        """Addresses that another machine told of: link-local ones get a scope of this machine, the others stay; what is
+        no address, and what is more than anybody has, is left out."""
+        told = [bare for a in islice(addresses, _TOLD_MAX) if _is_address(bare := a.partition("%")[0])]
+        return tuple(dict.fromkeys(here for bare in told for here in self._scoped(bare)))
 
     def _scoped(self, address: str) -> list[str]:
         if "%" in address or not address.lower().startswith("fe80:"):
@@ -179,6 +183,14 @@ class Addresses:
         ip = address.parsed
         kind = Kind.VPN if in_tailnet(address.ip) else self._kind(address.interface)
         return kind, ip.is_link_local, ip.version == 6, address
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def is_loopback(address: str) -> bool:

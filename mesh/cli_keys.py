@@ -89,11 +89,11 @@ def revoke(key: str, as_json: bool) -> None:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @as_json
 def off(yes: bool, as_json: bool) -> None:
-    """Forget all keys: clients on other machines need none again, on every node."""
+    """End all keys: clients on other machines need none again, on every node."""
     if not yes:
         if as_json or not sys.stdin.isatty():
             raise click.UsageError("everybody on the LAN may use this mesh then: --yes if that is wanted")
-        click.confirm("All keys are forgotten, and everybody on the LAN may use this mesh. Go on?", abort=True)
+        click.confirm("All keys end, and everybody on the LAN may use this mesh again. Go on?", abort=True)
     found = client().keys_off()
     if as_json:
         render.show_json(found)

@@ -108,7 +108,7 @@ class MeshClient:
         return self._call("DELETE", f"/v1/keys/{_part(name_or_id)}", answers.RevokedKey)
 
     def keys_off(self) -> answers.Keys:
-        """No key is needed any more, and none known."""
+        """All keys end, and none is needed any more."""
         return self._call("POST", "/v1/keys/off", answers.Keys, {})
 
     # The mesh

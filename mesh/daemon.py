@@ -162,6 +162,7 @@ class Daemon:
     async def run(self) -> None:
         """Serves until `stop()`, SIGTERM or SIGINT; a second signal ends it at once."""
         self.edge_tls = EdgeTls.of(self.config, self.home, self._note)
+        context = self.edge_tls.context if self.edge_tls else None
         edge_sockets = await tcp_sockets(self.config.port, listening(self.config.bind), self.probe.port_holder)
         for said in await asyncio.to_thread(self.registry.end_orphans):
             self._note(said)
@@ -208,7 +209,7 @@ class Daemon:
                     self.draining.restore()
                     self.dispatch.node_up(status_of(self.report()))
                     self.dispatch.follow(self.id, 0, ruling=True)
-                    await self._servers["edge"].listen(edge_sockets, self.edge_tls.context if self.edge_tls else None)
+                    await self._servers["edge"].listen(edge_sockets, context)
                     socket_path = self.home.prepare_socket()
                     await self._servers["admin"].listen_unix(socket_path)
                     self.home.write_pid(socket_path)

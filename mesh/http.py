@@ -156,12 +156,13 @@ class Server:
         self._spoke: set[RequestHandler] = set()  # connections that have made a request
         self._silent: dict[RequestHandler, float] = {}  # those that have not, and since when: oldest first
         self._timer: asyncio.TimerHandle | None = None
+        self._closing: asyncio.TimerHandle | None = None  # more of them are to be closed
         self.silent_closed = 0
 
-    async def listen(self, sockets: Sequence[socket.socket], tls: ssl.SSLContext | None = None) -> None:
-        """`tls` is for `raw`, and the application behind it."""
-        assert tls is None or self._fronts is not None
-        handshake_s = self._settings.silent_s if tls is not None else None
+    async def listen(self, sockets: Sequence[socket.socket], context: ssl.SSLContext | None = None) -> None:
+        """With `context` `raw`, and the application behind it, speak TLS."""
+        assert context is None or self._fronts is not None
+        handshake_s = self._settings.silent_s if context is not None else None
         await self._set_up()
         loop = asyncio.get_running_loop()
         for s in sockets:
@@ -170,7 +171,7 @@ class Server:
             elif self._fronts is not None:
                 self._listening.append(
                     await loop.create_server(
-                        self._fronts, sock=s, backlog=BACKLOG, ssl=tls, ssl_handshake_timeout=handshake_s
+                        self._fronts, sock=s, backlog=BACKLOG, ssl=context, ssl_handshake_timeout=handshake_s
                     )
                 )
             else:
@@ -242,9 +243,10 @@ class Server:
 
     async def close(self) -> None:
         """Takes no more connections, ends those that are there. Idempotent."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        for timer in (self._timer, self._closing):
+            if timer is not None:
+                timer.cancel()
+        self._timer = self._closing = None
         for listening in self._listening:
             listening.close()
         self._listening.clear()
@@ -282,21 +284,30 @@ class Server:
         now = loop.time()
         if self._fronts is not None:
             self._fronts.look(now, s.keepalive_s)
-            self._close_silent(self._fronts.entrance.silent, now)
+            self._close_silent(self._fronts.entrance.silent)
         else:  # What a front hands over is a request already.
             open_now = dict.fromkeys(self._runner.server.connections if self._runner.server is not None else ())
             self._spoke.intersection_update(open_now)
             self._silent = {c: since for c, since in self._silent.items() if c in open_now and c not in self._spoke}
             self._silent |= {c: now for c in open_now if c not in self._spoke and c not in self._silent}
-            self._close_silent(self._silent, now)
+            self._close_silent(self._silent)
         self._timer = loop.call_later(s.look_every_s, self._look)
 
-    def _close_silent(self, silent: Mapping[Any, float], now: float) -> None:
-        """Those that have asked for nothing for too long, and the oldest of too many. `silent`: oldest first."""
+    def _close_silent(self, silent: Mapping[Any, float]) -> None:
+        """Those that have asked for nothing for too long, and the oldest of too many. `silent`: oldest first. A few at
+        a time: a thousand in one turn of the loop would keep everybody else waiting."""
+        if self._closing is not None:
+            self._closing.cancel()
+            self._closing = None
         s, too_many = self._settings, len(silent) - self._settings.silent_max
-        closing = []
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        closing: list[Any] = []
         for number, (connection, since) in enumerate(silent.items()):
             if now - since < (s.silent_least_s if number < too_many else s.silent_s):
+                break
+            if len(closing) == s.close_at_once:
+                self._closing = loop.call_later(s.close_pause_s, self._close_silent, silent)
                 break
             closing.append(connection)
         for connection in closing:

@@ -21,9 +21,6 @@ from mesh.wire import KeysFrame
 
 Json = dict[str, Any]
 
-# What stands in the place of keys that were on a damaged disk: a node that forgot them must not let everybody in.
-_LOST = ClientKey(id="0" * 12, name="keys.json was damaged", digest="0" * 64, made=0, revoked=0)
-
 _log = logging.getLogger("mesh.keys")
 
 
@@ -31,13 +28,13 @@ class KeyFile(Struct, frozen=True):
     """mesh/keys.json."""
 
     version: int = 1
-    generation: int = 0
     keys: tuple[ClientKey, ...] = ()
+    lost: bool = False  # a file before this one was damaged: a node that forgot its keys must not let everybody in
 
 
 class KeyRing:
     """The keys of one home. `write` is LateWriter's, `flush` waits for it; `spread` tells every node that is linked.
-    A file that cannot be read is told of, and keys are then needed until another node brings them."""
+    A file that cannot be read is told of, and keys are then needed until another node brings them, or `off`."""
 
     def __init__(
         self,
@@ -56,18 +53,18 @@ class KeyRing:
                 "keys of clients are lost here: those on other machines are refused until another node of the mesh "
                 "brings the keys, or `mlx-stack keys off` says that none are needed"
             )
-            file = KeyFile(keys=(_LOST,))
+            file = KeyFile(lost=True)
             if not self._path.exists():
                 with suppress(OSError):  # then the next start asks for no key, which a full disk may not be told of
                     write_atomic(self._path, _encoded(file))
         file = file or KeyFile()
-        self._keys = Keys(file.generation, file.keys)
+        self._keys, self._lost = Keys(file.keys), file.lost
 
     # For the guard
 
     @property
     def needed(self) -> bool:
-        return self._keys.needed
+        return self._lost or self._keys.needed
 
     def name_of(self, presented: str) -> str | None:
         return self._keys.name_of(presented)
@@ -84,34 +81,34 @@ class KeyRing:
     @property
     def frame(self) -> KeysFrame | None:
         """All that is known, for a node that was met; None: nothing."""
-        keys = self._keys
-        return KeysFrame(keys.generation, keys.all) if keys.all or keys.generation else None
+        return KeysFrame(self._keys.all) if self._keys.all else None
 
     def take(self, frame: KeysFrame) -> None:
         """What another node knows. What is new here goes on to the others: not each is linked with each."""
-        before = self._keys.needed
-        if self._keys.merge(frame.generation, frame.keys):
+        before, found = self.needed, self._lost and bool(frame.keys)
+        if self._keys.merge(frame.keys) or found:
+            self._lost = self._lost and not found
             self._changed()
-            if self._keys.needed is not before:
+            if self.needed is not before:
                 self._said("another node says so")
 
     # What people ask for
 
     def listed(self) -> Json:
         live = [_shown(key) for key in self._keys.live]
-        return {"needed": self._keys.needed, "keys": live, "revoked": len(self._keys.all) - len(live)}
+        return {"needed": self.needed, "keys": live, "revoked": len(self._keys.all) - len(live)}
 
     def create(self, name: str, *, first: bool) -> Json:
         """A new key with its text, which nobody can tell later. Raises MeshError; `first_key` unless `first`: from this
         one on others are refused."""
-        if not self._keys.needed and not first:
+        if not self.needed and not first:
             raise MeshError(
                 "first_key",
                 "this is the first key: clients on other machines that do not send one are refused from now on",
                 hint="`mlx-stack keys create NAME --yes` if that is wanted",
                 status=409,
             )
-        was_needed = self._keys.needed
+        was_needed = self.needed
         text, key = self._keys.create(name, secrets.token_bytes(RANDOM_BYTES), int(time.time()))
         self._changed()
         event(_log, logging.INFO, "key", f"key '{key.name}' ({key.id}) was made")
@@ -128,21 +125,21 @@ class KeyRing:
 
     def off(self) -> Json:
         """No key is needed any more, anywhere in the mesh."""
-        if self._keys.needed:
-            self._keys.off()
+        if self.needed:
+            self._keys.off(int(time.time()))
+            self._lost = False
             self._changed()
             self._said("they were switched off")
         return self.listed()
 
     def _changed(self) -> None:
-        keys = self._keys
-        self._write(self._path, _encoded(KeyFile(generation=keys.generation, keys=keys.all)))
-        self._spread(KeysFrame(keys.generation, keys.all))
+        self._write(self._path, _encoded(KeyFile(keys=self._keys.all, lost=self._lost)))
+        self._spread(KeysFrame(self._keys.all))
         for changed in self._watchers:
             changed()
 
     def _said(self, why: str) -> None:
-        what = "need a key from now on" if self._keys.needed else "need no key any more"
+        what = "need a key from now on" if self.needed else "need no key any more"
         event(_log, logging.WARNING, "keys", f"clients on other machines {what}: {why}")
 
 

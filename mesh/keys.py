@@ -13,44 +13,42 @@ from collections.abc import Iterable
 from typing import Annotated, TypeAlias
 
 from msgspec import Meta, Struct
+from msgspec.structs import replace
 
 from mesh.errors import MeshError
 
 PREFIX = "sk-mesh-"
-KEYS_MAX = 1024  # of one mesh, revoked ones included: those must be known for ever
+KEYS_MAX = 4096  # of one mesh, revoked ones included: those must be known for ever
 _ID, _SECRET = 12, 40  # hex digits
 _FORM = re.compile(rf"{PREFIX}([0-9a-f]{{{_ID}}})[0-9a-f]{{{_SECRET}}}")
 RANDOM_BYTES = (_ID + _SECRET) // 2
 
 Seconds: TypeAlias = Annotated[int, Meta(ge=0, le=1 << 53)]  # since 1970
-Generation: TypeAlias = Annotated[int, Meta(ge=0, le=1 << 53)]
 
 
 class ClientKey(Struct, frozen=True, kw_only=True):
-    """One key, as nodes tell each other and keep it. `revoked` is when it was: that never becomes None again."""
+    """One key, as nodes tell each other and keep it. `revoked` is when it was: that never becomes None again. `off`: it
+    was among those that `off` ended, so that clients need none because of it any more."""
 
     id: Annotated[str, Meta(pattern=f"^[0-9a-f]{{{_ID}}}$")]
     name: Annotated[str, Meta(max_length=63)]
     digest: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
     made: Seconds
     revoked: Seconds | None = None
+    off: bool = False
 
 
 class Keys:
     """All keys of one mesh that this node knows of. Merging is a join: whatever comes in whatever order, and however
-    often, the same telling makes the same set. A higher generation counts instead of a lower one (`off`)."""
+    often, the same telling makes the same set."""
 
-    def __init__(self, generation: int = 0, keys: Iterable[ClientKey] = (), *, keys_max: int = KEYS_MAX) -> None:
-        self.generation = 0
+    def __init__(self, keys: Iterable[ClientKey] = (), *, keys_max: int = KEYS_MAX) -> None:
         self._max = keys_max
         self._all: dict[str, ClientKey] = {}
         self._live: dict[str, ClientKey] = {}
-        self.merge(generation, keys)
-
-    @property
-    def needed(self) -> bool:
+        self.needed = False
         """Whether clients need one. Revoking the last does not end that: only `off` does, which says what it does."""
-        return bool(self._all)
+        self.merge(keys)
 
     @property
     def all(self) -> tuple[ClientKey, ...]:
@@ -79,11 +77,11 @@ class Keys:
             hint = "choose another name, or revoke that one first"
             raise MeshError("key_exists", f"there is a key '{name}' already", hint=hint, status=409)
         if len(self._all) >= self._max:
-            hint = "`mlx-stack keys off` forgets all of them, also those that were revoked"
+            hint = "revoked ones have to be known for ever; a new home folder begins anew"
             raise MeshError("keys_full", f"{self._max} keys were made, which is the bound", hint=hint, status=409)
         text = PREFIX + random.hex()
         key = ClientKey(id=random.hex()[:_ID], name=name, digest=_digest(text), made=at)
-        self.merge(self.generation, (key,))
+        self.merge((key,))
         return text, key
 
     def revoke(self, wanted: str, at: int) -> ClientKey:
@@ -97,31 +95,29 @@ class Keys:
             raise MeshError(
                 "ambiguous_key", f"'{wanted}' is more than one key: {ids}", hint="use one of these", status=409
             )
-        gone = ClientKey(id=found[0].id, name=found[0].name, digest=found[0].digest, made=found[0].made, revoked=at)
-        self.merge(self.generation, (gone,))
+        gone = replace(found[0], revoked=at)
+        self.merge((gone,))
         return gone
 
-    def off(self) -> None:
-        """No key is needed any more, and none is known: on every node that hears of it."""
-        self.merge(self.generation + 1, ())
+    def off(self, at: int) -> None:
+        """All keys that are known here are revoked, and none of them makes that clients need one. One that is made
+        elsewhere at the same time still does: nobody who made a key finds everybody let in."""
+        self.merge([replace(k, revoked=at if k.revoked is None else k.revoked, off=True) for k in self._all.values()])
 
-    def merge(self, generation: int, keys: Iterable[ClientKey]) -> bool:
+    def merge(self, keys: Iterable[ClientKey]) -> bool:
         """What another node knows. True when something is new here. Past the bound those stay that were revoked, then
         those with the lowest ids: the same ones on every node."""
-        if generation < self.generation:
-            return False
-        newer = generation > self.generation
-        known = {} if newer else self._all
-        merged = dict(known)
+        merged = dict(self._all)
         for key in keys:
             merged[key.id] = _joined(merged[key.id], key) if key.id in merged else key
         if len(merged) > self._max:
             kept = sorted(merged.values(), key=lambda k: (k.revoked is None, k.id))[: self._max]
             merged = {key.id: key for key in kept}
-        if not newer and merged == known:
+        if merged == self._all:
             return False
-        self.generation, self._all = generation, merged
+        self._all = merged
         self._live = {key.id: key for key in merged.values() if key.revoked is None}
+        self.needed = any(not key.off for key in merged.values())
         return True
 
 
@@ -136,4 +132,4 @@ def _digest(text: str) -> str:
 
 def _joined(one: ClientKey, other: ClientKey) -> ClientKey:
     """Revoked anywhere is revoked. Two keys of one id are nobody's mistake, but which counts is the same everywhere."""
-    return max(one, other, key=lambda k: (k.revoked is not None, -(k.revoked or 0), k.made, k.name, k.digest))
+    return max(one, other, key=lambda k: (k.revoked is not None, k.off, -(k.revoked or 0), k.made, k.name, k.digest))

@@ -210,9 +210,10 @@ def _say_less() -> None:
 
 
 def _is_of_this_node(record: logging.LogRecord) -> bool:
-    """A request that aiohttp cannot read is the client's fault, which was told 400: no line for each with its words."""
+    """A request that aiohttp cannot read is the client's fault, which was told 400: no line for each with its words,
+    nor for one that left before it was told."""
     error = record.exc_info[1] if record.exc_info else None
-    return type(error).__module__ != "aiohttp.http_exceptions"
+    return type(error).__module__ != "aiohttp.http_exceptions" and not isinstance(error, ConnectionError)
 
 
 def _is_file(descriptor: int, path: Path) -> bool:

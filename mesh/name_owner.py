@@ -6,6 +6,7 @@ import hashlib
 import ipaddress
 import re
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 
 from mesh.mdns import Mdns
 from mesh.name_events import Opened, Said
@@ -27,8 +28,12 @@ def fallback_of(mesh_id: str) -> str:
 
 
 def published(addresses: Iterable[str]) -> tuple[str, ...]:
-    """What stands behind a name: resolvers hand out one address, so only those every client can use. IPv4 if any."""
-    ips = [ipaddress.ip_address(a.partition("%")[0]) for a in addresses]
+    """What stands behind a name: resolvers hand out one address, so only those every client can use. IPv4 if any. What
+    is no address is left out."""
+    ips = []
+    for address in addresses:
+        with suppress(ValueError):
+            ips.append(ipaddress.ip_address(address.partition("%")[0]))
     good = [ip for ip in ips if not (ip.version == 6 and ip.is_link_local)]
     return tuple(str(ip) for ip in good if ip.version == 4) or tuple(str(ip) for ip in good)
 

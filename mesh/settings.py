@@ -143,6 +143,8 @@ class ServerSettings(Struct, frozen=True, kw_only=True):
     silent_s: float = 10.0  # a connection that has not made a request by then is closed
     silent_max: int = 256  # more of them: the oldest go sooner,
     silent_least_s: float = 1.0  # but not before so long: a busy moment has many that are about to ask
+    close_at_once: int = 32  # so many of them in one turn of the loop,
+    close_pause_s: float = 0.01  # then others have theirs
     keepalive_s: float = 75.0  # between two requests
     stop_s: float = 5.0  # for what is answered to end, once the server was told to
     put_out_s: float = 0.5  # for the link of who is no member any more to say so; its requests end at once

@@ -275,12 +275,23 @@ def _read(fields: Mapping[str, Any], name: str, read: Callable[[object], Any], d
 
 def _arguments(value: object) -> tuple[str, ...]:
     """The words of a command line: a YAML list, or one text split as a shell would."""
-    if isinstance(value, str):
-        try:
-            return tuple(shlex.split(value))
-        except ValueError:
-            raise ValueError("words with matching quotes") from None
-    return values.texts(value)
+    if not isinstance(value, str):
+        return _passable(values.texts(value))
+    try:
+        words = shlex.split(value)
+    except ValueError:
+        raise ValueError("words with matching quotes") from None
+    return _passable(words)
+
+
+def _passable(words: Sequence[str]) -> tuple[str, ...]:
+    """As they are, when the system can hand them to a process."""
+    try:
+        if any(b"\0" in os.fsencode(word) for word in words):
+            raise ValueError("words without NUL, which no process can be given")
+    except UnicodeEncodeError:
+        raise ValueError("words that are text: half a surrogate pair is none") from None
+    return tuple(words)
 
 
 def _flags(written: object) -> tuple[str, ...]:
@@ -294,7 +305,7 @@ def _flags(written: object) -> tuple[str, ...]:
             words += [option] * value
         else:
             words += [option, str(value)]
-    return tuple(words)
+    return _passable(words)
 
 
 def _url(value: object) -> str:

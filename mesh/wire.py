@@ -17,7 +17,7 @@ from election.messages import Message
 from mesh.doors import Doors
 from mesh.errors import MeshError
 from mesh.joining import Stance
-from mesh.keys import KEYS_MAX, ClientKey, Generation
+from mesh.keys import KEYS_MAX, ClientKey
 from mesh.records import Record
 from mesh.settings import DRAIN_MAX_S, DRILL_AWAY_MAX_S
 from node.types import NodeId, NodeReport, Port
@@ -142,7 +142,6 @@ class Roster(Struct, frozen=True, tag="roster"):
 class KeysFrame(Struct, frozen=True, tag="keys"):
     """All keys of clients that the sender knows of, hashed, revoked ones too: when a link is up, and on each change."""
 
-    generation: Generation
     keys: Annotated[tuple[ClientKey, ...], Meta(max_length=KEYS_MAX)] = ()
 
 

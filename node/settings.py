@@ -131,7 +131,8 @@ class FrontSettings(Struct, frozen=True, kw_only=True):
     framing_bytes: int = 4 * 2**20  # such lines of one body, and what follows the last chunk (400)
     ahead_bytes: int = 64 * 1024  # sent before the last answer was out; then the connection is not read
     linger_s: float = 5.0  # what a refused client still sends is thrown away so long, so that it can read why
-    untaken_s: float = 60.0  # a client that takes nothing of what waits for it for so long is cut off
+    untaken_s: float = 60.0  # a client that takes nothing of what waits for it for so long is cut off,
+    cut_at_once: int = 100  # so many such at one look: each ends a request, and others wait meanwhile
     head_s: float = 10.0  # from the first byte of a next request to the last of its head (408)
     crowd: CrowdSettings = CrowdSettings()  # connections; past it a quiet one makes way, or the new one is refused
     refused_s: float = 1.0  # (429, 503): what it still sends is thrown away so long, so that it can read why,

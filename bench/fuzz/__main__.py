@@ -20,6 +20,7 @@ import psutil
 
 from bench.fuzz.targets import TARGETS
 
+LIVE = "live"  # a real daemon, over sockets
 _ROOT = Path(__file__).resolve().parents[2]
 _OUT = _ROOT / "bench" / "out" / "fuzz"
 _LATE_S = 120.0  # a process that has not ended by then hangs where no signal reaches it
@@ -31,12 +32,12 @@ def main() -> int:
         prog="make fuzz", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--minutes", type=float, default=60.0, help="in all (60)")
-    parser.add_argument("--target", action="append", choices=[*TARGETS], help="only this one; may be repeated")
+    parser.add_argument("--target", action="append", choices=[*TARGETS, LIVE], help="only this one; may be repeated")
     parser.add_argument("--plain", action="store_true", help="without atheris, though it is installed")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=_OUT)
     args = parser.parse_args()
-    names = args.target or [*TARGETS]
+    names = args.target or [*TARGETS, LIVE]
     guided = not args.plain and importlib.util.find_spec("atheris") is not None
     if not guided and not args.plain:
         print("atheris is not installed: inputs are not guided by coverage (pip install '.[fuzz]' on Linux)")
@@ -63,7 +64,7 @@ def _one(name: str, seconds: float, out: Path, *, guided: bool, seed: int) -> di
     folder.mkdir(parents=True, exist_ok=True)
     status = folder / "status.json"
     status.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "bench.fuzz.child"]
+    command = [sys.executable, "-m", "bench.fuzz.live" if name == LIVE else "bench.fuzz.child"]
     command += ["--target", name, "--seconds", str(seconds), "--folder", str(folder), "--seed", str(seed)]
     began = time.monotonic()
     with (folder / "printed").open("wb") as printed:

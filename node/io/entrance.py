@@ -32,6 +32,7 @@ class Entrance:
         self.silent: dict[Guest, float] = {}  # have not asked for anything, and since when (loop's time): oldest first
         self.idle: dict[Guest, float] = {}  # have been answered, or refused; longest first
         self.refused: set[Guest] = set()  # hear why, and end
+        self.may_cut = 0  # so many more that do not read, at this look
 
     def come(self, guest: Guest, address: str, now: float) -> Fault | None:
         """Why not, if it has to end; then whether it can be told is `tells`'."""
@@ -71,6 +72,14 @@ class Entrance:
         if guest not in self.refused:  # That one holds no place, and none is won by its end.
             self.asks(guest)
             self.idle[guest] = now
+
+    def cuts(self) -> bool:
+        """Whether one that does not read is cut off now. Many at once would keep the others waiting."""
+        if not self.may_cut:
+            return False
+        self.may_cut -= 1
+        self.limited("slow_reader")
+        return True
 
     def _make_way(self) -> bool:
         """The one that has said nothing for longest ends, else the one that was idle for longest."""

@@ -124,8 +124,8 @@ class Front(asyncio.Protocol):
         self._read()
 
     def eof_received(self) -> None:
-        """A client that says no more has left: nothing tells it from one that was closed. The transport closes when
-        what it holds is sent, which a client that does not read may keep it from: little is left to `look`."""
+        """A client that says no more has left: nothing tells it from one that was closed. What waits for it is sent
+        first, which a client that does not read may keep from its end: little is left to `look`."""
         if self.full:
             self.abort()
 
@@ -150,8 +150,7 @@ class Front(asyncio.Protocol):
     # Reading
 
     def _read(self) -> None:
-        # Who asks on and on, and does not take the answers, would have all of them kept here.
-        takes_none = self.full and self._outgoing is None
+        takes_none = self.full and self._outgoing is None  # else who asks on and on would have all answers kept here
         while not takes_none and (event := self._reader.next()) is not None:
             match event:
                 case Data(data):
@@ -168,11 +167,8 @@ class Front(asyncio.Protocol):
                 case Fault():
                     self._refuse(event)
                     return
-        if (
-            (takes_none or self._reader.whole)
-            and self._reader.waiting > self._site.settings.ahead_bytes
-            and self._reading
-        ):
+        ahead = self._reader.waiting > self._site.settings.ahead_bytes
+        if ahead and self._reading and (takes_none or self._reader.whole):
             assert self.transport is not None
             self.transport.pause_reading()  # from now on, that the client leaves shows by writing only
             self._reading = False
@@ -204,7 +200,10 @@ class Front(asyncio.Protocol):
             self._incoming.fail(fault)  # who reads the body answers
             return
         self._outgoing = Outgoing(self, Head("GET", "", {}, 0, False, 1, False))
-        self._outgoing.whole(self._site.application.malformed(fault))
+        try:
+            self._outgoing.whole(self._site.application.malformed(fault))
+        except ConnectionResetError:  # it sent this ahead, and has left since
+            self.abort()
 
     def _hand_over(self) -> None:
         """The framework goes on as if it had been there from the start."""
@@ -317,8 +316,7 @@ class Front(asyncio.Protocol):
         nothing more of what waits for it. Closing would wait for that client, with all of it in memory."""
         if self.transport is None:
             return
-        if self._neglected(self.transport, now):
-            self._site.entrance.limited("slow_reader")
+        if self._neglected(self.transport, now) and self._site.entrance.cuts():
             reset(self.transport)
         elif self.lingers_until is not None:
             if now >= self.lingers_until:
@@ -355,6 +353,7 @@ class Front(asyncio.Protocol):
         if self.transport is None or self.lingers_until is not None:
             return
         begun = self._reader.waiting > 0 and self._outgoing is None
+        self._site.entrance.rests(self, 0.0)  # it is looked at no more, and its end may take a while
         self._site.entrance.limited("slow_head" if begun else "silent")
         if begun:
             self._refuse(Fault(408, "the head of the request did not arrive in time"))
@@ -395,6 +394,7 @@ class Fronts:
     def look(self, now: float, keepalive_s: float) -> None:
         """Ends connections that are idle for longer than that, those whose time to linger is over, and those whose
         clients do not read. To be called every now and then: what a client takes shows from one look to the next."""
+        self.entrance.may_cut = self.settings.cut_at_once
         for front in list(self.connections):
             front.look(now, keepalive_s)
 

@@ -316,3 +316,20 @@ async def test_small_blocks_do_not_wait_for_an_acknowledgement(site: Site) -> No
     assert front.transport is not None
     assert front.transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
     writer.close()
+
+
+async def test_nonsense_sent_ahead_by_one_that_has_left_meanwhile_is_nobodys_fault(site: Site) -> None:
+    faults: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, what: faults.append(what))
+
+    async def answers_and_closes(incoming: Incoming, outgoing: Outgoing) -> None:
+        await echo(incoming, outgoing)
+        (front,) = site.fronts.connections
+        assert front.transport is not None
+        front.transport.close()
+
+    site.script = answers_and_closes
+    answer = await site.says(post(b"hello") + b"nonsense\r\n\r\n")
+    assert answer.count(b"HTTP/1.1") == 1
+    await until(lambda: not site.fronts.connections)
+    assert faults == []

@@ -84,6 +84,12 @@ def test_a_machine_without_network_still_has_loopback() -> None:
     assert addresses(of=()).multicast() == ()
 
 
+def test_what_another_machine_calls_its_address_and_is_none_is_left_out() -> None:
+    told = ["addresses", "", "192.168.1.77", "1.2.3.4.5", "::1", "mini.local", "192.168.1.77"]
+    assert addresses().local(told) == ("192.168.1.77", "::1")
+    assert len(addresses().local([f"10.0.{n // 256}.{n % 256}" for n in range(1000)])) == 64
+
+
 def test_what_is_far() -> None:
     here = addresses()
     near = ["192.168.1.77", "10.0.0.1", "fd00::9", "fe80::9%en0", "127.0.0.1", "::1", "no address", "169.254.9.9"]

@@ -61,6 +61,12 @@ def test_the_older_stacks_file_works_and_its_idle_keys_are_listed_once(home: Hom
         ("memory-budget: 24", 'write "24 GB" if you mean that'),
         ("request-timeout: soon", "'request-timeout' in {file} must be seconds"),
         ("mesh-peers: [http://x]", "'mesh-peers' in {file} must be a list of HOST"),
+        ("allowed-hosts: [http://x]", "'allowed-hosts' in {file} must be a list of names"),
+        ("allowed-hosts: ['x:4000']", "'allowed-hosts' in {file} must be a list of names"),
+        ("allowed-hosts: ['evil*']", "'allowed-hosts' in {file} must be a list of names"),
+        ("cors-origins: [chat.example.com]", "'cors-origins' in {file} must be a list of origins"),
+        ("cors-origins: ['https://x/page']", "'cors-origins' in {file} must be a list of origins"),
+        ("tls-cert: [a]", "'tls-cert' in {file} must be text"),
         ("node-name: a/b", "'node-name' in {file} must be a name"),
         ("a: [1", "{file} is not valid YAML at line 2"),
         ("node-name: 2026-99-99", "{file} is not valid YAML"),  # PyYAML makes dates, this is none
@@ -192,6 +198,13 @@ def test_addresses(written: str, wanted: tuple[str, int]) -> None:
 def test_no_addresses(written: str) -> None:
     with pytest.raises(ValueError, match=r"HOST|whole number"):
         values.host_port(written)
+
+
+@pytest.mark.parametrize(
+    "written", ["*", "null", "https://a.b", "http://localhost:*", "chrome-extension://*", "http://[::1]:3000/"]
+)
+def test_origins(written: str) -> None:
+    assert values.origins(f"{written}, https://x.y") == (written, "https://x.y")
 
 
 def test_the_documentation_has_every_key_with_its_default_and_variable() -> None:

@@ -16,7 +16,7 @@ from mesh.errors import MeshError
 from mesh.home import Home
 from mesh.metrics import Metrics
 from mesh.wire import KeysFrame
-from tests.mesh.daemons import edit, home_of, running
+from tests.mesh.daemons import edit, home_of, mesh_name, running
 from tests.mesh.test_drilling import pair
 from tests.mesh.waiting import until
 
@@ -77,7 +77,7 @@ async def test_a_damaged_file_lets_nobody_in_and_is_set_aside(tmp_path: Path, ba
     home = home_of(tmp_path, "solo")
     kept = home.mesh / "keys.json"
     kept.parent.mkdir(exist_ok=True)
-    kept.write_text('{"generation": 0, "keys": [{"id": ')
+    kept.write_text('{"version": 1, "keys": [{"id": ')
     for _ in range(2):
         async with running(home) as solo:
             assert (await asks(solo), await asks(solo, path="/health")) == (401, 200)
@@ -108,7 +108,7 @@ async def test_two_nodes_share_keys_and_revocations(tmp_path: Path, bare_environ
 async def test_a_node_that_was_away_learns_what_was_revoked_when_it_is_back(
     tmp_path: Path, bare_environment: None
 ) -> None:
-    mesh = {"mesh_enabled": True, "mesh_name": "away-and-back"}
+    mesh = {"mesh_enabled": True, "mesh_name": mesh_name()}
     homes = [home_of(tmp_path, name, **mesh) for name in ("one", "two")]
     async with running(homes[0]) as one:
         async with running(homes[1]) as two:
@@ -121,6 +121,37 @@ async def test_a_node_that_was_away_learns_what_was_revoked_when_it_is_back(
             assert two.keys.name_of(key) is None
     async with running(homes[0]) as one:  # what came by link is on the disk, too
         assert (one.keys.name_of(key), one.keys.name_of(made)) == (None, "tablet")
+
+
+async def test_a_node_that_lost_its_keys_gets_them_from_another(tmp_path: Path, bare_environment: None) -> None:
+    mesh = {"mesh_enabled": True, "mesh_name": mesh_name()}
+    home = home_of(tmp_path, "two", **mesh)
+    (home.mesh / "keys.json").parent.mkdir(exist_ok=True)
+    (home.mesh / "keys.json").write_text("\0")
+    async with running(home_of(tmp_path, "one", **mesh)) as one:
+        key = (await one.control.create_key("phone", True))["key"]
+        async with running(home) as two:
+            await until(lambda: two.keys.name_of(key) == "phone")
+            assert two.keys.needed
+            await one.control.keys_off()
+            await until(lambda: not two.keys.needed)
+            assert await asks(two) == 200
+
+
+async def test_a_node_that_switched_its_own_keys_off_opens_no_mesh_that_it_joins(
+    tmp_path: Path, bare_environment: None
+) -> None:
+    name = mesh_name()
+    home = home_of(tmp_path, "two", mesh_name=name)
+    async with running(home) as alone:
+        await alone.control.create_key("old", True)
+        await alone.control.keys_off()
+    edit(home, mesh_enabled=True)
+    async with running(home_of(tmp_path, "one", mesh_enabled=True, mesh_name=name)) as one:
+        key = (await one.control.create_key("phone", True))["key"]
+        async with running(home) as two:
+            await until(lambda: two.keys.name_of(key) == "phone")
+            assert [await asks(d, k) for d in (one, two) for k in (key, "")] == [200, 401] * 2
 
 
 async def test_what_a_frame_says_twice_is_told_to_nobody_again(daemon: Daemon) -> None:

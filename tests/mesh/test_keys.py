@@ -9,6 +9,7 @@ import re
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from mesh.errors import MeshError
 from mesh.keys import KEYS_MAX, PREFIX, RANDOM_BYTES, ClientKey, Keys, well_formed
@@ -62,7 +63,7 @@ def test_a_revoked_key_is_nobodys_and_the_last_one_revoked_opens_nothing() -> No
     assert not keys.counts("laptop")
     assert keys.live == ()
     assert keys.needed, "whoever revokes a stolen key does not mean to let everybody in"
-    assert not keys.merge(0, (key,)), "a node that was away brings nothing back"
+    assert not keys.merge((key,)), "a node that was away brings nothing back"
     assert keys.name_of(text) is None
 
 
@@ -74,15 +75,30 @@ def test_a_name_may_be_used_again_and_a_revoked_key_stays_so() -> None:
     assert (keys.name_of(before), keys.name_of(after)) == (None, "laptop")
 
 
-def test_off_is_said_and_counts_for_nodes_that_were_away() -> None:
+def test_off_counts_for_nodes_that_were_away_too() -> None:
     here = Keys()
     text, _ = here.create("laptop", chance(), 100)
-    away = Keys(here.generation, here.all)
-    here.off()
+    away = Keys(here.all)
+    here.off(200)
     assert not here.needed
-    assert not here.merge(away.generation, away.all)
-    assert away.merge(here.generation, here.all)
+    assert not here.merge(away.all)
+    assert away.merge(here.all)
     assert (away.needed, away.name_of(text)) == (False, None)
+    again, _ = away.create("laptop", chance(), 300)
+    assert here.merge(away.all)
+    assert (here.needed, here.name_of(again), here.name_of(text)) == (True, "laptop", None)
+
+
+def test_off_ends_no_key_that_it_did_not_know_of() -> None:
+    """A Mac that once switched its own keys off and then joins a mesh must not open that mesh."""
+    joins, mesh = Keys(), Keys()
+    joins.create("old", chance(), 100)
+    joins.off(200)
+    text, _ = mesh.create("laptop", chance(), 150)
+    assert mesh.merge(joins.all)
+    assert (mesh.needed, mesh.name_of(text)) == (True, "laptop")
+    joins.merge(mesh.all)
+    assert (joins.needed, joins.name_of(text)) == (True, "laptop")
 
 
 def test_names_and_ids_say_which_and_errors_say_what_to_do() -> None:
@@ -92,7 +108,7 @@ def test_names_and_ids_say_which_and_errors_say_what_to_do() -> None:
         keys.create("laptop", chance(), 100)
     with pytest.raises(MeshError, match="no key 'phone' counts here; there is: laptop"):
         keys.revoke("phone", 1)
-    keys.merge(0, others_keys("laptop"))  # made on another node at the same time
+    keys.merge(others_keys("laptop"))  # made on another node at the same time
     with pytest.raises(MeshError, match="'laptop' is more than one key: "):
         keys.revoke("laptop", 1)
     assert keys.revoke(key.id, 1).id == key.id
@@ -122,40 +138,36 @@ KEY = st.builds(
     made=st.integers(0, 2),
     revoked=st.none() | st.integers(0, 3),
 )
-TOLD = st.lists(st.tuples(st.integers(0, 2), st.lists(KEY, max_size=4)), max_size=6)
+ENDED = st.builds(lambda key, off: structs.replace(key, off=off and key.revoked is not None), KEY, st.booleans())
+TOLD = st.lists(st.lists(ENDED, max_size=4), max_size=6)
 
 
 @given(told=TOLD, bound=st.integers(1, 5), data=st.data())
-def test_order_and_repetition_never_matter(
-    told: list[tuple[int, list[ClientKey]]], bound: int, data: st.DataObject
-) -> None:
+def test_order_and_repetition_never_matter(told: list[list[ClientKey]], bound: int, data: st.DataObject) -> None:
     one, other = Keys(keys_max=bound), Keys(keys_max=bound)
-    for generation, keys in told:
-        one.merge(generation, keys)
-    again = data.draw(st.permutations(told + told[:2]))
-    for generation, keys in again:
-        other.merge(generation, keys)
-    assert (one.generation, one.all, one.live) == (other.generation, other.all, other.live)
+    for keys in told:
+        one.merge(keys)
+    for keys in data.draw(st.permutations(told + told[:2])):
+        other.merge(keys)
+    assert (one.needed, one.all, one.live) == (other.needed, other.all, other.live)
 
 
 @given(told=TOLD, bound=st.integers(1, 5), cut=st.integers(0, 6))
-def test_two_nodes_that_tell_each_other_all_they_know_agree(
-    told: list[tuple[int, list[ClientKey]]], bound: int, cut: int
-) -> None:
+def test_two_nodes_that_tell_each_other_all_they_know_agree(told: list[list[ClientKey]], bound: int, cut: int) -> None:
     here, there = Keys(keys_max=bound), Keys(keys_max=bound)
     for node, part in ((here, told[:cut]), (there, told[cut:])):
-        for generation, keys in part:
-            node.merge(generation, keys)
-    here.merge(there.generation, there.all)
-    there.merge(here.generation, here.all)
-    assert (here.generation, here.all) == (there.generation, there.all)
-    assert not here.merge(there.generation, there.all), "and then there is nothing more to tell"
+        for keys in part:
+            node.merge(keys)
+    here.merge(there.all)
+    there.merge(here.all)
+    assert (here.needed, here.all) == (there.needed, there.all)
+    assert not here.merge(there.all), "and then there is nothing more to tell"
 
 
 @given(told=TOLD)
-def test_a_key_revoked_once_never_counts_again(told: list[tuple[int, list[ClientKey]]]) -> None:
-    keys, gone = Keys(), set[tuple[int, str]]()
-    for generation, more in told:
-        keys.merge(generation, more)
-        gone |= {(keys.generation, k.id) for k in keys.all if k.revoked is not None}
-        assert not gone & {(keys.generation, k.id) for k in keys.live}
+def test_a_key_revoked_once_never_counts_again(told: list[list[ClientKey]]) -> None:
+    keys, gone = Keys(), set[str]()
+    for more in told:
+        keys.merge(more)
+        gone |= {k.id for k in keys.all if k.revoked is not None}
+        assert not gone & {k.id for k in keys.live}

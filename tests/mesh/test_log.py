@@ -95,10 +95,10 @@ def test_an_exception_is_logged_without_words_that_may_be_a_clients(daemon_log: 
 
 def test_what_a_client_writes_wrongly_is_no_line_of_the_log(daemon_log: DaemonLog, tmp_path: Path) -> None:
     log = logging.getLogger("aiohttp.server")
-    for error in (BadHttpMessage("Authorization: Bearer x"), RuntimeError("ours")):
+    for error in (BadHttpMessage("Authorization: Bearer x"), ConnectionResetError(), RuntimeError("ours")):
         try:
             raise error
-        except (BadHttpMessage, RuntimeError):
+        except (BadHttpMessage, ConnectionResetError, RuntimeError):
             log.exception("Error handling request")
     daemon_log.close()
     (line,) = (tmp_path / "logs" / "daemon.log").read_text().splitlines()

@@ -150,3 +150,4 @@ def test_a_name_leads_to_what_every_client_can_use() -> None:
     assert published(["fe80::1%en0", "192.168.1.5", "fd00::5"]) == ("192.168.1.5",)
     assert published(["fe80::1%en0", "fd00::5"]) == ("fd00::5",)
     assert published(["fe80::1%en0"]) == ()
+    assert published(["mini", "", "192.168.1.5"]) == ("192.168.1.5",), "a node can say what it likes of itself"

@@ -176,6 +176,9 @@ def test_a_name_belongs_to_one_model(home: Home) -> None:
         ({"name": "bad", "model": "x", "engine": "external", "url": "ftp://a"}, "`url` must be"),
         ({"name": "bad", "model": "good", "engine": "command", "command": "serve {model}"}, "with {port}"),
         ({"name": "bad", "model": "good", "engine": "command", "command": "serve 'x"}, "matching quotes"),
+        ({"name": "bad", "model": "good", "engine": "command", "command": "serve {port} \0"}, "words without NUL"),
+        ({"name": "bad", "model": "good", "extra-args": ["--a", "b\0"]}, "words without NUL"),
+        ({"name": "bad", "model": "good", "extra-args": ["\ud800"]}, "surrogate"),
         ("just text", "must be a mapping"),
     ],
 )

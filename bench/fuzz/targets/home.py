@@ -140,7 +140,11 @@ def _tiers(home: Home, config: Config) -> str:
     said = [name for spec in found.specs for name in (spec.name, *spec.aliases)]
     want(len(set(said)) == len(said), "two models answer to one name")
     for spec in found.specs:
-        want(all(isinstance(word, str) and "\0" not in word for word in spec.command), "a word that no process takes")
+        words = (*spec.command, *spec.extra_args)
+        want(
+            all(isinstance(word, str) and b"\0" not in os.fsencode(word) for word in words),
+            "no process takes that word",
+        )
         want(len(spec.problem) < 4000, "a problem without bound")
     return f"{len(names)} models {any(spec.problem for spec in found.specs)}"
 
