@@ -76,9 +76,8 @@ class TrustControl:
 
     async def _joined(self, token: Token, peer: PeerSeen | None) -> None:
         d, before = self._daemon, self._overlay()
-        mesh = d.trust.mesh_id
-        await before.joins.use(token, peer)
-        await self._until(lambda: d.overlay not in (None, before) or d.trust.mesh_id == mesh, JOINED_S)
+        if await before.joins.use(token, peer):
+            await self._until(lambda: d.overlay not in (None, before), JOINED_S)
         await self._until(lambda: bool(d.membership.alive()), JOINED_S)
 
     async def _together(self, peer: PeerSeen, address: str) -> None:

@@ -91,7 +91,7 @@ class Discovery:
         if self._closed:  # or it would open and announce everything anew
             return
         before, self._advert = self._advert, advert
-        if before is None or (before.role, before.host) != (advert.role, advert.host):
+        if before is None or _urgent(before.txt()) != _urgent(advert.txt()):
             self._news.set()
 
     def refresh(self) -> None:
@@ -206,7 +206,7 @@ class Discovery:
         txt, s = self._advert.txt(), self._settings
         if txt == self._sent:
             return float("inf")
-        urgent = (txt["st"], txt.get("n")) != (self._sent["st"], self._sent.get("n"))
+        urgent = _urgent(txt) != _urgent(self._sent)
         return self._sent_at + (s.update_at_least_s if urgent else s.update_every_s) - _now()
 
     def _pause_s(self) -> float:
@@ -272,6 +272,11 @@ class Discovery:
     def _is_copy(self, instance: str, peer: PeerSeen) -> bool:
         """Our own instance, as another process announces it: a copied disk."""
         return instance == self._me and self._advert is not None and peer.boot not in ("", self._advert.boot)
+
+
+def _urgent(txt: Txt) -> tuple[str | None, ...]:
+    """Its role, the name it holds, its mesh and whether that lets anybody in."""
+    return tuple(txt.get(key) for key in ("st", "n", "mid", "w"))
 
 
 def multicast_problem(addresses: Sequence[str]) -> str:

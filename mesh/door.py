@@ -267,6 +267,14 @@ class Door:
             self._remember(tag(gone.cert))
         self.kept = self.changed = True
 
+    def gave_up(self, node: NodeId, me: NodeId) -> bool:
+        """It says that it has a mesh of its own, and waits for this one no more. True: it was this node's to tell."""
+        mine = (found := self._waiting.get(node)) is not None and found.by == me
+        if mine:
+            del self._waiting[node]
+            self.changed = True
+        return mine
+
     def forget(self, node: NodeId, now: float) -> bool:
         """It was removed, or somebody does not want it: who waits is sent away for a while. False: it is not here."""
         newcomer, waiter = self._newcomers.pop(node, None), self._waiting.pop(node, None)

@@ -116,6 +116,8 @@ class Joins:
             return
         if peer.mesh_id == d.trust.mesh_id and peer.id in d.trust.members and d.trust.belongs:
             return
+        if peer.via == "mdns" and stance in ("open", "kept", "closed") and self._door.gave_up(peer.id, d.id):
+            self._news.set()
         self._driver.tell(
             Sight(
                 node=peer.id, name=peer.name, mesh=peer.mesh_id, stance=stance, addresses=peer.addresses,
@@ -277,8 +279,9 @@ class Joins:
         config = self._daemon.config
         return Me(config.node_name, config.mesh_name, config.port, config.peer_port)
 
-    async def use(self, token: Token, peer: PeerSeen | None) -> None:
-        """An invite: asks the node that made it, at `peer` or wherever it is seen. Raises MeshError."""
+    async def use(self, token: Token, peer: PeerSeen | None) -> bool:
+        """An invite: asks the node that made it, at `peer` or wherever it is seen. True: this stay ends, and the next
+        is in the other mesh. Raises MeshError."""
         sights = [_sight_of(peer)] if peer is not None else await self._inviter(token)
         came = Came("failed", "unseen", "the node that made this invite is not seen here")
         for sight in sights:
@@ -286,8 +289,9 @@ class Joins:
             if came.code != "not_the_inviter":
                 break
         if came.outcome == "joined":
+            before = self._daemon.trust.mesh_id
             self._came(sights[0], came)
-            return
+            return came.way is not None and came.way.mesh != before
         hint = "`mlx-stack mesh add HOST --invite TOKEN` with its address" if came.code == "unseen" else ""
         code = {"bad_invite": "bad_invite", "unseen": "unseen"}.get(came.code, came.code or "not_let_in")
         raise MeshError(code, f"not let in: {came.why}", hint=hint, status=409)

@@ -8,7 +8,10 @@ import secrets
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from msgspec import structs
+
 from mesh import clock
+from mesh import config as configuration
 from mesh.errors import MeshError
 from mesh.events import Switch
 from mesh.log import event
@@ -50,6 +53,9 @@ class MeshSwitch:
         it cannot be joined; then the daemon's configuration is what it was."""
         d = self._daemon
         async with self._switching:
+            if config.mesh_name != d.config.mesh_name:
+                # It may be older than an invite that has led into a mesh of another name meanwhile.
+                config = structs.replace(config, mesh_name=configuration.load(d.home).mesh_name)
             config = d.in_effect(config)
             before, d.config = d.config, config
             if self.overlay is not None and (not config.mesh_enabled or config.mesh_name != before.mesh_name):
