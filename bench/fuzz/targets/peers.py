@@ -1,14 +1,13 @@
 """What comes from other nodes, or from whoever says so: datagrams, link frames, TXT records.
 
-`sealed` is the one place where a datagram gets what a member puts around it; the same for a frame is TLS, which ends
-before any of our code.
+A datagram comes as it is, and under the seal of a member; what a member puts around a frame is TLS, which ends before
+any of our code.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -28,8 +27,10 @@ from mesh.events import Beat, Framed, LinkUp, Reported, Seen
 from mesh.events import Tick as MeshTick
 from mesh.heartbeats import Heartbeats
 from mesh.membership import Membership
+from mesh.seal import HINT_BYTES, Seals
 from mesh.settings import MembershipSettings
 from mesh.wire import (
+    MESSAGE_BYTES_MAX,
     PROTOCOL,
     AccountFrame,
     Frame,
@@ -54,13 +55,26 @@ from router.settings import RouterSettings
 
 ME, PEER = NodeId("00" * 8), NodeId("aa" * 8)
 _WIRE = FOLDER.parents[1] / "mesh" / "corpus" / f"v{PROTOCOL}"
-_DATAGRAM = re.compile(rb"(?=MXM)")
 _NEXT = b"\xc1NEXT"  # between two frames of one input; no msgpack begins with 0xc1
 
 
-def sealed(datagram: bytes) -> bytes:
-    """As it stands on the wire when a member has sent it."""
-    return datagram
+class _Pair:
+    """Two members that have heard each other: `mine` is this process's, the datagrams of `peer` come in."""
+
+    def __init__(self, peer: NodeId) -> None:
+        rng, key = Random(1), bytes(32)
+        self.mine = Seals(b"m" * HINT_BYTES, key_of=lambda _: key, nonce=rng.randbytes)
+        self._theirs = Seals(b"t" * HINT_BYTES, key_of=lambda _: key, nonce=rng.randbytes)
+        self.mine.admit({peer: b"t" * HINT_BYTES})
+        self._theirs.admit({ME: b"m" * HINT_BYTES})
+        for _ in range(2):  # each learns the other's challenge
+            said = self._theirs.open(self.mine.seal(peer, b"") or b"", 0.0)
+            heard = self.mine.open(said.answer or self._theirs.seal(ME, b"") or b"", 0.0)
+            self._theirs.open(heard.answer or b"", 0.0)
+
+    def sealed(self, payload: bytes) -> bytes:
+        """As it stands on the wire when that member has sent it."""
+        return self._theirs.seal(ME, payload[:MESSAGE_BYTES_MAX]) or b""
 
 
 def _files(pattern: str) -> list[bytes]:
@@ -84,20 +98,33 @@ def _datagrams() -> Iterator[Run]:
 def _heard(data: bytes) -> str:
     messages: list[Message] = []
     noise: list[str] = []
+    parts = [part[:MESSAGE_BYTES_MAX] for part in data.split(_NEXT)[:32]]
+    read = [message for part in parts if (message := _read(part))]
+    pair = _Pair(NodeId(read[0].sender) if read else PEER)
     heartbeats = Heartbeats(
-        on_message=lambda message, _: messages.append(message), on_noise=lambda _, code: noise.append(code)
+        seals=pair.mine,
+        on_message=lambda message, _: messages.append(message),
+        on_noise=lambda _, code: noise.append(code),
     )
     heartbeats.set_peer(NodeId("sender"), ("127.0.0.1",), 4001)
-    parts = _DATAGRAM.split(data)[:32]
     for part in parts:
-        heartbeats.received(sealed(part), ("127.0.0.1", 4001))
-        with suppress(WireError):
-            again = encode_message(decode_message(part))
-            want(encode_message(decode_message(again)) == again, "a datagram is not said as it was read")
-    want(len(messages) + len(noise) == len(parts), "a datagram is neither heard nor noise")
-    want(heartbeats.counts.received == len(messages), "datagrams are miscounted")
+        heartbeats.received(part, ("127.0.0.1", 4001))
+        want(not messages or messages[-1] in read, "a datagram without a seal is heard")
+        heartbeats.received(pair.sealed(part), ("127.0.0.1", 4001))
+    said = sum(1 for part in parts if part)  # an empty one only shows a challenge
+    want(len(messages) + len(noise) == len(parts) + said, "a datagram is neither heard nor noise")
+    want(heartbeats.counts.received == len(messages) <= len(read), "datagrams are miscounted")
     _elect(messages)
     return "+".join(sorted({*noise, *(message.kind for message in messages)}))
+
+
+def _read(payload: bytes) -> Message | None:
+    with suppress(WireError):
+        message = decode_message(payload)
+        again = encode_message(message)  # as bytes: a NaN is not equal to itself
+        want(encode_message(decode_message(again)) == again, "a message is not said as it was read")
+        return message
+    return None
 
 
 def _elect(messages: Sequence[Message]) -> None:
@@ -127,10 +154,10 @@ def _report(node: NodeId) -> NodeReport:
 
 
 def _remade_datagram(data: bytes, rng: Random) -> bytes:
-    parts = [part for part in _DATAGRAM.split(data) if part] or [b""]
+    parts = data.split(_NEXT)
     at = rng.randrange(len(parts))
-    new = b"MXM\x01" + remade(parts[at][4:], rng, msgspec.msgpack.decode, msgspec.msgpack.encode)
-    return b"".join(rng.choice(([new], [*parts[:at], new, *parts[at + 1 :]], [*parts, new])))
+    new = remade(parts[at], rng, msgspec.msgpack.decode, msgspec.msgpack.encode)
+    return _NEXT.join(rng.choice(([new], [*parts[:at], new, *parts[at + 1 :]], [*parts, new])))
 
 
 # Frames: one input is several, on one link
@@ -246,7 +273,7 @@ TARGETS = (
         about="mesh/wire.decode_message, Heartbeats.received, Election.step and Membership.step of what was heard",
         opened=_datagrams,
         remake=_remade_datagram,
-        seeds=lambda: [*(seeds := _files("datagram-*.bin")), b"".join(seeds), b"MXM", b"MXM\x02\x80"],
+        seeds=lambda: [*(seeds := _files("datagram-*.bin")), _NEXT.join(seeds), b"MXM", *_files("sealed.bin")],
         words=(b"MXM\x01", b"kind", b"hb", b"ask", b"bye", b"sender", b"term", b"\xcb\x7f\xf8\0\0\0\0\0\0",
                b"\xcf\xff\xff\xff\xff\xff\xff\xff\xff", b"\xdd\xff\xff\xff\xff", b"\xc0", b"\xa0"),
     ),
