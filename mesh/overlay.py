@@ -462,12 +462,15 @@ class Overlay:
         return node == self._election.coordinator and self._election.vouched
 
     def publish(self, report: NodeReport) -> None:
-        """This node's report, and the coordinator's account, to every peer."""
-        self._links.send_all(State(report))
-        if self._election.rules:
-            self._links.send_all(AccountFrame(self._daemon.dispatch.account()))
-        self._discovery.update(self._presence.advert())
-        self._title.look()
+        """This node's report, and the coordinator's account, to every peer. Raises nothing: a fault ends `run`."""
+        try:
+            self._links.send_all(State(report))
+            if self._election.rules:
+                self._links.send_all(AccountFrame(self._daemon.dispatch.account()))
+            self._discovery.update(self._presence.advert())
+            self._title.look()
+        except Exception as fault:  # noqa: BLE001 - it costs the mesh, not the node, whose daemon calls this
+            self._failed(fault)
 
     def tell_keys(self, frame: KeysFrame) -> None:
         """The keys of clients have changed here."""

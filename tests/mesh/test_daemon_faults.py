@@ -99,6 +99,17 @@ async def test_a_fault_of_the_mesh_while_its_port_is_taken_costs_the_mesh_only(
         await until(lambda: daemon.membership.view().coordinator == daemon.id)
 
 
+async def test_a_fault_in_telling_the_mesh_costs_the_mesh_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(switch, "REJOIN_S", 0.05)
+    async with daemon_of(tmp_path, mesh_enabled=True) as daemon:
+        first = daemon.overlay
+        assert first is not None
+        monkeypatch.setattr(first._title, "look", lambda: 1 / 0)
+        daemon.publish()
+        await until(lambda: daemon.overlay is not None and daemon.overlay is not first)
+        await until(lambda: daemon.membership.view().coordinator == daemon.id)
+
+
 async def test_who_asks_and_leaves_does_not_stop_half_way_what_was_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
