@@ -24,6 +24,7 @@ from router.io.exchange import Exchange
 from router.io.means import Means, Placing
 from router.io.models_api import ModelsApi
 from router.kept import Keep
+from router.lately import Lately
 from router.lengths import Lengths
 from router.settings import EdgeSettings
 from router.view import NodeState, View
@@ -60,6 +61,7 @@ class Edge:
             bodies=Bodies(settings),
             keep=Keep(settings.kept_stream_bytes, settings.kept_limit_bytes),
             lengths=Lengths(settings.prompt),
+            lately=Lately(settings.lately_s, settings.lately_names),
             settings=settings,
             report=report,
             count=count_bytes,
@@ -89,6 +91,9 @@ class Edge:
 
     def node_lost(self, node: NodeId) -> None:
         """Membership says that `node` is dead: what runs there is taken elsewhere without waiting for its sockets."""
+        if (found := self._view().node(node)) is not None:
+            names = (name for model in found.report.models for name in catalog.names_of(model))
+            self._means.lately.lost(names, asyncio.get_running_loop().time())
         for exchange in tuple(self._open):
             exchange.node_lost(node)
 

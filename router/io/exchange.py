@@ -38,7 +38,7 @@ from router.attempt_events import (
     Unkept,
 )
 from router.attempts import Attempts
-from router.errors import Refusal, RouterError
+from router.errors import ErrorCode, Refusal, RouterError
 from router.events import Request, Why
 from router.explain import compact
 from router.facts import Mode
@@ -47,7 +47,7 @@ from router.handover import Handover, Plan
 from router.io import envelope
 from router.io.carrier import Carrier
 from router.io.means import Means
-from router.io.record import CLIENT_LEFT, Record
+from router.io.record import CLIENT_LEFT, NOBODY, Record
 from router.io.replies import Reply, StreamReply, WholeReply
 from router.io.said import Said
 
@@ -149,7 +149,7 @@ class Exchange:
         if said.deadline_s is not None:
             self._ends_at = record.began + min(said.deadline_s, self._settings.request_timeout_s)
         record.asked = asked = asking.read(self._path, self._body, said.content_type, self._settings.prompt)
-        self._wanted = catalog.wanted(self._means.view(), self._path, asked, self._settings.names_listed)
+        self._wanted = self._want(asked)
         streamed = asked.stream and self._generates
         if streamed:
             self._reply = StreamReply(self._out, self.headers, self._settings, self._means.count)
@@ -176,6 +176,16 @@ class Exchange:
         )
         await self._drive(self._reply)
         return self._reply.answer()
+
+    def _want(self, asked: asking.Asked) -> catalog.Wanted:
+        """Raises RouterError: nobody has the model, or can serve this. One whose nodes were lost a short while ago is
+        asked for all the same: somebody may come back."""
+        try:
+            return catalog.wanted(self._means.view(), self._path, asked, self._settings.names_listed)
+        except RouterError as error:
+            if error.refusal.code not in NOBODY or not self._means.lately.served(asked.model, self._clock()):
+                raise
+            return catalog.Wanted((asked.model,))
 
     async def _drive(self, reply: Reply) -> None:
         self._feed(Tick())
@@ -316,7 +326,15 @@ class Exchange:
             case Refused():
                 if self._record.end is None and frame.decision is not None:
                     self._decided(Why(frame.decision))
-                self._feed(Denied(frame.attempt, frame.error))
+                self._feed(self._denied(frame))
+
+    def _denied(self, frame: Refused) -> Denied:
+        """A coordinator that never met the nodes that had the model does not know its name; this edge does."""
+        lately, now, error = self._means.lately, self._clock(), frame.error
+        served = next((name for name in self._wanted.models if lately.served(name, now)), None)
+        if served is not None and error.code is ErrorCode.MODEL_NOT_FOUND:
+            error = catalog.nobody(self._means.view(), served, self._settings.names_listed)
+        return Denied(frame.attempt, error, served is not None)
 
     def _decided(self, why: Why) -> None:
         self._record.decided, self._record.coordinator = why, self._means.view().coordinator

@@ -22,7 +22,7 @@ from router.io.said import Said
 from router.kept import Kept
 from router.view import View
 
-_NOBODY = {ErrorCode.MODEL_NOT_FOUND, ErrorCode.NO_NODE_AVAILABLE}
+NOBODY = {ErrorCode.MODEL_NOT_FOUND, ErrorCode.NO_NODE_AVAILABLE}
 CLIENT_LEFT = 499  # nginx's number for it; nobody is there to read it, but routes and logs are
 
 Outcome: TypeAlias = Literal["ok", "resumed", "refused", "failed", "cancelled"]
@@ -86,7 +86,7 @@ class Record:
         refusal = self._refused()
         if self.decided is None and refusal is not None:
             model = catalog.shown(self.asked.model) if self.asked is not None else ""
-            away = catalog.away(view, model) if refusal.code in _NOBODY else {}
+            away = catalog.away(view, model) if refusal.code in NOBODY else {}
             return _named(explain.refused_unasked(refusal, self.id, model, away), view.names())
         return _named(self._told(self.decided.decision), view.names()) if self.decided is not None else None
 
