@@ -27,7 +27,7 @@ _BROKEN = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
 class Table(Struct, Generic[F], frozen=True, kw_only=True):
     """What is kept of facts of type F, one row each: `row` gives `columns`. Every table has `seq INTEGER PRIMARY KEY`
-    beside them, and among them `at` (RFC 3339 UTC) and `body` (compressed JSON, `packed`).
+    beside them, and among them `at` (RFC 3339 UTC) and `body`, which `read` reads: raises ValueError or zlib.error.
 
     Migration N brings a file of version N to N + 1 (PRAGMA user_version). Only ever append.
     """
@@ -36,6 +36,7 @@ class Table(Struct, Generic[F], frozen=True, kw_only=True):
     migrations: tuple[str, ...]
     columns: tuple[str, ...]
     row: Callable[[F], tuple[Any, ...]]
+    read: Callable[[bytes], dict[str, Any]]
 
 
 class HistorySettings(Struct, frozen=True, kw_only=True):
@@ -51,8 +52,14 @@ class HistorySettings(Struct, frozen=True, kw_only=True):
 
 
 def packed(body: object) -> bytes:
-    """The `body` of a row: JSON, compressed, for most of it are repeated words."""
+    """JSON, compressed, for most of it are repeated words."""
     return zlib.compress(msgspec.json.encode(body), 1)
+
+
+def unpacked(body: bytes) -> dict[str, Any]:
+    """What was `packed`."""
+    found: dict[str, Any] = msgspec.json.decode(zlib.decompress(body))
+    return found
 
 
 class _ForeignFileError(sqlite3.DatabaseError):
@@ -114,7 +121,7 @@ class History(Generic[F]):
                 return []
             try:
                 rows = self._database.execute(f"SELECT body FROM {self._table.name} {tail}", arguments).fetchall()  # noqa: S608 - texts of our own
-                return [msgspec.json.decode(zlib.decompress(body)) for (body,) in rows]
+                return [self._table.read(body) for (body,) in rows]
             except (sqlite3.Error, zlib.error, ValueError) as error:
                 self._trouble(error)
                 return []

@@ -11,16 +11,18 @@ import os
 import sys
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import msgspec
 
 WAITING_MAX = 10_000  # lines not yet written; more are dropped and counted
 GATHERED = ("request", "call")  # lines of these events may wait for others, so long:
 BATCH_S = 0.1
+
+F = TypeVar("F")
 
 
 def utc(seconds: float) -> str:
@@ -33,16 +35,39 @@ def event(log: logging.Logger, level: int, name: str, message: str, **fields: An
     log.log(level, "%s", message, extra={"event": name, "fields": fields})
 
 
+class Later(Generic[F]):
+    """What a line says, of a fact that does not change any more: put together by the thread that writes it."""
+
+    __slots__ = ("_fact", "_fields", "_text")
+
+    def __init__(self, fact: F, text: Callable[[F], str], fields: Callable[[F], dict[str, Any]]) -> None:
+        self._fact, self._text, self._fields = fact, text, fields
+
+    def __str__(self) -> str:
+        """For people."""
+        return self._text(self._fact)
+
+    def fields(self) -> dict[str, Any]:
+        """For programs."""
+        return self._fields(self._fact)
+
+
+def later(log: logging.Logger, level: int, name: str, said: Later[Any]) -> None:
+    """`event`, of something that happens with every request."""
+    log.log(level, said, extra={"event": name})
+
+
 class JsonLines(logging.Formatter):
     """{"at", "level", "event", "message", ...fields}."""
 
     def format(self, record: logging.LogRecord) -> str:
+        said = record.msg
         line: dict[str, Any] = {
             "at": utc(record.created),
             "level": record.levelname.lower(),
             "event": getattr(record, "event", record.name),
             "message": record.getMessage(),
-            **getattr(record, "fields", {}),
+            **(said.fields() if isinstance(said, Later) else getattr(record, "fields", {})),
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
@@ -79,7 +104,8 @@ class _Handover(logging.Handler):
             self.dropped += 1
             return
         try:
-            record.msg, record.args = record.getMessage(), None  # arguments may change before the thread reads them
+            if not isinstance(record.msg, Later):
+                record.msg, record.args = record.getMessage(), None  # arguments may change before the thread reads them
         except Exception:  # noqa: BLE001 - whoever logs wrongly is told on stderr, as logging has it, and goes on
             self.handleError(record)
             return

@@ -17,6 +17,8 @@ from router.settings import RouterSettings
 from router.speed import Pace
 from router.walk import Choice
 
+_NOT_ASKED = Mirror()  # what was cached then is in Seen
+
 
 class Seen(NamedTuple):
     """One candidate as it was: prompt tokens cached, its pace, answers beside it, seconds of prompts that are read
@@ -64,7 +66,7 @@ class Found(NamedTuple):
         """What `ready[number]` would have cost."""
         here, seen = self.ready[number], Seen(*self.seen[number])
         spot = Spot(seen.busy_s, seen.streams)
-        lane = Lane(here.status, here.model, seen.pace, Mirror(), spot)  # what was cached then is in `seen`
+        lane = Lane(here.status, here.model, seen.pace, _NOT_ASKED, spot)
         lane.taken, lane.lefts = seen.taken, list(seen.lefts)
         return price(lane, request, self.output, settings, cached=seen.cached)
 

@@ -50,7 +50,7 @@ from router.view import NodeView, View
 
 ME, MODEL, SLOTS = NodeId("0" * 16), "fake", 1024
 SHORT_BYTES, LONG_BYTES = 350, 33_000
-AT_ONCE = 4  # requests that are open together
+AT_ONCE = 1  # requests that are open together
 FAR_RTT_S = 0.05  # of the other nodes: what is asked here stays here
 FUNCTIONS = 45
 

@@ -103,8 +103,8 @@ class Exchange:
         """The decision, when the client wants to know."""
         if self._record.said is None or not self._record.said.explain:
             return None
-        decision = self._record.decision(self._means.view())
-        return compact(decision, self._settings.explain_limit_bytes) if decision is not None else None
+        why = self._record.why(self._means.view())
+        return compact(why.decision, self._settings.explain_limit_bytes) if why is not None else None
 
     async def run(self, closed: Refusal | None, leaving: Callable[[], Refusal | None]) -> Answer | None:
         """What is still to be sent; None: at most the end of what was. `closed`: it is refused with this, unread;
