@@ -30,6 +30,7 @@ from msgspec import Struct, structs
 from mesh.log import DaemonLog
 from mesh.metrics import Metrics
 from mesh.observe import Observer
+from mesh.process import spare_collector
 from mesh.store import RouteStore
 from node.http_request import Head
 from node.io.engine import ModelSpec, WorkerStats
@@ -319,6 +320,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="cases whose name has this in it")
     parser.add_argument("--profile", action="store_true", help="of the loop's thread; slows everything down")
     options = parser.parse_args()
+    spare_collector()
     cases = [c for c in CASES if options.only in c.name]
     found: dict[str, list[tuple[float, float]]] = {c.name: [] for c in cases}
     with tempfile.TemporaryDirectory(prefix="mlx-l-") as folder, Path(os.devnull).open("w") as nowhere:
