@@ -176,17 +176,25 @@ class Asker:
 
     def step(self, event: AskerEvent, now: float) -> list[AskerEffect]:
         self._out = []
-        if self._lost_at is not None or isinstance(event, Follow | LinkLost | LinkBack | Tick):
-            self._first_due = None
         match event:
-            case Ask():
-                self._ask(event, now)
             case Taken() | First():
                 self._progress(event)
-            case Done() | CancelAsk():
-                self._end(event, now)
             case FromDesk(sender, frame):
                 self._answer(sender, frame, now)
+            case Ask():
+                self._ask(event, now)
+            case Done() | CancelAsk():
+                self._end(event, now)
+            case _:
+                self._first_due = None
+                self._whom(event, now)
+        if self._lost_at is not None:
+            self._first_due = None
+        return self._out
+
+    def _whom(self, event: Follow | LinkLost | LinkBack | Tick, now: float) -> None:
+        """Who is to be asked may change."""
+        match event:
             case Follow():
                 self._new_reign(event, now)
             case LinkLost(node, lives):
@@ -197,7 +205,6 @@ class Asker:
                 self._repeat(now)
             case _:
                 assert_never(event)
-        return self._out
 
     def _ask(self, event: Ask, now: float) -> None:
         if event.request.id not in self._mine and len(self._mine) >= self._settings.open_limit:
@@ -277,6 +284,9 @@ class Asker:
 
     def _say(self, frame: EdgeFrame) -> None:
         """News of a request goes to everyone who may count it."""
+        if self._follow.ruling and self._follow.coordinator == self.me:
+            self._out.append(Say(self.me, frame))
+            return
         desks = {self._follow.coordinator, self.me if self._follow.ruling or self._lost_at is not None else None}
         self._out += [Say(desk, frame) for desk in sorted(d for d in desks if d is not None)]
 
