@@ -15,6 +15,7 @@ from router.events import Candidate, Decision, Facts, Request
 from router.fleet import Options
 from router.reasons import Reasons, Used, priced, why_not_now
 from router.settings import RouterSettings
+from router.shortcut import Found
 from router.walk import Choice
 
 OTHER_WEIGHTS = "this conversation began with other weights of that name"
@@ -31,16 +32,26 @@ class Case(NamedTuple):
 
 def granted(case: Case, choice: Choice, settings: RouterSettings) -> Reasons:
     """Why it goes where it goes."""
-    facts = _facts(case, choice)
+    facts = _facts(case, choice.best.cached, choice.best.output)
     if choice.idle_s is not None:
         text = f"it stood idle for {choice.idle_s:.0f} s while requests it can serve waited for a better node"
         facts["idle"] = text
     return _reasons(facts, choice.best.lane.status.node, case, choice, settings)
 
 
+def granted_at_once(case: Case, found: Found, settings: RouterSettings) -> Reasons:
+    """The same of one that nobody stood before."""
+    prices = found.priced(case.request, settings)
+    best = prices[found.best]
+    facts = _facts(case, best.cached, best.output)
+    return Reasons(facts, best.node, case.waited_s, Used.of(settings), prices, tuple(case.options.unfit))
+
+
 def refused(case: Case, choice: Choice | None, refusal: Refusal, settings: RouterSettings) -> Decision:
     """Why it goes nowhere. `choice`: what it would cost by now; None: nobody can serve it."""
-    facts: Facts = {"refused": refusal.message, **_facts(case, choice)}
+    best = choice.best if choice is not None else None
+    said = _facts(case, best.cached, best.output) if best is not None else _facts(case, None, None)
+    facts: Facts = {"refused": refusal.message, **said}
     return _reasons(facts, None, case, choice, settings).decision
 
 
@@ -51,8 +62,8 @@ def refused_unasked(refusal: Refusal, request: str, model: str, excluded: Mappin
     return Decision(request=facts, chosen=None, waited_ms=0.0, candidates=candidates)
 
 
-def _facts(case: Case, choice: Choice | None) -> Facts:
-    """What was assumed."""
+def _facts(case: Case, cached: int | None, output: float | None) -> Facts:
+    """What was assumed; of the place that it would have, if there is one."""
     request, options, held = case.request, case.options, case.held
     return {
         "id": request.id,
@@ -62,9 +73,9 @@ def _facts(case: Case, choice: Choice | None) -> Facts:
         "idle": None,
         "waited_for": _waited_for(held) if held is not None else None,
         "prompt_tokens": request.prompt_tokens,
-        "cached_tokens": choice.best.cached if choice is not None else None,
+        "cached_tokens": cached,
         "max_tokens": request.max_tokens,
-        "expected_tokens": round(choice.best.output) if choice is not None else None,
+        "expected_tokens": round(output) if output is not None else None,
         "priority": request.priority,
         "excluded": list(request.excluded),
     }

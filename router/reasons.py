@@ -29,8 +29,8 @@ class Used(Struct, frozen=True, array_like=True):
         return cls(settings.begin_s, settings.decode_weight, settings.stream_slowdown, settings.hurt_weight)
 
 
-class Priced(Struct, frozen=True, array_like=True, gc=False):
-    """A Price, and what it rests on, as numbers that do not change any more."""
+class Priced(Struct, frozen=True, array_like=True, omit_defaults=True, gc=False):
+    """A Price, and what it rests on, as numbers that do not change any more; without a say: of a model in memory."""
 
     node: NodeId
     model: str
@@ -45,18 +45,18 @@ class Priced(Struct, frozen=True, array_like=True, gc=False):
     taken: int
     slots: int
     learned: int
-    pause_s: float
-    load_s: float
-    whole_s: float
-    load_why: str
     rtt_s: float
-    evicts: bool
-    back_s: float
-    guard_why: str
-    guard_soon: float
     headroom_bytes: int
     pressure: str
     size_bytes: int
+    guard_why: str
+    guard_soon: float = 0.0
+    pause_s: float = 0.0
+    load_s: float = 0.0
+    whole_s: float = 0.0
+    load_why: str = "loaded"
+    evicts: bool = False
+    back_s: float = 0.0
 
 
 def priced(found: Price) -> Priced:
@@ -76,18 +76,18 @@ def priced(found: Price) -> Priced:
         found.taken,
         lane.slots,
         lane.pace.learned,
+        status.rtt_s,
+        status.headroom_bytes,
+        status.pressure.value,
+        model.size_bytes,
+        guard.why,
+        guard.soon,
         lane.pause_s,
         lane.load_s,
         lane.whole_s,
         lane.load_why,
-        status.rtt_s,
         bool(lane.evicts),
         lane.back_s,
-        guard.why,
-        guard.soon,
-        status.headroom_bytes,
-        status.pressure.value,
-        model.size_bytes,
     )
 
 

@@ -183,8 +183,7 @@ class Scheduler:
         settings = self._settings
 
         def why() -> Reasons:
-            choice = found.choice(request, settings)
-            return explain.granted(explain.Case(request, now - since, None, options), choice, settings)
+            return explain.granted_at_once(explain.Case(request, now - since, None, options), found, settings)
 
         return Grant(request.id, node, name, Why(why))
 
