@@ -140,6 +140,9 @@ class Line:
     def write(self, data: bytes, *, more: bool = True) -> None:
         pass
 
+    def when_room(self, call: Callable[[], None]) -> None:
+        call()
+
     async def drained(self) -> None:
         pass
 

@@ -100,6 +100,8 @@ class Edge:
     async def drain(self, grace_s: float) -> None:
         """Take no new requests (503) and return when the open ones have ended, or after `grace_s` seconds."""
         self._stopping = True
+        for exchange in tuple(self._open):
+            exchange.last()
         try:
             async with asyncio.timeout(grace_s):
                 await self._idle.wait()
@@ -136,11 +138,13 @@ class Edge:
         self._open.add(exchange)
         self._idle.clear()
         try:
-            answer = await exchange.run(closed, self._leaving)
             if self._stopping:
-                outgoing.last()  # the client's next request shall look for a node that stays
+                exchange.last()
+            answer = await exchange.run(closed, self._leaving)
             if answer is not None:
                 outgoing.whole(answer)
+            elif outgoing.ended:
+                return
             elif outgoing.status:
                 outgoing.end()
             else:
