@@ -167,11 +167,12 @@ class Metered:
             self._flow.resume()
 
     def close(self) -> None:
+        flow = self._flow
         self._end()
         if self._explaining is not None:
             self._explaining.cancel()
-        if self._flow is not None:
-            self._flow.close()
+        if flow is not None:
+            flow.close()
 
     async def _explained(self, explain: Callable[[NodeError], Awaitable[NodeError]], error: NodeError) -> None:
         try:
@@ -182,6 +183,7 @@ class Metered:
             self._sink.done(error)
 
     def _end(self) -> None:
+        self._flow = None  # which holds this as its sink: without that, the collector would have to find them
         if not self._over:
             self._over = True
             self._meter.active -= 1

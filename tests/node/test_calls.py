@@ -218,7 +218,7 @@ async def test_a_metered_flow_counts_what_passes() -> None:
     worker.end()
     flow.close()
     assert (meter.active, meter.generated, meter.prompt, meter.signs) == (0, 1, 5, 1)
-    assert (len(heard.blocks), heard.ends, worker.asked) == (3, [None], ["pause", "resume", "close"])
+    assert (len(heard.blocks), heard.ends, worker.asked) == (3, [None], ["pause", "resume"])
     worker.refuses = FAILED
     with pytest.raises(NodeError):
         Metered(meter, heard).through(lambda sink: worker.pour("", b"", model_name="", sink=sink))
