@@ -22,6 +22,7 @@ from demo.model import build_chat, build_tiny, default_cache
 from node.headroom import Taken, kv_bytes, model_bytes
 from node.io import weights
 from node.io.engine import ModelSpec
+from node.io.flow import gathered
 from node.io.mlx import MlxEngine
 from node.io.probe import Probe
 from node.io.registry import Registry
@@ -54,7 +55,8 @@ async def weigh(engine: MlxEngine, directory: Path, tokens: int) -> Weighed:
         base = await _settled(probe, worker.pid)
         body = json.dumps({"prompt": " the" * tokens, "max_tokens": 4, "temperature": 0}).encode()
         read = 0
-        async with aclosing(worker.stream("completions", body, model_name="weighed")) as blocks:
+        said = gathered(lambda sink: worker.pour("completions", body, model_name="weighed", sink=sink))
+        async with aclosing(said) as blocks:
             async for block in blocks:
                 found = usage_of(block)
                 read = found.usage.prompt + found.usage.completion if found else read

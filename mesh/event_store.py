@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from mesh.history import History, HistorySettings, Table, packed
+from mesh.history import History, HistorySettings, Table, packed, unpacked
 from mesh.node_events import NodeEvent
 
 MIGRATIONS: tuple[str, ...] = (
@@ -47,4 +47,4 @@ def _row(event: NodeEvent) -> tuple[Any, ...]:
     return event.at, event.kind, event.model, packed(msgspec.to_builtins(event))
 
 
-_TABLE = Table(name="events", migrations=MIGRATIONS, columns=("at", "kind", "model", "body"), row=_row)
+_TABLE = Table(name="events", migrations=MIGRATIONS, columns=("at", "kind", "model", "body"), row=_row, read=unpacked)

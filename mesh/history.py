@@ -29,7 +29,7 @@ _BROKEN = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
 class Table(Struct, Generic[F], frozen=True, kw_only=True):
     """What is kept of facts of type F, one row each: `row` gives `columns`. Every table has `seq INTEGER PRIMARY KEY`
-    beside them, and among them `at` (RFC 3339 UTC) and `body` (compressed JSON, `packed`).
+    beside them, and among them `at` (RFC 3339 UTC) and `body`, which `read` reads: raises ValueError or zlib.error.
 
     Migration N brings a file of version N to N + 1 (PRAGMA user_version). Only ever append.
     """
@@ -38,6 +38,7 @@ class Table(Struct, Generic[F], frozen=True, kw_only=True):
     migrations: tuple[str, ...]
     columns: tuple[str, ...]
     row: Callable[[F], tuple[Any, ...]]
+    read: Callable[[bytes], dict[str, Any]]
 
 
 class HistorySettings(Struct, frozen=True, kw_only=True):
@@ -53,8 +54,14 @@ class HistorySettings(Struct, frozen=True, kw_only=True):
 
 
 def packed(body: object) -> bytes:
-    """The `body` of a row: JSON, compressed, for most of it are repeated words."""
+    """JSON, compressed, for most of it are repeated words."""
     return zlib.compress(msgspec.json.encode(body), 1)
+
+
+def unpacked(body: bytes) -> dict[str, Any]:
+    """What was `packed`."""
+    found: dict[str, Any] = msgspec.json.decode(zlib.decompress(body))
+    return found
 
 
 class _ForeignFileError(sqlite3.DatabaseError):
@@ -95,7 +102,8 @@ class History(Generic[F]):
             self._pending.popleft()
             self.dropped += 1
         self._pending.append(fact)
-        self._wake.set()
+        if not self._wake.is_set():  # which takes a hundredth of the time
+            self._wake.set()
 
     def close(self) -> None:
         """Writes what is waiting and closes the file. Idempotent; waits for the disk."""
@@ -116,7 +124,7 @@ class History(Generic[F]):
                 return []
             try:
                 rows = self._database.execute(f"SELECT body FROM {self._table.name} {tail}", arguments).fetchall()  # noqa: S608 - texts of our own
-                return [msgspec.json.decode(zlib.decompress(body)) for (body,) in rows]
+                return [self._table.read(body) for (body,) in rows]
             except (sqlite3.Error, zlib.error, ValueError) as error:
                 self._trouble(error)
                 return []
@@ -196,9 +204,7 @@ class History(Generic[F]):
 
     def _connect(self) -> sqlite3.Connection:
         """Opens the file and brings it to this version. Raises sqlite3.Error."""
-        with suppress(
-            OSError
-        ):  # files that SQLite makes beside it get its mode; what is wrong, SQLite says below
+        with suppress(OSError):  # files that SQLite makes beside it get its mode; what is wrong, SQLite says below
             os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
             self._path.chmod(0o600)
         database = sqlite3.connect(self._path, timeout=self._settings.busy_s, check_same_thread=False)

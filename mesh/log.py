@@ -12,11 +12,11 @@ import sys
 import threading
 import traceback
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeAlias
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import msgspec
 
@@ -28,6 +28,8 @@ BATCH_S = 0.1
 TRACE_FRAMES_MAX, TRACE_LINES_MAX = 30, 100  # of one exception, and with those that led to it
 ExcInfo: TypeAlias = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 
+F = TypeVar("F")
+
 
 def utc(seconds: float) -> str:
     """Seconds since the epoch as RFC 3339 UTC with ms, as every time in this program is written."""
@@ -37,6 +39,28 @@ def utc(seconds: float) -> str:
 def event(log: logging.Logger, level: int, name: str, message: str, **fields: Any) -> None:
     """One line: `message` for people, `name` and `fields` for programs."""
     log.log(level, "%s", message, extra={"event": name, "fields": fields})
+
+
+class Later(Generic[F]):
+    """What a line says, of a fact that does not change any more: put together by the thread that writes it."""
+
+    __slots__ = ("_fact", "_fields", "_text")
+
+    def __init__(self, fact: F, text: Callable[[F], str], fields: Callable[[F], dict[str, Any]]) -> None:
+        self._fact, self._text, self._fields = fact, text, fields
+
+    def __str__(self) -> str:
+        """For people."""
+        return self._text(self._fact)
+
+    def fields(self) -> dict[str, Any]:
+        """For programs."""
+        return self._fields(self._fact)
+
+
+def later(log: logging.Logger, level: int, name: str, said: Later[Any]) -> None:
+    """`event`, of something that happens with every request."""
+    log.log(level, said, extra={"event": name})
 
 
 class _Traces(logging.Formatter):
@@ -64,12 +88,13 @@ class JsonLines(_Traces):
     """{"at", "level", "event", "message", ...fields}."""
 
     def format(self, record: logging.LogRecord) -> str:
+        said = record.msg
         line: dict[str, Any] = {
             "at": utc(record.created),
             "level": record.levelname.lower(),
             "event": getattr(record, "event", record.name),
             "message": record.getMessage(),
-            **getattr(record, "fields", {}),
+            **(said.fields() if isinstance(said, Later) else getattr(record, "fields", {})),
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
@@ -106,7 +131,8 @@ class _Handover(logging.Handler):
             self.dropped += 1
             return
         try:
-            record.msg, record.args = record.getMessage(), None  # arguments may change before the thread reads them
+            if not isinstance(record.msg, Later):
+                record.msg, record.args = record.getMessage(), None  # arguments may change before the thread reads them
         except Exception:  # noqa: BLE001 - whoever logs wrongly is told on stderr, as logging has it, and goes on
             self.handleError(record)
             return

@@ -8,16 +8,18 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Generic, TypeVar, assert_never
+from typing import Any, Generic, TypeVar, assert_never
 
 from mesh.event_store import EventStore
-from mesh.log import event, utc
+from mesh.log import Later, event, later, utc
 from mesh.metrics import Metrics
 from mesh.node_events import NodeEvent, event_of
 from mesh.store import RouteStore
 from node.facts import CallFact, DownloadFact, DrainFact, ModelFact, NodeFact, PressureFact, WorkerFact
 from node.types import ModelState, Pressure
+from router.events import Term
 from router.facts import RouteFact
+from router.reasons import Reasons, brief
 
 FOLLOWER_WAITING_MAX = 256  # routes or events a follower may be behind; then it loses the oldest
 T = TypeVar("T")
@@ -84,45 +86,49 @@ class Observer:
             self._store.add(fact)
         self.routes.tell(fact)
         level = logging.INFO if fact.outcome in ("ok", "resumed", "cancelled") else logging.WARNING
-        event(
-            _log,
-            level,
-            "request",
-            sentence(fact),
-            id=fact.id,
-            model=fact.model,
-            served_model=fact.served_model,
-            node=fact.node,
-            why=why(fact),
-            attempts=len(fact.attempts),
-            cuts=sum(a.cut for a in fact.attempts),
-            queue_ms=fact.queue_ms,
-            ttft_ms=fact.ttft_ms,
-            total_ms=fact.total_ms,
-            prompt_tokens=fact.prompt_tokens,
-            cached_tokens=fact.cached_tokens,
-            completion_tokens=fact.completion_tokens,
-            status=fact.status,
-            outcome=fact.outcome,
-            lost=fact.lost,
-            error=fact.error,
-            **({"key": fact.key} if fact.key is not None else {}),
-        )
+        later(_log, level, "request", Later(fact, sentence, _fields))
+
+
+def _fields(fact: RouteFact) -> dict[str, Any]:
+    """The request's line for programs."""
+    return {
+        "id": fact.id,
+        "model": fact.model,
+        "served_model": fact.served_model,
+        "node": fact.node,
+        "why": why(fact),
+        "attempts": len(fact.attempts),
+        "cuts": sum(a.cut for a in fact.attempts),
+        "queue_ms": fact.queue_ms,
+        "ttft_ms": fact.ttft_ms,
+        "total_ms": fact.total_ms,
+        "prompt_tokens": fact.prompt_tokens,
+        "cached_tokens": fact.cached_tokens,
+        "completion_tokens": fact.completion_tokens,
+        "status": fact.status,
+        "outcome": fact.outcome,
+        "lost": fact.lost,
+        "error": fact.error,
+        **({"key": fact.key} if fact.key is not None else {}),
+    }
 
 
 def why(fact: RouteFact) -> str:
     """Why this node, in a few words: how many could, and what its time was expected to go into. Of a refusal: what it
     waited for in vain, or why each node could not."""
-    if fact.decision is None:
+    grounds = fact.why.grounds if fact.why is not None else None
+    if isinstance(grounds, Reasons) and (text := grounds.brief):
+        return text
+    decision = fact.decision
+    if decision is None:
         return ""
-    able = [c for c in fact.decision.candidates if c.total_s is not None]
-    chosen = next((c for c in able if c.node == fact.decision.chosen), None)
+    able = [c for c in decision.candidates if c.total_s is not None]
+    chosen = next((c for c in able if c.node == decision.chosen), None)
     if chosen is None or chosen.total_s is None:
-        waited_for = fact.decision.request.get("waited_for")
-        return str(waited_for or "; ".join(f"{c.node}: {c.excluded}" for c in fact.decision.candidates if c.excluded))
-    most = max(chosen.terms, key=lambda term: term.seconds, default=None)
-    part = f", most of it {most.name}: {most.why}" if most is not None and most.seconds > 0 else ""
-    return f"soonest of {len(able)}, expected {chosen.total_s:.2f} s{part}"
+        waited_for = decision.request.get("waited_for")
+        return str(waited_for or "; ".join(f"{c.node}: {c.excluded}" for c in decision.candidates if c.excluded))
+    most = max(chosen.terms, key=lambda term: term.seconds, default=Term("", 0.0, ""))
+    return brief(len(able), chosen.total_s, most.name, most.why if most.seconds > 0 else "")
 
 
 def sentence(fact: RouteFact) -> str:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from mesh.history import History, HistorySettings, Table, packed
+from mesh.history import History, HistorySettings, Table
+from router.events import Why
 from router.facts import RouteFact
+from router.reasons import Reasons
 
 MIGRATIONS: tuple[str, ...] = (
     """
@@ -29,7 +32,10 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE INDEX routes_at ON routes (at);
     CREATE INDEX routes_client ON routes (client_request_id) WHERE client_request_id IS NOT NULL;
     """,
+    "/* From here on bodies may be msgpack, see `_kept`; those before it are read as ever. */",
 )
+_PACKED_FROM = 2048  # bytes: a shorter body is not worth compressing
+_ZLIB = 0x78  # what a compressed body begins with, and no msgpack map
 
 
 class StoreSettings(HistorySettings, frozen=True, kw_only=True):
@@ -40,8 +46,42 @@ class StoreSettings(HistorySettings, frozen=True, kw_only=True):
 
 def route_json(fact: RouteFact) -> dict[str, Any]:
     """ROUTE of DESIGN section 4, and behind its fields those that tell of a hand-over."""
-    route: dict[str, Any] = msgspec.to_builtins(fact)
+    route: dict[str, Any] = msgspec.to_builtins(fact, enc_hook=_in_words)
     del route["error"]
+    return route
+
+
+def _in_words(value: object) -> object:
+    if not isinstance(value, Why):
+        raise NotImplementedError(f"{type(value)} is in no route")
+    return value.decision
+
+
+def _in_numbers(value: object) -> object:
+    if not isinstance(value, Why):
+        raise NotImplementedError(f"{type(value)} is in no route")
+    return value.grounds
+
+
+_encode = msgspec.msgpack.Encoder(enc_hook=_in_numbers).encode
+
+
+def _kept(fact: RouteFact) -> bytes:
+    """What is kept of it: its decision as numbers, if that is what there is of it. Words are for who reads them."""
+    body = _encode(fact)
+    return body if len(body) < _PACKED_FROM else zlib.compress(body, 1)
+
+
+def _read(body: bytes) -> dict[str, Any]:
+    """ROUTE, of a body of today or of an older version."""
+    plain = zlib.decompress(body) if body[:1] == bytes((_ZLIB,)) else body
+    if plain[:1] == b"{":
+        older: dict[str, Any] = msgspec.json.decode(plain)
+        return older
+    route: dict[str, Any] = msgspec.msgpack.decode(plain)
+    del route["error"]
+    if isinstance(route["decision"], list):
+        route["decision"] = msgspec.to_builtins(msgspec.convert(route["decision"], Reasons).decision)
     return route
 
 
@@ -74,7 +114,7 @@ class RouteStore(History[RouteFact]):
 def _row(fact: RouteFact) -> tuple[Any, ...]:
     return (
         *(fact.id, fact.client_request_id, fact.at, fact.edge, fact.node, fact.model),
-        *(fact.outcome, fact.status, fact.total_ms, packed(route_json(fact))),
+        *(fact.outcome, fact.status, fact.total_ms, _kept(fact)),
     )
 
 
@@ -83,4 +123,5 @@ _TABLE = Table(
     migrations=MIGRATIONS,
     columns=("id", "client_request_id", "at", "edge", "node", "model", "outcome", "status", "total_ms", "body"),
     row=_row,
+    read=_read,
 )

@@ -48,8 +48,6 @@ class NodeSettings(Struct, frozen=True, kw_only=True):
     hold_floor_s: float = 30.0  # and this long: an estimate from bytes knows nothing of a busy machine
     hold_margin_s: float = 1.0  # on a node alone until so long before its deadline: the client shall hear why
     alive_every_s: float = 1.0  # said to the edge while there is nothing else to say
-    stream_blocks: int = 64  # blocks of one answer kept for a slow reader; then the worker is not read,
-    stream_bytes: int = 64 * 2**10  # nor when they are so large together, and more than one
     close_limit_s: float = 5.0  # for a worker's stream to close behind a client that left
     calls_remembered: int = 1024  # ended (request, attempt) pairs that are not run again
 
@@ -71,7 +69,6 @@ class NodeSettings(Struct, frozen=True, kw_only=True):
         assert self.demand_half_life_s > 0
         assert self.downloads_max >= 1
         assert 0 < self.download_retry_first_s <= self.download_retry_cap_s
-        assert self.stream_blocks >= 1
 
 
 class HttpSettings(Struct, frozen=True, kw_only=True):

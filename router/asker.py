@@ -6,6 +6,7 @@ this node's own desk.
 from __future__ import annotations
 
 from collections import OrderedDict
+from math import inf
 from typing import TypeAlias, assert_never
 
 from msgspec import Struct, structs
@@ -130,6 +131,7 @@ class Asker:
         self._lost_at: float | None = now  # no coordinator, or none that can be reached, since
         self._hold_s = settings.hold_s  # from then on until this node's own desk decides
         self._again_at = now  # next try to reach a coordinator whose link is gone
+        self._first_due: float | None = None  # never after the first time that anything is due; None: to be looked for
         self._out: list[AskerEffect] = []
 
     # What can be asked
@@ -137,11 +139,15 @@ class Asker:
     @property
     def deadline(self) -> float | None:
         # What runs has no time of its own while there is a way to a desk: of a thousand streams nobody is looked at.
-        open_ = self._asking if self._lost_at is None else self._mine
-        times = [due for mine in open_.values() for due in self._due(mine)]
-        if self.unreachable and not self._follow.ruling and (self._mine or self._told):
-            times.append(self._again_at)
-        return min(times, default=None)
+        if self._lost_at is None and not self._asking:
+            return None
+        if self._first_due is None:
+            open_ = self._asking if self._lost_at is None else self._mine
+            times = [due for mine in open_.values() for due in self._due(mine)]
+            if self.unreachable and not self._follow.ruling and (self._mine or self._told):
+                times.append(self._again_at)
+            self._first_due = min(times, default=inf)
+        return self._first_due if self._first_due < inf else None
 
     @property
     def unreachable(self) -> bool:
@@ -171,14 +177,24 @@ class Asker:
     def step(self, event: AskerEvent, now: float) -> list[AskerEffect]:
         self._out = []
         match event:
-            case Ask():
-                self._ask(event, now)
             case Taken() | First():
                 self._progress(event)
-            case Done() | CancelAsk():
-                self._end(event, now)
             case FromDesk(sender, frame):
                 self._answer(sender, frame, now)
+            case Ask():
+                self._ask(event, now)
+            case Done() | CancelAsk():
+                self._end(event, now)
+            case _:
+                self._first_due = None
+                self._whom(event, now)
+        if self._lost_at is not None:
+            self._first_due = None
+        return self._out
+
+    def _whom(self, event: Follow | LinkLost | LinkBack | Tick, now: float) -> None:
+        """Who is to be asked may change."""
+        match event:
             case Follow():
                 self._new_reign(event, now)
             case LinkLost(node, lives):
@@ -189,7 +205,6 @@ class Asker:
                 self._repeat(now)
             case _:
                 assert_never(event)
-        return self._out
 
     def _ask(self, event: Ask, now: float) -> None:
         if event.request.id not in self._mine and len(self._mine) >= self._settings.open_limit:
@@ -199,6 +214,10 @@ class Asker:
             return
         mine = self._mine[event.request.id] = self._asking[event.request.id] = Mine(event, now)
         self._send(mine, now)
+        if self._lost_at is None and len(self._asking) == 1:
+            self._first_due = min(self._due(mine), default=inf)
+        elif self._first_due is not None:  # The others are due when they were, or later.
+            self._first_due = min(self._first_due, *self._due(mine))
 
     def _progress(self, event: Taken | First) -> None:
         mine = self._mine.get(event.id)
@@ -235,7 +254,7 @@ class Asker:
         if mine.granted is not None or sender != mine.asked_of:
             return  # Overtaken by a grant, or from a desk that is asked no more.
         if isinstance(frame, Queued):
-            mine.heard_at = now
+            mine.heard_at, self._first_due = now, None
         else:
             del self._mine[frame.id]
             del self._asking[frame.id]
@@ -265,6 +284,9 @@ class Asker:
 
     def _say(self, frame: EdgeFrame) -> None:
         """News of a request goes to everyone who may count it."""
+        if self._follow.ruling and self._follow.coordinator == self.me:
+            self._out.append(Say(self.me, frame))
+            return
         desks = {self._follow.coordinator, self.me if self._follow.ruling or self._lost_at is not None else None}
         self._out += [Say(desk, frame) for desk in sorted(d for d in desks if d is not None)]
 

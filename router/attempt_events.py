@@ -27,10 +27,12 @@ class Placed(Struct, frozen=True):
 
 
 class Denied(Struct, frozen=True):
-    """The coordinator refuses this ask; it has forgotten the request."""
+    """The coordinator refuses this ask; it has forgotten the request. `lately`: a node that had the model was lost a
+    short while ago, so that it, or another, may be there again soon."""
 
     attempt: int
     refusal: Refusal
+    lately: bool = False
 
 
 class FirstByte(Struct, frozen=True):

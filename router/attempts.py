@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from msgspec import structs
+
 from node.errors import NodeErrorCode
 from node.types import NodeId, RequestId
 from router.attempt_events import (
@@ -59,6 +61,9 @@ _LAST_WORDS: dict[NodeErrorCode, ErrorCode] = {
 # Refusals that mean "nobody is left". Once somebody was tried they are worth another round: workers restart in seconds.
 _NOBODY_LEFT = {ErrorCode.NO_NODE_AVAILABLE, ErrorCode.MODEL_FAILED, ErrorCode.MODEL_NOT_FOUND}
 
+# Refusals of a model whose nodes are gone; a coordinator that never met those does not know the name.
+_GONE = {ErrorCode.NO_NODE_AVAILABLE, ErrorCode.MODEL_NOT_FOUND}
+
 
 class Attempts:
     """Ends in exactly one Finish or Fail, at `deadline_s` after `now` at the latest; wake it at `deadline`.
@@ -77,7 +82,7 @@ class Attempts:
         barred: tuple[NodeId, ...] = (),
     ) -> None:
         self._id, self._settings, self._streamed, self._barred = request, settings, streamed, barred
-        self._ends_at = now + deadline_s
+        self._began, self._ends_at = now, now + deadline_s
         self._last_word_at = self._ends_at - min(settings.last_word_s, 0.1 * deadline_s)
         self._comfort_at = now + settings.head_hold_s if streamed else None
         self._attempt = 0
@@ -95,6 +100,7 @@ class Attempts:
         self._cannot: list[NodeId] = []
         self._failures = self._busies = self._rounds = self._pauses = self._cuts = 0
         self._last: Broke | None = None
+        self._held: Refusal | None = None  # by the coordinator, before anybody was tried: somebody may come back
         self._last_done: Done | None = None  # how the attempt before ended; the next ask tells the coordinator
         self._refused = False  # since something new came, of an answer that has begun
         self._unkept = ""
@@ -123,7 +129,7 @@ class Attempts:
                 return self._placed(event, now)
             case Denied() if self._asking and event.attempt == self._attempt:
                 self._asking = False
-                return self._denied(event.refusal, now)
+                return self._denied(event, now)
             case Hopeless() if self._asking and event.attempt == self._attempt and self._sent:
                 assert self._last_done is not None
                 self._asking = False
@@ -201,8 +207,11 @@ class Attempts:
         refusal = Refusal(ErrorCode.STREAM_LOST, f"{self._last_message()}; {why}")
         return self._abandon(Fail(refusal, "not_kept"), why, now)
 
-    def _denied(self, refusal: Refusal, now: float) -> list[Effect]:
+    def _denied(self, denied: Denied, now: float) -> list[Effect]:
+        refusal = denied.refusal
         hard = refusal.code is ErrorCode.DEADLINE_EXCEEDED if self._sent else refusal.code not in _NOBODY_LEFT
+        if self._last is None and denied.lately and refusal.code in _GONE:
+            return self._hold(refusal, now)
         if hard or self._last is None:
             return self._end(Fail(refusal), now)  # Nobody was tried: what the coordinator says is all there is to say.
         self._refused = self._begun
@@ -218,6 +227,17 @@ class Attempts:
             pause_s = self._settings.round_pause_s
         self._resume_at = now + pause_s
         return []
+
+    def _hold(self, refusal: Refusal, now: float) -> list[Effect]:
+        """Whoever had the model is lost since a short while: as with one that failed, somebody may be back soon."""
+        self._rounds += 1
+        if self._rounds >= self._settings.rounds:
+            return self._end(Fail(structs.replace(refusal, message=self._held_for(refusal, now))), now)
+        self._held, self._resume_at = refusal, now + self._settings.round_pause_s
+        return []
+
+    def _held_for(self, refusal: Refusal, now: float) -> str:
+        return f"{refusal.message}; waited {now - self._began:.1f} s for a node that has it to come back"
 
     def _broke(self, broke: Broke, now: float) -> list[Effect]:
         assert self._node is not None
@@ -299,7 +319,10 @@ class Attempts:
 
     def _tick(self, now: float) -> list[Effect]:
         if now >= self._ends_at:
-            refusal = Refusal(ErrorCode.DEADLINE_EXCEEDED, "no whole answer before the request's deadline")
+            message = "no whole answer before the request's deadline"
+            if self._held is not None and self._node is None and self._last is None:
+                message = f"{message}: {self._held_for(self._held, now)}"
+            refusal = Refusal(ErrorCode.DEADLINE_EXCEEDED, message)
             return self._abandon(Fail(refusal), "deadline", now)
         effects: list[Effect] = []
         if self._comfort_at is not None and not self._flows and now >= self._comfort_at:

@@ -10,7 +10,7 @@ from msgspec import Struct
 from node.openai import plain_path
 from node.types import ModelReport, ModelState, NodeId
 from router.asked import CHAT, COMPLETIONS, Asked
-from router.errors import ErrorCode, RouterError
+from router.errors import ErrorCode, Refusal, RouterError
 from router.filters import ABSENT
 from router.view import NodeState, NodeView, View
 
@@ -105,6 +105,11 @@ def _absent(view: View, name: str, held: list[tuple[NodeView, ModelReport]], lis
         message = f"no node can serve '{shown(name)}' now; it is on {', '.join(away)}"
         return RouterError(ErrorCode.NO_NODE_AVAILABLE, message, param="model")
     return RouterError(ErrorCode.MODEL_NOT_FOUND, not_found(view, name, listed), param="model")
+
+
+def nobody(view: View, name: str, listed: int) -> Refusal:
+    """Why `name` cannot be had here: who has it and is away, or that nobody has it."""
+    return _absent(view, name, _held(view, name), listed).refusal
 
 
 def away(view: View, name: str) -> dict[NodeId, str]:

@@ -11,7 +11,7 @@ from bisect import insort
 from typing import NamedTuple
 
 from node.types import ModelStatus, NodeStatus, Pressure
-from router.events import Candidate, Request, Term
+from router.events import Request
 from router.prefix import Mirror, start
 from router.settings import RouterSettings
 from router.speed import Pace
@@ -226,94 +226,3 @@ def place(found: Price) -> None:
         spot.leaving = (*(m for m in spot.leaving if m != lane.model.name), spot.hot)
         spot.hot = lane.model.name
     lane.hold(start_s + found.read_s + found.write_s)
-
-
-def explain(found: Price, request: Request, settings: RouterSettings) -> Candidate:
-    """The same seconds, with a why each."""
-    lane = found.lane
-    whys = (
-        _why_wait(found),
-        _why_load(found),
-        _why_prefill(found, request, settings),
-        _why_decode(found, settings),
-        f"{lane.status.rtt_s * 1000:.1f} ms there and back",
-        _why_hurt(found, settings),
-        lane.guard.why,
-        _why_headroom(found),
-        _why_again(found),
-    )
-    terms = tuple(Term(n, s, w) for n, s, w in zip(NAMES, found.terms, whys, strict=True) if n != "again" or s)
-    return Candidate(lane.status.node, lane.model.name, found.total, terms)
-
-
-def why_not_now(found: Price) -> str:
-    """Why a request that was priced so cannot begin there yet."""
-    return _why_wait(found) if found.terms[0] > 0 else _why_load(found)
-
-
-def _why_decode(found: Price, settings: RouterSettings) -> str:
-    beside = f" beside {found.streams} other answer{'s' if found.streams > 1 else ''}" if found.streams else ""
-    expected = f"{found.output:.0f} tokens expected in {found.write_s:.1f} s{beside}"
-    return f"{expected}; {settings.decode_weight:.0%} of that counts, for the first token matters most"
-
-
-def _why_wait(found: Price) -> str:
-    lane, wait_s = found.lane, found.terms[0]
-    slots = f"{max(0, lane.slots - found.taken)} of {lane.slots} slots free"
-    if wait_s <= 0:
-        return slots
-    if lane.pause_s >= wait_s:
-        return "it said it was full a moment ago"
-    if found.taken >= lane.slots:
-        which = "its only slot is taken, and" if lane.slots == 1 else f"all {lane.slots} slots are taken, one is"
-        return f"{which} free in about {wait_s:.1f} s"
-    return f"{slots}, but other prompts are read first for about {wait_s:.1f} s"
-
-
-def _why_load(found: Price) -> str:
-    lane, load_s = found.lane, found.terms[1]
-    if load_s <= 0:
-        return "loaded"
-    if load_s == lane.load_s:
-        return lane.load_why
-    return f"another model is placed there first, then loading takes about {lane.whole_s:.1f} s"
-
-
-def _why_prefill(found: Price, request: Request, settings: RouterSettings) -> str:
-    pace = found.lane.pace
-    tokens = request.prompt_tokens - found.cached
-    cached = f"{found.cached} of {request.prompt_tokens} tokens are in its prompt cache, " if found.cached else ""
-    source = (
-        f"learned from {pace.learned} request{'s' if pace.learned > 1 else ''}"
-        if pace.learned
-        else "expected of this hardware"
-    )
-    return f"{cached}{tokens} to read at {1 / found.token_s:.0f} tokens/s ({source}), {settings.begin_s:g} s to begin"
-
-
-def _why_hurt(found: Price, settings: RouterSettings) -> str:
-    parts = []
-    lane = found.lane
-    if found.streams:
-        slower = settings.stream_slowdown
-        each_s = found.read_s + slower * found.write_s / (1 + slower * found.streams)
-        who = f"{found.streams} other answers there lose" if found.streams > 1 else "another answer there loses"
-        parts.append(f"{who} {each_s:.1f} s{' each' if found.streams > 1 else ''}")
-    if lane.evicts:
-        parts.append(f"what leaves memory takes {lane.back_s:.1f} s to load again")
-    return f"{', '.join(parts)}; {settings.hurt_weight:.0%} of that counts" if parts else "nobody else is delayed"
-
-
-def _why_again(found: Price) -> str:
-    soon = found.lane.guard.soon
-    return f"when that machine's own model comes back ({soon:.0%} likely), the conversation is read anew elsewhere"
-
-
-def _why_headroom(found: Price) -> str:
-    status, model = found.lane.status, found.lane.model
-    if found.terms[1] <= 0:
-        return f"{status.headroom_bytes / 1e9:.1f} GB of memory left there"
-    if status.pressure is not Pressure.NORMAL:
-        return f"memory pressure is {status.pressure.value} there: the next load will need an eviction"
-    left = max(0, status.headroom_bytes - model.size_bytes)
-    return f"{left / 1e9:.1f} GB of memory left there after loading it: the less, the sooner the next load must evict"

@@ -30,7 +30,6 @@ from router.events import (
     Refuse,
     SchedulerEffect,
     SchedulerEvent,
-    Started,
     Submit,
     Tick,
 )
@@ -245,8 +244,7 @@ class Desk:
 
     def _take(self, known: Open, now: float) -> None:
         if known.place is Place.GRANTED:
-            known.place, known.seen_at = Place.RUNNING, now
-            self._tell(Started(known.request.id), now)
+            known.place, known.seen_at = Place.RUNNING, now  # To the scheduler it is as before: it has had its slot.
         elif known.place in (Place.WAITING, Place.PARKED) and known.withdrawn is not None:
             self._adopt(known, known.withdrawn, known.granted_at, now)  # Taken after all, just too late for our clock.
 

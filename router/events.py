@@ -6,7 +6,7 @@ All times are seconds; `deadline` is on the scheduler's own clock (the `now` of 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Literal, Protocol, TypeAlias
 
 from msgspec import Meta, Struct
 
@@ -67,30 +67,46 @@ class Candidate(Struct, frozen=True):
     excluded: str | None = None
 
 
+Facts: TypeAlias = dict[str, str | int | float | list[str] | None]  # what was assumed of a request
+
+
 class Decision(Struct, frozen=True, kw_only=True):
     """Why a request went where it went (`mesh routes --why`): ROUTE.decision of DESIGN section 4. `chosen` None: it was
     refused, and `request["refused"]` says why."""
 
-    request: dict[str, str | int | float | list[str] | None]
+    request: Facts
     chosen: NodeId | None
     waited_ms: float
     candidates: tuple[Candidate, ...]
 
 
+class Grounds(Protocol):
+    """What a Decision is made of (router/reasons.py)."""
+
+    @property
+    def decision(self) -> Decision: ...
+
+
 class Why:
-    """A Decision that is put together when it is first read, from what was known then: most are read when the request
-    is over, and building one takes longer than deciding. Across a link it is the Decision itself (`mesh/wire.py`)."""
+    """A Decision that is put together when it is read, from what was known then: most never are, and building one takes
+    longer than deciding. Across a link it is the Decision itself (`mesh/wire.py`)."""
 
     __slots__ = ("_made",)
 
-    def __init__(self, made: Decision | Callable[[], Decision]) -> None:
+    def __init__(self, made: Decision | Grounds | Callable[[], Decision | Grounds]) -> None:
         self._made = made
 
     @property
-    def decision(self) -> Decision:
-        if not isinstance(self._made, Decision):
+    def grounds(self) -> Decision | Grounds:
+        """What there is of it: the Decision, or what one is made of."""
+        if callable(self._made):
             self._made = self._made()
         return self._made
+
+    @property
+    def decision(self) -> Decision:
+        grounds = self.grounds
+        return grounds if isinstance(grounds, Decision) else grounds.decision
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Why) and self.decision == other.decision

@@ -9,15 +9,16 @@ from typing import Any, NamedTuple
 import msgspec
 
 from node.types import NodeId
-from router.cost import Held, explain, why_not_now
+from router.cost import Held
 from router.errors import Refusal
-from router.events import Candidate, Decision, Request
+from router.events import Candidate, Decision, Facts, Request
 from router.fleet import Options
+from router.reasons import Reasons, Used, priced, why_not_now
 from router.settings import RouterSettings
+from router.shortcut import Found
 from router.walk import Choice
 
 OTHER_WEIGHTS = "this conversation began with other weights of that name"
-Facts = dict[str, str | int | float | list[str] | None]
 
 
 class Case(NamedTuple):
@@ -29,33 +30,40 @@ class Case(NamedTuple):
     options: Options
 
 
-def granted(case: Case, choice: Choice, settings: RouterSettings) -> Decision:
-    """Why it goes where it goes: everyone who was looked at, cheapest first, then everyone who cannot."""
-    facts = _facts(case, choice)
+def granted(case: Case, choice: Choice, settings: RouterSettings) -> Reasons:
+    """Why it goes where it goes."""
+    facts = _facts(case, choice.best.cached, choice.best.output)
     if choice.idle_s is not None:
         text = f"it stood idle for {choice.idle_s:.0f} s while requests it can serve waited for a better node"
         facts["idle"] = text
-    return _decision(facts, choice.best.lane.status.node, case.waited_s, _candidates(case, choice, settings))
+    return _reasons(facts, choice.best.lane.status.node, case, choice, settings)
+
+
+def granted_at_once(case: Case, found: Found, settings: RouterSettings) -> Reasons:
+    """The same of one that nobody stood before."""
+    prices = found.priced(case.request, settings)
+    best = prices[found.best]
+    facts = _facts(case, best.cached, best.output)
+    return Reasons(facts, best.node, case.waited_s, Used.of(settings), prices, tuple(case.options.unfit))
 
 
 def refused(case: Case, choice: Choice | None, refusal: Refusal, settings: RouterSettings) -> Decision:
     """Why it goes nowhere. `choice`: what it would cost by now; None: nobody can serve it."""
-    facts: Facts = {"refused": refusal.message, **_facts(case, choice)}
-    return _decision(facts, None, case.waited_s, _candidates(case, choice, settings))
+    best = choice.best if choice is not None else None
+    said = _facts(case, best.cached, best.output) if best is not None else _facts(case, None, None)
+    facts: Facts = {"refused": refusal.message, **said}
+    return _reasons(facts, None, case, choice, settings).decision
 
 
 def refused_unasked(refusal: Refusal, request: str, model: str, excluded: Mapping[NodeId, str]) -> Decision:
     """Its edge refused it by itself. `excluded`: why not, of each node that matters."""
     facts: Facts = {"refused": refusal.message, "id": request, "models": [model] if model else []}
-    return _decision(facts, None, 0.0, tuple(Candidate(n, model, excluded=why) for n, why in excluded.items()))
+    candidates = tuple(Candidate(n, model, excluded=why) for n, why in excluded.items())
+    return Decision(request=facts, chosen=None, waited_ms=0.0, candidates=candidates)
 
 
-def _decision(facts: Facts, chosen: NodeId | None, waited_s: float, candidates: tuple[Candidate, ...]) -> Decision:
-    return Decision(request=facts, chosen=chosen, waited_ms=max(0.0, waited_s) * 1000, candidates=candidates)
-
-
-def _facts(case: Case, choice: Choice | None) -> Facts:
-    """What was assumed."""
+def _facts(case: Case, cached: int | None, output: float | None) -> Facts:
+    """What was assumed; of the place that it would have, if there is one."""
     request, options, held = case.request, case.options, case.held
     return {
         "id": request.id,
@@ -65,21 +73,20 @@ def _facts(case: Case, choice: Choice | None) -> Facts:
         "idle": None,
         "waited_for": _waited_for(held) if held is not None else None,
         "prompt_tokens": request.prompt_tokens,
-        "cached_tokens": choice.best.cached if choice is not None else None,
+        "cached_tokens": cached,
         "max_tokens": request.max_tokens,
-        "expected_tokens": round(choice.best.output) if choice is not None else None,
+        "expected_tokens": round(output) if output is not None else None,
         "priority": request.priority,
         "excluded": list(request.excluded),
     }
 
 
-def _candidates(case: Case, choice: Choice | None, settings: RouterSettings) -> tuple[Candidate, ...]:
-    if choice is None:
-        return tuple(case.options.unfit)
-    priced = [explain(p, case.request, settings) for p in choice.prices]
-    priced.sort(key=lambda c: (c.total_s or 0.0, c.node))
-    others = [Candidate(o.status.node, o.model.name, excluded=OTHER_WEIGHTS) for o in choice.others]
-    return (*priced, *others, *case.options.unfit)
+def _reasons(
+    facts: Facts, chosen: NodeId | None, case: Case, choice: Choice | None, settings: RouterSettings
+) -> Reasons:
+    others = [Candidate(o.status.node, o.model.name, excluded=OTHER_WEIGHTS) for o in choice.others] if choice else []
+    prices = tuple(priced(p) for p in choice.prices) if choice is not None else ()
+    return Reasons(facts, chosen, case.waited_s, Used.of(settings), prices, (*others, *case.options.unfit))
 
 
 def _waited_for(held: Held) -> str:
@@ -87,7 +94,7 @@ def _waited_for(held: Held) -> str:
     text = f"when it came, {held.why}"
     if held.best is not None:
         status, free = held.best.lane.status, held.free
-        text = f"when it came, its best place was {status.name or status.node}: {why_not_now(held.best)}"
+        text = f"when it came, its best place was {status.name or status.node}: {why_not_now(priced(held.best))}"
         if free is not None:
             other = free.lane.status
             text += f"; {other.name or other.node} was free, but would have cost {free.total:.1f} s, not"

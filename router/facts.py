@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Literal, TypeAlias
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 from node.types import RequestId
-from router.events import Decision
+from router.events import Decision, Why
 
 # How an attempt begins: from nothing; where the answer broke off, with the tokens made so far; from the start again,
 # without what was sent already.
@@ -34,7 +34,8 @@ class AttemptFact(Struct, frozen=True, kw_only=True):
 class RouteFact(Struct, frozen=True, kw_only=True):
     """ROUTE of DESIGN section 4. Times in ms; `at` is RFC 3339 UTC with ms, when the edge accepted the request.
 
-    Node fields hold names, as people know them; `decision` is the coordinator's last one for this request.
+    Node fields hold names, as people know them; `decision` is the coordinator's last one for this request, put
+    together when it is read.
     """
 
     id: RequestId
@@ -55,8 +56,12 @@ class RouteFact(Struct, frozen=True, kw_only=True):
     cached_tokens: int
     completion_tokens: int
     attempts: tuple[AttemptFact, ...] = ()
-    decision: Decision | None = None
+    why: Why | None = field(name="decision", default=None)
     error: str | None = None  # what the client was told, when not ok
     resumable: bool = True  # False: what was sent was not kept to its end, so that a cut would have lost it
     lost: Lost | None = None  # it broke off and could not go on
     key: str | None = None  # the name of the key that its client brought, never the key
+
+    @property
+    def decision(self) -> Decision | None:
+        return self.why.decision if self.why is not None else None

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 import msgspec
 from msgspec import Raw, Struct
@@ -19,6 +20,8 @@ from router.settings import PromptSettings
 
 _HASH_BYTES = 8
 _MARK_BYTES = 16  # of each message: about what a chat template puts around it
+_ROLE_LENGTH = 32  # a longer one is nobody's, and not remembered
+_RUN_BLOCKS = 16  # hashed, and remembered, together: some 4 KiB
 _UNSEEN = frozenset({"type", "cache_control"})  # fields of a part that its model does not see
 
 
@@ -63,7 +66,7 @@ class _Layout:
         self._bounds = bounds
         self._kept: list[bytes] = []
         self._room = bounds.block_bytes * bounds.blocks_limit
-        self._hashed = hashlib.blake2b(digest_size=_HASH_BYTES, person=b"whole")
+        self._answered: tuple[int, int] | None = None  # bytes kept, and in all, where the last answer begins
         self.size = 0
         self.guessed = False
 
@@ -73,12 +76,17 @@ class _Layout:
             kept = data[: self._room]
             self._room -= len(kept)
             self._kept.append(kept)
-            self._hashed.update(kept)
 
     def mark(self, role: str, name: bytes = b"") -> None:
         """Begins a message; no text can look like it."""
-        said = role.encode("utf-8", "surrogatepass") + b"\0" + name
-        self.add(hashlib.blake2b(said, digest_size=_MARK_BYTES, person=b"message").digest())
+        if name or len(role) > _ROLE_LENGTH:
+            self.add(_mark(role, name))
+        else:
+            self.add(_role(role))
+
+    def answered(self) -> None:
+        """An answer begins here; the last one counts."""
+        self._answered = self._bounds.block_bytes * self._bounds.blocks_limit - self._room, self.size
 
     def text(self, text: str) -> None:
         self.add(text.encode("utf-8", "surrogatepass"))
@@ -93,20 +101,49 @@ class _Layout:
             hashed.update(value[: self._bounds.media_hashed_bytes])
         self.add(hashed.digest() * (self._bounds.media_bytes // _MARK_BYTES))
 
-    def hash(self) -> int:
-        """Of all so far: what is kept of it, and its length."""
-        hashed = self._hashed.copy()
-        hashed.update(self.size.to_bytes(8))
-        return int.from_bytes(hashed.digest())
+    def prompt(self) -> Prompt:
+        data = b"".join(self._kept)
+        blocks = chain(data, self._bounds.block_bytes)
+        whole = self._hash(blocks, data, len(data), self.size)
+        follows = self._hash(blocks, data, *self._answered) if self._answered is not None else 0
+        return Prompt(size_bytes=self.size, guessed=self.guessed, blocks=blocks, whole=whole, follows=follows)
 
-    def prompt(self, follows: int = 0) -> Prompt:
-        blocks = chain(b"".join(self._kept), self._bounds.block_bytes)
-        return Prompt(size_bytes=self.size, guessed=self.guessed, blocks=blocks, whole=self.hash(), follows=follows)
+    def _hash(self, blocks: tuple[int, ...], data: bytes, kept: int, size: int) -> int:
+        """Of the first `kept` bytes, whose blocks are hashed already, and of the length of all up to there."""
+        width = self._bounds.block_bytes
+        full = kept // width
+        before = blocks[full - 1].to_bytes(_HASH_BYTES) if full else b""
+        said = before + data[full * width : kept] + size.to_bytes(8)
+        return int.from_bytes(hashlib.blake2b(said, digest_size=_HASH_BYTES, person=b"whole").digest())
+
+
+def _mark(role: str, name: bytes) -> bytes:
+    said = role.encode("utf-8", "surrogatepass") + b"\0" + name
+    return hashlib.blake2b(said, digest_size=_MARK_BYTES, person=b"message").digest()
+
+
+@lru_cache(maxsize=64)
+def _role(role: str) -> bytes:
+    """There are four or five."""
+    return _mark(role, b"")
 
 
 def chain(data: bytes, block_bytes: int) -> tuple[int, ...]:
     """One hash of 64 bits per whole block, each over the one before it too. What is left at the end is in none."""
-    hashes, before = [], b""
+    step = block_bytes * _RUN_BLOCKS
+    hashes: tuple[int, ...] = ()
+    for at in range(0, len(data), step):
+        run = data[at : at + step]
+        links = _links if len(run) == step else _links.__wrapped__
+        hashes += links(hashes[-1].to_bytes(_HASH_BYTES) if hashes else b"", run, block_bytes)
+    return hashes
+
+
+@lru_cache(maxsize=256)
+def _links(before: bytes, data: bytes, block_bytes: int) -> tuple[int, ...]:
+    """Of the blocks of `data`, behind what `before` is the hash of. What a conversation begins with comes again with
+    each of its turns, and a system prompt with each request: found here it takes a tenth."""
+    hashes = []
     blake2b = hashlib.blake2b
     for at in range(0, len(data) - block_bytes + 1, block_bytes):
         before = blake2b(before + data[at : at + block_bytes], digest_size=_HASH_BYTES).digest()
@@ -121,10 +158,9 @@ def of_chat(tools: Sequence[Raw], messages: Sequence[Message], bounds: PromptSet
         if said := _bytes(raw):
             layout.mark("tools")
             layout.add(said)
-    follows = 0
     for message in messages:
         if message.role == "assistant":
-            follows = layout.hash()
+            layout.answered()
         layout.mark(message.role, _bytes(message.name))
         if isinstance(message.content, str):
             layout.text(message.content)
@@ -135,7 +171,7 @@ def of_chat(tools: Sequence[Raw], messages: Sequence[Message], bounds: PromptSet
             else:
                 layout.text(text)
         _add_calls(layout, _bytes(message.tool_calls))
-    return layout.prompt(follows)
+    return layout.prompt()
 
 
 def of_text(text: str, bounds: PromptSettings) -> Prompt:

@@ -41,6 +41,7 @@ from router.fair import Queue, Waiting
 from router.fleet import Fleet, Options
 from router.ledger import Flight, Ledger
 from router.lessons import Lessons
+from router.reasons import Reasons
 from router.settings import RouterSettings
 from router.shortcut import Found, Seen, quickest
 from router.speed import Rates
@@ -181,9 +182,8 @@ class Scheduler:
         self._ledger.add(flight, now)
         settings = self._settings
 
-        def why() -> Decision:
-            choice = found.choice(request, settings)
-            return explain.granted(explain.Case(request, now - since, None, options), choice, settings)
+        def why() -> Reasons:
+            return explain.granted_at_once(explain.Case(request, now - since, None, options), found, settings)
 
         return Grant(request.id, node, name, Why(why))
 

@@ -63,6 +63,8 @@ class EdgeSettings(Struct, frozen=True, kw_only=True):
     )
     rounds: int = 5  # times that nobody may be left after a failure,
     round_pause_s: float = 1.0  # this long apart: a worker restarts, a node comes back
+    lately_s: float = 300.0  # nobody has the model, but a node that had it was lost so shortly ago: the same rounds
+    lately_names: int = 1024  # of models on nodes that were lost
     busy_pause_s: float = 0.1  # when every candidate was full; doubles each time
     busy_pause_cap_s: float = 2.0
     last_word_s: float = 1.5  # so shortly before the deadline, or in the last tenth, a full node has the last word

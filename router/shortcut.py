@@ -9,13 +9,12 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from router.cost import Lane, Price, Spot, price
+from router.cost import NO_GUARD
 from router.events import Request
 from router.fleet import Fleet, Options, Ready
-from router.prefix import Mirror
+from router.reasons import Priced
 from router.settings import RouterSettings
 from router.speed import Pace
-from router.walk import Choice
 
 
 class Seen(NamedTuple):
@@ -55,18 +54,40 @@ class Found(NamedTuple):
     seen: list[tuple[int, Pace] | Seen]  # a Seen, or the start of one where nothing runs
     output: float
 
-    def choice(self, request: Request, settings: RouterSettings) -> Choice:
-        """The same as a walk would have made it."""
-        prices = [self._price(n, request, settings) for n in range(len(self.ready))]
-        return Choice(prices[self.best], prices)
+    def priced(self, request: Request, settings: RouterSettings) -> tuple[Priced, ...]:
+        """What each of `ready` would have cost: the same as a walk would have found."""
+        return tuple(self._priced(*each, request, settings) for each in zip(self.ready, self.seen, strict=True))
 
-    def _price(self, number: int, request: Request, settings: RouterSettings) -> Price:
-        """What `ready[number]` would have cost."""
-        here, seen = self.ready[number], Seen(*self.seen[number])
-        spot = Spot(seen.busy_s, seen.streams)
-        lane = Lane(here.status, here.model, seen.pace, Mirror(), spot)  # what was cached then is in `seen`
-        lane.taken, lane.lefts = seen.taken, list(seen.lefts)
-        return price(lane, request, self.output, settings, cached=seen.cached)
+    def _priced(self, here: Ready, said: tuple[int, Pace] | Seen, request: Request, settings: RouterSettings) -> Priced:
+        seen = said if isinstance(said, Seen) else Seen(*said)
+        cached, pace, status = seen.cached, seen.pace, here.status
+        tokens = request.prompt_tokens - cached
+        token_s = pace.token_s + pace.place_s * (cached + tokens / 2)
+        wait_s, longer_s, hurt = seen.slowed(here.slots, tokens, self.output, settings)
+        read_s = settings.begin_s + tokens * token_s + longer_s
+        write_s = self.output * pace.step_s * (1 + settings.stream_slowdown * seen.streams)
+        decode = settings.decode_weight * write_s
+        total = wait_s + read_s + decode + here.network_s + hurt + here.tie_s
+        return Priced(
+            node=status.node,
+            model=here.model.name,
+            total=total,
+            terms=(wait_s, 0.0, read_s, decode, here.network_s, hurt, 0.0, here.tie_s, 0.0),
+            cached=cached,
+            streams=seen.streams,
+            read_s=read_s,
+            write_s=write_s,
+            output=self.output,
+            token_s=token_s,
+            taken=seen.taken,
+            slots=here.slots,
+            learned=pace.learned,
+            guard_why=NO_GUARD.why,
+            rtt_s=status.rtt_s,
+            headroom_bytes=status.headroom_bytes,
+            pressure=status.pressure.value,
+            size_bytes=here.model.size_bytes,
+        )
 
 
 def quickest(fleet: Fleet, options: Options, request: Request, settings: RouterSettings, now: float) -> Found | None:

@@ -1,11 +1,9 @@
-"""One call from its admission to its end: what the edge sent, and the blocks that travel back to it."""
+"""One call from its admission to its end: what the edge sent, and how the answer travels back to it."""
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from typing import Final, Literal, TypeAlias
 
 import msgspec
@@ -14,9 +12,9 @@ from msgspec import Struct
 from node.errors import NodeError, NodeErrorCode
 from node.facts import CallFact
 from node.io.alarm import Alarm
-from node.io.engine import Worker, pouring
-from node.io.flow import Flow
-from node.openai import DONE, usage_of
+from node.io.engine import Worker
+from node.io.flow import Flow, Sink
+from node.openai import usage_of
 from node.queue import Key
 from node.settings import NodeSettings
 from node.types import NodeId, RequestId, Resume, Usage
@@ -24,6 +22,7 @@ from node.types import NodeId, RequestId, Resume, Usage
 ALIVE: Final = b": alive\n\n"
 Outcome: TypeAlias = Literal["ok", "busy", "failed", "cancelled"]
 STREAMED: Final = ("chat/completions", "completions")  # always streamed; all other paths are posts
+_BUSY: Final = (NodeErrorCode.NODE_BUSY, NodeErrorCode.DRAINING)
 
 
 class Call(Struct, frozen=True, kw_only=True):
@@ -50,29 +49,39 @@ class Call(Struct, frozen=True, kw_only=True):
 
 
 class AdmittedCall:
-    """A call in a model's queue. Its worker fills `_out`, pushing (it is a Sink) or iterated over by its pump;
-    `next_block` empties it towards the edge.
+    """A call in a model's queue: a Sink to its worker and a Flow to whoever asked, whose `sink` gets what the worker
+    says in the same callback, our signs of life in place of the worker's, and `: usage {...}` before the end.
 
-    Times are the event loop's. What is between the two is bounded: for a slow reader the worker is not read.
+    `left` is told once how it ended. Times are the event loop's. Nothing is kept here: while a slow reader pauses it,
+    the worker is not read.
     """
 
-    def __init__(self, call: Call, model: str, settings: NodeSettings, too_late: Callable[[float], NodeError]) -> None:
+    def __init__(
+        self,
+        call: Call,
+        model: str,
+        settings: NodeSettings,
+        *,
+        sink: Sink,
+        too_late: Callable[[float], NodeError],
+        left: Callable[[AdmittedCall, Outcome, NodeError | None], None],
+    ) -> None:
+        """`too_late` is given the seconds waited for a model that does not come: what to say then."""
         self._loop = asyncio.get_running_loop()
         self._clock = self._loop.time
-        self._settings = settings
-        self._out: deque[bytes] = deque()
-        self._error: NodeError | None = None
-        self._pump: asyncio.Task[None] | None = None
+        self._settings, self._sink, self._too_late, self._left = settings, sink, too_late, left
+        self._error: NodeError | None = None  # said in a moment
+        self._over = False  # nothing more is said
+        self._gone = False  # `left` was told
+        self._posting: asyncio.Task[None] | None = None
         self._flow: Flow | None = None
-        self._full = False  # the flow is paused
-        self._waiter: asyncio.Future[bool] | None = None  # of the reader: whether something has come
-        self._room: asyncio.Future[None] | None = None  # of the pump
+        self._paused = False
         self._alarm = Alarm(self._rang)
         self.call, self.model = call, model  # MODEL.name, which `call.model` may be an alias of
         self.key: Key = (call.id, call.attempt)
         self.hold_until: float | None = None  # while its model is not in memory: how long it waits for that
-        self._too_late = too_late  # given the seconds waited: what to say then
         self.admitted_at = self._clock()
+        self._alive_at = self.admitted_at + settings.alive_every_s  # the next sign of life, if nothing comes before
         self.deadline = self.admitted_at + call.deadline_s
         self.started_at: float | None = None
         self.first_at: float | None = None  # first `data:` block
@@ -81,83 +90,38 @@ class AdmittedCall:
         self.cold = False  # its model was not in memory when it came
         self.answer: tuple[int, str, bytes] | None = None  # of a post
 
+    # For the host
+
+    def watch(self) -> None:
+        """From now on there are signs of life, and bounds to what it waits for: it is admitted."""
+        if not self._over:
+            self._alarm.set(min(self._alive_at, self._ends_at()))
+
     def start(self, worker: Worker, tasks: asyncio.TaskGroup) -> None:
         """It has a slot: the worker begins."""
         self.started_at, self.hold_until = self._clock(), None
         if self.call.resumes and worker.resume is not Resume.CONTINUE:
             self.fail(cannot_resume(self.model))  # Its engine promised more than this worker can.
         elif self.call.path not in STREAMED:
-            self._pump = tasks.create_task(self._guard(self._post, worker))
-        elif (pours := pouring(worker)) is None:
-            self._pump = tasks.create_task(self._guard(self._stream, worker))
+            self._posting = tasks.create_task(self._post(worker))
         else:
             try:
-                self._flow = pours.pour(self.call.path, self.call.body, model_name=self.model, sink=self)
+                self._flow = worker.pour(self.call.path, self.call.body, model_name=self.model, sink=self)
             except NodeError as error:
                 self.fail(error)
             except Exception as error:  # noqa: BLE001 - a fault in an engine ends this call, not the daemon
                 self.fail(_fault(error))
+            else:
+                if self._paused:
+                    self._flow.pause()
 
     def fail(self, error: NodeError) -> None:
-        """Ends it: what has been generated still goes out, then `error` is raised. The first error stays."""
-        if self._error is None:
-            self._error = error
-        if self._pump is not None and self._pump is not asyncio.current_task():
-            self._pump.cancel()
-        if self._flow is not None:
-            self._flow.close()
-        self._wake()
-
-    def block(self, block: bytes) -> None:
-        """Sink.block. The worker's signs of life are dropped; ours take their place."""
-        if not block.startswith(b"data:"):
+        """Ends it, in the next turn of the loop: who says so is in the midst of something. The first error stays."""
+        if self._over or self._error is not None:
             return
-        self.last_at = self._clock()
-        if self.first_at is None:
-            self.first_at = self.last_at
-        if b'"usage"' in block and (found := usage_of(block)) is not None:
-            self.usage = found.usage
-            if found.alone and not self.call.wants_usage:
-                return
-        self._out.append(block)
-        if self._holds_enough(block) and self._flow is not None and not self._full:
-            self._full = True
-            self._flow.pause()
-        self._wake()
-
-    def _holds_enough(self, block: bytes) -> bool:
-        """Now that `block` has come. Only where it is larger than most is it worth adding up."""
-        s, out = self._settings, self._out
-        if len(out) >= s.stream_blocks:
-            return True
-        return len(block) * s.stream_blocks > s.stream_bytes and len(out) > 1 and sum(map(len, out)) >= s.stream_bytes
-
-    def done(self, error: NodeError | None) -> None:
-        """Sink.done."""
-        if error is not None:
-            self.fail(error)
-        elif self._error is None:
-            self._out += (b": usage " + msgspec.json.encode(self.usage) + b"\n\n", DONE)
-            self._wake()
-
-    async def next_block(self) -> bytes:
-        """The next block for the edge, ALIVE after a second without one; DONE is the last. Raises NodeError."""
-        while not self._out:
-            if self._error is not None:
-                raise self._error
-            self._alarm.set(self._patient_until())
-            self._waiter = self._loop.create_future()
-            if not await self._waiter:
-                self._patient_until()
-                return ALIVE
-        block = self._out.popleft()
-        if self._full and len(self._out) <= self._settings.stream_blocks // 2 and not self._holds_enough(block):
-            self._full = False
-            assert self._flow is not None
-            self._flow.resume()
-        elif self._room is not None and not self._room.done():
-            self._room.set_result(None)
-        return block
+        self._error = error
+        self._stop()
+        self._loop.call_soon(self._failed, error)
 
     def fact(self, outcome: Outcome, error: NodeError | None, now: float) -> CallFact:
         """What is reported of it when it is over."""
@@ -179,39 +143,115 @@ class AdmittedCall:
             cold=self.cold,
         )
 
-    async def close(self) -> None:
-        """Closes the worker's stream, which cancels what it generates; waits a bounded time for that."""
-        self._alarm.close()
-        if self._flow is not None:
-            self._flow.close()
-        if self._pump is not None and not self._pump.done():
-            self._pump.cancel()
-            await asyncio.wait({self._pump}, timeout=self._settings.close_limit_s)
+    # Sink, for the worker
 
-    def _wake(self, *, news: bool = True) -> None:
-        waiter, self._waiter = self._waiter, None
-        if waiter is not None and not waiter.done():
-            waiter.set_result(news)
+    def block(self, block: bytes) -> None:
+        """The worker's signs of life are dropped; ours take their place."""
+        if not block.startswith(b"data:"):
+            return
+        self.last_at = self._clock()
+        if self.first_at is None:
+            self.first_at = self.last_at
+        if b'"usage"' in block and (found := usage_of(block)) is not None:
+            self.usage = found.usage
+            if found.alone and not self.call.wants_usage:
+                return
+        self._sink.block(block)
+
+    def done(self, error: NodeError | None) -> None:
+        if error is not None:
+            self.fail(error)
+        elif not self._over and self._error is None:
+            self._sink.block(b": usage " + msgspec.json.encode(self.usage) + b"\n\n")
+            self._end("ok", None)
+
+    # Flow, for whoever asked
+
+    def pause(self) -> None:
+        self._paused = True
+        if self._flow is not None:
+            self._flow.pause()
+
+    def resume(self) -> None:
+        self._paused = False
+        if self._flow is not None:
+            self._flow.resume()
+
+    def close(self) -> None:
+        if not self._over:
+            self._over = True
+            self._leave("cancelled", None)
+
+    # Its end
+
+    def _failed(self, error: NodeError) -> None:
+        self._end("busy" if error.code in _BUSY else "failed", error)
+
+    def _end(self, outcome: Outcome, error: NodeError | None) -> None:
+        if not self._over:
+            self._over = True
+            self._sink.done(error)  # first: the client's answer does not wait for our books
+            self._leave(outcome, error)
+
+    def _leave(self, outcome: Outcome, error: NodeError | None) -> None:
+        """A post's slot is free when its task has ended, but that is waited for a bounded time only."""
+        self._stop()
+        self._alarm.close()
+        posting = self._posting
+        if posting is None or posting.done():
+            self._tell(outcome, error)
+            return
+        limit = self._loop.call_later(self._settings.close_limit_s, self._tell, outcome, error)
+
+        def ended(_: asyncio.Future[None]) -> None:
+            limit.cancel()
+            self._tell(outcome, error)
+
+        posting.add_done_callback(ended)
+
+    def _tell(self, outcome: Outcome, error: NodeError | None) -> None:
+        if not self._gone:
+            self._gone = True
+            self._left(self, outcome, error)
+
+    def _stop(self) -> None:
+        """The worker shall go on with it no more."""
+        flow, self._flow = self._flow, None
+        if flow is not None:
+            flow.close()
+        if self._posting is not None and self._posting is not asyncio.current_task():
+            self._posting.cancel()
+
+    # Its patience
 
     def _rang(self) -> None:
-        self._wake(news=False)
+        now = self._clock()
+        if now >= self._ends_at():
+            self.fail(self._late(now))
+            return
+        if now >= self._alive_at:
+            every_s = self._settings.alive_every_s
+            due = now if self.last_at is None else self.last_at + every_s
+            if due > now or self._paused:
+                self._alive_at = max(due, now + every_s / 2)
+            else:
+                self._alive_at = now + every_s
+                self._sink.block(ALIVE)
+        self.watch()
 
-    def _patient_until(self) -> float:
-        """The next sign of life, or when there will be no more to wait for. Raises NodeError(NODE_BUSY) then: not a
-        failure of the model, the mesh plans again or gives up itself."""
-        now, hold_until, ends = self._clock(), self.hold_until, self.deadline
-        if hold_until is not None:
-            if now >= hold_until:
-                raise self._too_late(now - self.admitted_at)
-            ends = min(ends, hold_until)
-        if now >= self.deadline:
-            doing = "waiting for a slot" if self.started_at is None else "running"
-            raise NodeError(NodeErrorCode.NODE_BUSY, f"the request's deadline passed while it was {doing}")
-        return min(now + self._settings.alive_every_s, ends)
+    def _ends_at(self) -> float:
+        return self.deadline if self.hold_until is None else min(self.deadline, self.hold_until)
 
-    async def _guard(self, run: Callable[[Worker], Awaitable[None]], worker: Worker) -> None:
+    def _late(self, now: float) -> NodeError:
+        """NODE_BUSY: not a failure of the model, the mesh plans again or gives up itself."""
+        if self.hold_until is not None and now >= self.hold_until:
+            return self._too_late(now - self.admitted_at)
+        doing = "waiting for a slot" if self.started_at is None else "running"
+        return NodeError(NodeErrorCode.NODE_BUSY, f"the request's deadline passed while it was {doing}")
+
+    async def _post(self, worker: Worker) -> None:
         try:
-            await run(worker)
+            self.answer = await worker.post(self.call.path, self.call.body, self.call.content_type)
         except NodeError as error:
             self.fail(error)
         except asyncio.CancelledError:
@@ -219,24 +259,13 @@ class AdmittedCall:
             raise
         except Exception as error:  # noqa: BLE001 - a fault in an engine ends this call, not the daemon
             self.fail(_fault(error))
+        else:
+            self.first_at = self._clock()
+            self._loop.call_soon(self._posted)
 
-    async def _stream(self, worker: Worker) -> None:
-        async with _closing(worker.stream(self.call.path, self.call.body, model_name=self.model)) as blocks:
-            async for block in blocks:
-                if block == DONE:
-                    self.done(None)
-                    return
-                while self._holds_enough(block):
-                    self._room = self._loop.create_future()
-                    await self._room
-                self.block(block)
-        raise NodeError(NodeErrorCode.MODEL_FAILED, "the answer ended without [DONE]")
-
-    async def _post(self, worker: Worker) -> None:
-        self.answer = await worker.post(self.call.path, self.call.body, self.call.content_type)
-        self.first_at = self._clock()
-        self._out.append(DONE)
-        self._wake()
+    def _posted(self) -> None:
+        if self._error is None:
+            self._end("ok", None)
 
 
 def _fault(error: Exception) -> NodeError:
@@ -246,13 +275,3 @@ def _fault(error: Exception) -> NodeError:
 def cannot_resume(model: str) -> NodeError:
     """The answer to a call that `resumes` where nothing can: whoever asks runs it again from its start."""
     return NodeError(NodeErrorCode.CANNOT_RESUME, f"{model}: its engine cannot go on with an answer begun elsewhere")
-
-
-@asynccontextmanager
-async def _closing(blocks: AsyncIterator[bytes]) -> AsyncGenerator[AsyncIterator[bytes], None]:
-    """Closes an iterator that can be closed (async generators can), also when it was left half-way."""
-    try:
-        yield blocks
-    finally:
-        if isinstance(blocks, AsyncGenerator):
-            await blocks.aclose()

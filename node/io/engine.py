@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from typing import Protocol, cast
+from collections.abc import Callable
+from typing import Protocol
 
 from msgspec import Struct
 
@@ -65,14 +65,15 @@ class Worker(Protocol):
         """Start it and return once it has generated a token. Raises NodeError(MODEL_FAILED) with the diagnosis;
         cancelling start() ends the process."""
 
-    def stream(self, path: str, body: bytes, *, model_name: str) -> AsyncIterator[bytes]:
+    def pour(self, path: str, body: bytes, *, model_name: str, sink: Sink) -> Flow:
         """POST `body` (the client's own JSON, unchanged) to `path` ("chat/completions" or "completions"),
         always streamed upstream, dangerous fields stripped, nulls dropped, usage always asked for.
 
-        Yields whole SSE blocks, each ending in a blank line: `data: {...}` as the engine sent it with `model` =
-        `model_name`, comments (`: ...`) as signs of life, and `data: [DONE]` last. Ends without [DONE] never:
-        it raises NodeError instead. Closing the iterator cancels the generation. A worker whose `resume` is CONTINUE
-        names the tokens of each chunk, and goes on where a `mesh_resume` in the body says (node/continuation.py).
+        `sink` gets whole SSE blocks, each ending in a blank line: `data: {...}` as the engine sent it with `model` =
+        `model_name`, and comments (`: ...`) as signs of life, in the callbacks that bring them. Closing the flow
+        cancels the generation. A worker whose `resume` is CONTINUE names the tokens of each chunk, and goes on where a
+        `mesh_resume` in the body says (node/continuation.py). Raises NodeError(BAD_REQUEST) when the request cannot
+        even be asked.
         """
 
     async def post(self, path: str, body: bytes, content_type: str) -> tuple[int, str, bytes]:
@@ -90,18 +91,6 @@ class Worker(Protocol):
 
     async def exited(self) -> str:
         """Returns when the process has ended by itself, with the diagnosis from exit code and stderr tail."""
-
-
-class Pouring(Worker, Protocol):
-    """A worker that can also hand an answer on in the callbacks that bring it."""
-
-    def pour(self, path: str, body: bytes, *, model_name: str, sink: Sink) -> Flow:
-        """What `stream` yields, into `sink`. Raises NodeError(BAD_REQUEST) when the request cannot even be asked."""
-
-
-def pouring(worker: Worker) -> Pouring | None:
-    """`worker`, if it can do that."""
-    return cast("Pouring", worker) if hasattr(worker, "pour") else None
 
 
 class Engine(Protocol):

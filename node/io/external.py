@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from collections.abc import Callable
 
 from node.errors import NodeError, NodeErrorCode
 from node.io.engine import ModelSpec, WorkerStats
-from node.io.flow import Flow, Meter, Metered, Sink, gathered
+from node.io.flow import Flow, Meter, Metered, Sink
 from node.io.upstream import Upstream
 from node.io.worker import log_name_of, stats_of
 from node.settings import EngineSettings
@@ -57,14 +56,8 @@ class ExternalWorker:
             await self._upstream.close()
             raise
 
-    async def stream(self, path: str, body: bytes, *, model_name: str) -> AsyncGenerator[bytes, None]:
-        """Worker.stream."""
-        async with aclosing(gathered(lambda sink: self.pour(path, body, model_name=model_name, sink=sink))) as blocks:
-            async for block in blocks:
-                yield block
-
     def pour(self, path: str, body: bytes, *, model_name: str, sink: Sink) -> Flow:
-        """Pouring.pour."""
+        """Worker.pour."""
         return Metered(self._meter, sink).through(
             lambda counting: self._upstream.pour(path, body, model_name=model_name, sink=counting)
         )

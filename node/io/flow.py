@@ -17,10 +17,11 @@ GATHERED_BLOCKS = 64  # kept for one who iterates slowly; then the server is not
 
 
 class Sink(Protocol):
-    """Takes an answer. Called from callbacks: it must not wait, and raises nothing."""
+    """Takes an answer. Called from callbacks: it must not wait, and raises nothing. It is not called before whoever
+    pours into it has been given the flow."""
 
     def block(self, block: bytes) -> None:
-        """One SSE block, as Worker.stream yields it, `[DONE]` excepted."""
+        """One whole SSE block, `[DONE]` excepted."""
 
     def done(self, error: NodeError | None) -> None:
         """`[DONE]` has come, or `error` instead. Once, and the last that is said; never after Flow.close."""
@@ -58,6 +59,24 @@ async def gathered(pour: Callable[[Sink], Flow]) -> AsyncGenerator[bytes, None]:
             await sink.news()
     finally:
         flow.close()
+
+
+class Awaited:
+    """A sink for whoever only waits for the end."""
+
+    def __init__(self) -> None:
+        self.end: asyncio.Future[None] = asyncio.get_running_loop().create_future()  # raises NodeError
+
+    def block(self, block: bytes) -> None:
+        """Passes by."""
+
+    def done(self, error: NodeError | None) -> None:
+        if self.end.done():
+            return
+        if error is None:
+            self.end.set_result(None)
+        else:
+            self.end.set_exception(error)
 
 
 class _Gathered:
@@ -148,11 +167,12 @@ class Metered:
             self._flow.resume()
 
     def close(self) -> None:
+        flow = self._flow
         self._end()
         if self._explaining is not None:
             self._explaining.cancel()
-        if self._flow is not None:
-            self._flow.close()
+        if flow is not None:
+            flow.close()
 
     async def _explained(self, explain: Callable[[NodeError], Awaitable[NodeError]], error: NodeError) -> None:
         try:
@@ -163,6 +183,7 @@ class Metered:
             self._sink.done(error)
 
     def _end(self) -> None:
+        self._flow = None  # which holds this as its sink: without that, the collector would have to find them
         if not self._over:
             self._over = True
             self._meter.active -= 1

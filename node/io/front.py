@@ -73,7 +73,7 @@ class Front(asyncio.Protocol):
         self._incoming: Incoming | None = None  # the request that is read or answered
         self._outgoing: Outgoing | None = None
         self._task: asyncio.Task[None] | None = None
-        self._waiters: list[asyncio.Future[None]] = []  # for the client to take what was written
+        self._waiters: list[Callable[[], None]] = []  # for the client to take what was written
         self._corked = False  # something was written in this turn of the loop: what follows is held to its end
         self._held = b""
         self._carries = False
@@ -257,17 +257,19 @@ class Front(asyncio.Protocol):
     async def drained(self) -> None:
         self._flush()
         if self.full and self.transport is not None:
-            waiter = asyncio.get_running_loop().create_future()
-            self._waiters.append(waiter)
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self.when_room(partial(_wake, waiter))
             await waiter
         if self.transport is None:
             raise ConnectionResetError("the client has gone")
 
+    def when_room(self, call: Callable[[], None]) -> None:
+        self._waiters.append(call)
+
     def _wake(self) -> None:
         waiters, self._waiters = self._waiters, []
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
+        for call in waiters:
+            call()
 
     def answered(self) -> None:
         """The answer is written to its end."""
@@ -409,3 +411,8 @@ class Fronts:
             front.abort()
         if self.tasks:
             await asyncio.wait(self.tasks, timeout=grace_s)
+
+
+def _wake(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)

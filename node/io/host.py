@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import NoReturn
 
 from msgspec import structs
@@ -16,22 +17,21 @@ from msgspec import structs
 from node import headroom
 from node.errors import NodeError, NodeErrorCode
 from node.facts import DrainFact, NodeFact, PressureFact
-from node.io.calls import ALIVE, STREAMED, AdmittedCall, Call, Outcome, cannot_resume
+from node.io.calls import STREAMED, AdmittedCall, Call, Outcome, cannot_resume
 from node.io.engine import Engine, ModelSpec, WorkerStats
+from node.io.flow import Awaited, Flow, Sink
 from node.io.hosted import Hosted
 from node.io.keeper import Keeper
 from node.io.measured import Measured
 from node.io.probe import Probe
 from node.io.roster import Roster
 from node.lifecycle import Quiet, Unwanted
-from node.openai import DONE, runs_alone
+from node.openai import runs_alone
 from node.rail_events import Budget, Ended, Gap
 from node.settings import NodeSettings
 from node.types import Hardware, Memory, ModelReport, ModelState, Pressure, Resume, RunningReport
 
 __all__ = ["Call", "Host"]
-
-_BUSY = (NodeErrorCode.NODE_BUSY, NodeErrorCode.DRAINING)
 
 
 class Host:
@@ -248,47 +248,26 @@ class Host:
 
     # Calls
 
-    async def serve(self, call: Call) -> AsyncGenerator[bytes, None]:
-        """Yields the answer as SSE blocks: `: alive` on admission and each silent second, `data: {...}`, then one
-        `: usage {...}`, last `data: [DONE]`. Raises NodeError before or after blocks. Closing it cancels the worker.
+    def pour(self, call: Call, sink: Sink) -> Flow:
+        """Runs it: the answer goes into `sink` as SSE blocks, `: alive` each silent second, `data: {...}`, then one
+        `: usage {...}`, and `done`. Closing the flow cancels the worker. Raises NodeError: it is not admitted.
         """
         assert call.path in STREAMED
-        model, admitted = self._admit(call)
-        outcome: Outcome = "cancelled"
-        error: NodeError | None = None
-        try:
-            yield ALIVE
-            block = b""
-            while block != DONE:
-                block = await admitted.next_block()
-                if block == DONE:
-                    outcome = "ok"
-                yield block
-        except NodeError as failure:
-            outcome, error = "busy" if failure.code in _BUSY else "failed", failure
-            raise
-        finally:
-            await self._close(model, admitted, outcome, error)
+        return self._admit(call, sink)
 
     async def post(self, call: Call) -> tuple[int, str, bytes]:
         """Another endpoint (embeddings, ...): the engine's status, content type and body. Raises NodeError."""
         assert call.path not in STREAMED
-        model, admitted = self._admit(call)
-        outcome: Outcome = "cancelled"
-        error: NodeError | None = None
+        sink = Awaited()
+        admitted = self._admit(call, sink)
         try:
-            while await admitted.next_block() != DONE:
-                pass
-            assert admitted.answer is not None
-            outcome = "ok"
-            return admitted.answer
-        except NodeError as failure:
-            outcome, error = "busy" if failure.code in _BUSY else "failed", failure
-            raise
+            await sink.end
         finally:
-            await self._close(model, admitted, outcome, error)
+            admitted.close()
+        assert admitted.answer is not None
+        return admitted.answer
 
-    def _admit(self, call: Call) -> tuple[Hosted, AdmittedCall]:
+    def _admit(self, call: Call, sink: Sink) -> AdmittedCall:
         """Puts the call in its model's line, starting a cold model that fits. Raises NodeError."""
         if self.draining:
             raise NodeError(NodeErrorCode.DRAINING, f"this node is draining: {self.drain_reason}")
@@ -304,7 +283,8 @@ class Host:
             raise NodeError(NodeErrorCode.NODE_BUSY, f"{model.name}: {why}", retry_after_s=model.queue.retry_after_s())
         alone = model.spec.engine == "mlx-lm" and call.path in STREAMED and runs_alone(call.body)
         model.queue.admit((call.id, call.attempt), now, alone=alone)
-        admitted = AdmittedCall(call, model.name, self._settings, model.too_late)
+        leave = partial(self._leave, model)
+        admitted = AdmittedCall(call, model.name, self._settings, sink=sink, too_late=model.too_late, left=leave)
         model.calls[admitted.key] = admitted
         admitted.cold = lifecycle.state is not ModelState.READY
         if absent:
@@ -312,14 +292,9 @@ class Host:
         if lifecycle.state is not ModelState.READY or self._keeper.rail.yields(model.name):
             admitted.hold_until = self._keeper.hold_until(model, admitted)
         self._keeper.advance(model)
+        admitted.watch()
         self._changed()
-        return model, admitted
-
-    async def _close(self, model: Hosted, admitted: AdmittedCall, outcome: Outcome, error: NodeError | None) -> None:
-        try:
-            await admitted.close()
-        finally:
-            self._leave(model, admitted, outcome, error)
+        return admitted
 
     def _leave(self, model: Hosted, admitted: AdmittedCall, outcome: Outcome, error: NodeError | None) -> None:
         now = self._keeper.clock()

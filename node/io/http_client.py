@@ -11,6 +11,7 @@ import logging
 import ssl
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import NamedTuple
 
 from node.io.dial import NoneConnectedError, Origin, SocketFactory, dial, plain_socket, reason
@@ -68,6 +69,11 @@ class HttpClient:
         return len(self._connections)
 
     @property
+    def settings(self) -> HttpSettings:
+        """For the Answers that are pushed."""
+        return self._settings
+
+    @property
     def idle(self) -> int:
         return sum(map(len, self._idle.values()))
 
@@ -112,7 +118,7 @@ class HttpClient:
         asked = _Asked(origins, head, body, connect_s, self._settings.beside_s if beside_s is None else beside_s)
         kept = None if self._closed else self._kept(origins)
         if kept is not None:
-            answer.again = lambda: self._bring(answer, asked, None)
+            answer.again = partial(self._bring, asked=asked, kept=None)
             if len(body) <= self._settings.slice_bytes:
                 answer.begin(kept)
                 kept.transport.write(head + body)

@@ -67,7 +67,7 @@ class Answer:
         self.silence_s = silence_s
         self.paused = False
         self.opening: asyncio.Future[None] | None = None  # what makes or fills its connection
-        self.again: Callable[[], None] | None = None  # asks once more: its connection was kept, and may be stale
+        self.again: Callable[[Answer], None] | None = None  # asks once more: its connection was kept, and may be stale
         self._settings = settings
         self._connection: Connection | None = None
         self._reader = AnswerReader(settings)
@@ -167,7 +167,7 @@ class Answer:
         if untouched and self.again is not None and connection.age_s(self._began) < self._settings.stale_s:
             self._connection, self._reader = None, AnswerReader(self._settings)
             again, self.again = self.again, None
-            again()  # it was closed while the question was on its way: nobody has seen that
+            again(self)  # it was closed while the question was on its way: nobody has seen that
         elif error is None and not self._reader.fault:
             self._ended(connection)
         else:

@@ -6,8 +6,8 @@ Read and answered by our own front (node/io/front.py): a peer that hangs up canc
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 import msgspec
@@ -16,9 +16,10 @@ from node.errors import NodeError, NodeErrorCode
 from node.http_reply import Answer
 from node.http_request import Fault, Head, path_of
 from node.io.bodies import Bodies, Why
-from node.io.calls import STREAMED, Call
+from node.io.calls import ALIVE, STREAMED, Call
+from node.io.flow import Flow, Sink
 from node.io.turn import Incoming, Outgoing
-from node.openai import plain_path
+from node.openai import DONE, plain_path
 from node.settings import DoorSettings
 from node.types import NodeId, RequestId
 
@@ -31,7 +32,7 @@ _STREAM = {"content-type": "text/event-stream", "cache-control": "no-cache"}
 class Serving(Protocol):
     """The part of Host that this needs."""
 
-    def serve(self, call: Call) -> AsyncGenerator[bytes, None]: ...
+    def pour(self, call: Call, sink: Sink) -> Flow: ...
     async def post(self, call: Call) -> tuple[int, str, bytes]: ...
 
 
@@ -123,31 +124,59 @@ def error_body(error: NodeError) -> bytes:
 
 
 async def _stream(out: Outgoing, host: Serving, call: Call) -> None:
-    """Blocks as they come, waiting for a slow edge (backpressure) until the call's deadline. Raises NodeError as long
-    as nothing was sent, ConnectionError when the edge has gone or takes too little."""
-    ends_at = asyncio.get_running_loop().time() + call.deadline_s
-    async with aclosing(host.serve(call)) as blocks:
-        try:
-            async for block in blocks:
-                if not out.status:
-                    out.begin(200, _STREAM)
-                out.write(block)
-                if out.full:
-                    await _drained(out, ends_at)
-        except NodeError as error:
-            if not out.status:
-                raise
-            out.last()
-            out.write(b"event: error\ndata: " + error_body(error) + b"\n\n")
-    out.end()
-
-
-async def _drained(out: Outgoing, ends_at: float) -> None:
+    """Raises NodeError when it is not admitted, ConnectionError when the edge has gone."""
+    sink = _Written(out)
+    flow = sink.flow = host.pour(call, sink)
     try:
-        async with asyncio.timeout_at(ends_at):
-            await out.drained()
-    except TimeoutError as error:
-        raise ConnectionAbortedError("the edge took too little until the call's deadline") from error
+        sink.block(ALIVE)  # the edge knows now that it was admitted
+        await sink.over
+    finally:
+        flow.close()
+
+
+class _Written:
+    """A sink that writes to an edge in the callback that brings the block. A slow edge holds the worker up."""
+
+    def __init__(self, out: Outgoing) -> None:
+        self._out = out
+        self._paused = False
+        self.flow: Flow | None = None
+        self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def block(self, block: bytes) -> None:
+        out = self._out
+        try:
+            if not out.status:
+                out.begin(200, _STREAM)
+            out.write(block)
+        except ConnectionError as error:
+            self._left(error)
+        if out.full and not self._paused and self.flow is not None:
+            self._paused = True
+            self.flow.pause()
+            out.when_room(self._go_on)
+
+    def _go_on(self) -> None:
+        self._paused = False
+        if self.flow is not None:
+            self.flow.resume()
+
+    def done(self, error: NodeError | None) -> None:
+        try:
+            if error is None:
+                self._out.write(DONE)
+            else:
+                self._out.last()
+                self._out.write(b"event: error\ndata: " + error_body(error) + b"\n\n")
+            self._out.end()
+        except ConnectionError as left:
+            self._left(left)
+        if not self.over.done():
+            self.over.set_result(None)
+
+    def _left(self, error: ConnectionError) -> None:
+        if not self.over.done():
+            self.over.set_exception(error)
 
 
 def _call(request: Head, body: bytes) -> Call:

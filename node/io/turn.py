@@ -23,6 +23,7 @@ class Line(Protocol):
     def keeping(self) -> bool: ...
     def write(self, data: bytes, *, more: bool = True) -> None: ...
     async def drained(self) -> None: ...
+    def when_room(self, call: Callable[[], None]) -> None: ...
     def answered(self) -> None: ...
     def last(self) -> None: ...
     def abort(self) -> None: ...
@@ -120,10 +121,17 @@ class Outgoing:
             part, self._begun = self._begun + part, b""
         self._line.write(part)
 
-    def end(self) -> None:
-        """The answer that was begun is whole."""
-        if self._chunked or self._begun:
-            self._line.write(self._begun + (LAST_CHUNK if self._chunked else b""))
+    def end(self, data: bytes = b"") -> None:
+        """The answer that was begun is whole, with `data` as its last part."""
+        assert self.status
+        rest = self._begun
+        if self._chunked:
+            rest += (chunk(data) if data else b"") + LAST_CHUNK
+        else:
+            rest += data
+        self._begun = b""
+        if rest:
+            self._line.write(rest)
         self._end()
 
     @property
@@ -135,9 +143,14 @@ class Outgoing:
         """Returns when little of what was written is still here. Raises ConnectionResetError."""
         await self._line.drained()
 
+    def when_room(self, call: Callable[[], None]) -> None:
+        """`full` now: `call` once it is not any more, or when the client has gone."""
+        self._line.when_room(call)
+
     def last(self) -> None:
         """The connection closes after this answer."""
-        self._line.last()
+        if not self.ended:
+            self._line.last()
 
     def abort(self) -> None:
         """The connection ends now, and what was written and not sent is lost."""

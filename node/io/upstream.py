@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import Mapping
 from contextlib import aclosing
 from typing import NamedTuple
 
@@ -65,7 +65,7 @@ class Upstream:
     def pour(
         self, path: str, body: bytes, *, model_name: str, sink: Sink, fields: Mapping[str, str] | None = None
     ) -> Flow:
-        """Pouring.pour of node/io/engine.py."""
+        """Worker.pour of node/io/engine.py."""
         answer = Poured(
             self._settings,
             path,
@@ -79,12 +79,6 @@ class Upstream:
         place, head = self._question("POST", f"{self.base}/{path}", cleaned, fields)
         self.http.push(place.origins, head, cleaned, answer, connect_s=self._settings.connect_limit_s)
         return answer
-
-    async def stream(self, path: str, body: bytes, *, model_name: str) -> AsyncGenerator[bytes, None]:
-        """Worker.stream of node/io/engine.py."""
-        async with aclosing(gathered(lambda sink: self.pour(path, body, model_name=model_name, sink=sink))) as blocks:
-            async for block in blocks:
-                yield block
 
     def _renamer(self, model_name: str) -> Renamer:
         """What one stream has taught it about this server's chunks the next one need not learn."""

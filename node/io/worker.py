@@ -6,14 +6,13 @@ import asyncio
 import re
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from node.errors import NodeError, NodeErrorCode
 from node.io.diagnosis import PORT_TAKEN
 from node.io.engine import ModelSpec, WorkerStats
-from node.io.flow import Flow, Meter, Metered, Sink, gathered
+from node.io.flow import Flow, Meter, Metered, Sink
 from node.io.process import HOST, Child, child_environment, free_port
 from node.io.registry import Registry
 from node.io.upstream import Upstream
@@ -148,14 +147,8 @@ class ServerWorker(ABC):
         finally:
             await ended(ready, exited)
 
-    async def stream(self, path: str, body: bytes, *, model_name: str) -> AsyncGenerator[bytes, None]:
-        """Worker.stream."""
-        async with aclosing(gathered(lambda sink: self.pour(path, body, model_name=model_name, sink=sink))) as blocks:
-            async for block in blocks:
-                yield block
-
     def pour(self, path: str, body: bytes, *, model_name: str, sink: Sink) -> Flow:
-        """Pouring.pour, with the reason when the process broke off."""
+        """Worker.pour, with the reason when the process broke off."""
         upstream = self.upstream
         return Metered(self.meter, sink, self._explained).through(
             lambda counting: upstream.pour(path, body, model_name=model_name, sink=counting)

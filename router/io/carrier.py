@@ -1,16 +1,21 @@
-"""Carries one attempt of one request, from its opening to its end, whatever that is. The machine hears of it once."""
+"""Carries one attempt of one request, from its opening to its end, whatever that is. The machine hears of it once.
+
+Nothing waits here: what the node says goes to the client in the callback that brings it, and a slow client holds the
+node up.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from contextlib import aclosing
+from contextlib import suppress
+from typing import Protocol
 
 import msgspec
 
 from node.errors import NodeError, NodeErrorCode
 from node.io.calls import Call
-from node.openai import is_done, usage_of
+from node.io.flow import Flow
+from node.openai import usage_of
 from node.types import Usage
 from router.attempt_events import Broke, ClientLeft, Completed, Event, FirstByte, Joined, Mismatch, Open
 from router.handover import Handover
@@ -24,162 +29,209 @@ from router.seam import Seam, SeamError
 _USAGE = b": usage "
 
 
+class Owner(Protocol):
+    """Whose attempt it is: router/io/exchange.py."""
+
+    def feed(self, event: Event) -> None:
+        """What has happened."""
+
+    def explain_late(self) -> None:
+        """The client is told why here, when its head went out before that was known. Raises ConnectionError."""
+
+    def learn(self, model: str, usage: Usage) -> None:
+        """The answer is whole."""
+
+    def defect(self, error: Exception) -> None:
+        """Of ours, which ends the request."""
+
+
 class Carrier:
-    """All attempts of one request, one after the other. `feed` takes what happens; `explain_late` tells the client why
-    when the head went out before that was known; `learn` hears (model, usage) of an answer that is whole."""
+    """One attempt: a Sink for a completion, or the task of a post. After `close` it says nothing."""
+
+    __slots__ = (
+        "_first", "_flow", "_flows", "_handover", "_means", "_opened", "_over", "_owner", "_paused", "_posting",
+        "_record", "_reply", "_seam", "_usage",
+    )  # fmt: skip
 
     def __init__(
-        self,
-        means: Means,
-        record: Record,
-        handover: Handover,
-        *,
-        feed: Callable[[Event], None],
-        explain_late: Callable[[Reply], Awaitable[None]],
-        learn: Callable[[str, Usage], None],
+        self, owner: Owner, means: Means, opened: Open, *, record: Record, handover: Handover, reply: Reply
     ) -> None:
-        self._means, self._record, self._handover = means, record, handover
-        self._feed, self._explain_late, self._learn = feed, explain_late, learn
-        self._clock = asyncio.get_running_loop().time
-        self.carried: Open | None = None  # the upstream that counts now
-        self._scope: asyncio.Timeout | None = None  # rescheduled to now when that upstream must stop
-        self._writing = False  # to the client; left so by what a reply raises
+        self._owner, self._means, self._record = owner, means, record
+        self._handover, self._reply, self._opened = handover, reply, opened
+        self._flow: Flow | None = None
+        self._posting: asyncio.Task[None] | None = None
+        self._seam: Seam | None = None  # what a second run must pass
+        self._usage = Usage()
+        self._first = False  # its first byte has come,
+        self._flows = False  # and something that the client did not have
+        self._paused = self._over = False
 
-    def stop(self, *, over: bool) -> None:
-        """The upstream that is open counts no more. What is being written to the client goes out whole, for the answer
-        goes on behind it; unless the request is `over`."""
-        self.carried = None
-        if self._scope is not None and (over or not self._writing):
-            self._scope.reschedule(self._clock())
-            self._scope = None  # it is told once: a scope that has begun to end raises
-
-    async def stream(self, opened: Open, call: Call, reply: Reply) -> None:
-        """A completion. Raises nothing but CancelledError."""
-        if opened.mode == "start" and self._handover.restart():
+    def stream(self, call: Call) -> None:
+        """A completion."""
+        if self._opened.mode == "start" and self._handover.restart():
             self._record.first_at = None
-            reply.restart()
-
-        async def run(hop: Hop) -> None:
-            await self._stream(hop, call, opened, reply)
-
-        await self._carry(opened, run)
-
-    async def post(self, opened: Open, call: Call, reply: WholeReply) -> None:
-        """Any other endpoint. Raises nothing but CancelledError."""
-
-        async def run(hop: Hop) -> None:
-            await self._post(hop, call, opened, reply)
-
-        self._record.first_at = None
-        await self._carry(opened, run)
-
-    async def _carry(self, opened: Open, run: Callable[[Hop], Awaitable[None]]) -> None:
-        self.carried, self._writing = opened, False
-        scope = asyncio.timeout(None)
+            self._reply.restart()
         try:
-            async with scope:
-                self._scope = scope
-                try:
-                    await run(self._means.hop(opened.node))
-                finally:
-                    self._scope = None  # what is fed below closes nothing: this attempt's scope is over
-        except TimeoutError:
-            if not scope.expired():
-                raise
+            hop = self._means.hop(self._opened.node)
+            self._seam = self._second_run()
+            self._flow = hop.pour(call, self)
         except NodeError as error:
-            if self._writing:  # The reply could not put it together, however well it came.
-                self._handover.spoil()
-            self._feed(Broke(opened.attempt, error.code, error.message))
+            self._broke(error)
         except SeamError as error:
-            self._feed(Mismatch(opened.attempt, str(error)))
-        except ConnectionError:  # of the client: a hop's own are NodeErrors
-            self._feed(ClientLeft())
-        finally:
-            self.carried = None
+            self._end(Mismatch(self._opened.attempt, str(error)))
 
-    async def _stream(self, hop: Hop, call: Call, opened: Open, reply: Reply) -> None:
-        usage, complete, seam = Usage(), False, self._seam(opened)
-        first = flows = False
-        async with aclosing(hop.stream(call)) as blocks:
-            async for block in blocks:
-                if self.carried is not opened:
-                    return  # closed while this block was on its way up, or the one before on its way to the client
-                if block.startswith(b":"):
-                    usage = await self._comment(block, reply) or usage
-                elif not is_done(block):
-                    if not first:
-                        first = True
-                        await self._first(block, opened, reply)
-                    new = block if seam is None else seam.feed(block)
-                    if new is None:
-                        continue
-                    if not flows:
-                        flows = True
-                        self._feed(Joined(opened.attempt))
-                    self._handover.kept.add(new)
-                    self._writing = True
-                    await reply.block(new)
-                    self._writing = False
-                elif not first and opened.mode == "start":
-                    raise NodeError(NodeErrorCode.MODEL_FAILED, "the engine ended without an answer")
-                else:
-                    if seam is not None:
-                        seam.end()
-                    complete = True
-                    await self._finish(usage, opened, reply)
-        if not complete:
-            raise NodeError(NodeErrorCode.UNREACHABLE, "the answer ended without [DONE]")
+    def post(self, call: Call, reply: WholeReply) -> None:
+        """Any other endpoint."""
+        self._record.first_at = None
+        try:
+            hop = self._means.hop(self._opened.node)
+        except NodeError as error:
+            self._broke(error)
+        else:
+            self._posting = asyncio.ensure_future(self._post(hop, call, reply))
 
-    async def _comment(self, block: bytes, reply: Reply) -> Usage | None:
-        """A sign of life, which a client whose answer has begun sees too, or the answer's usage."""
+    def close(self) -> None:
+        """It counts no more: the node is told to stop."""
+        self._over = True
+        flow, self._flow = self._flow, None
+        if flow is not None:
+            flow.close()
+        if self._posting is not None and self._posting is not asyncio.current_task():
+            self._posting.cancel()
+
+    # Sink
+
+    def block(self, block: bytes) -> None:
+        if self._over:
+            return
+        try:
+            if block.startswith(b":"):
+                self._comment(block)
+            else:
+                self._data(block)
+        except Exception as error:  # noqa: BLE001 - what brings blocks must not end of it
+            self._failed(error)
+        if self._reply.full and not self._paused and self._flow is not None:
+            self._paused = True
+            self._flow.pause()
+            self._reply.when_room(self._go_on)
+
+    def done(self, error: NodeError | None) -> None:
+        if self._over:
+            return
+        if error is not None:
+            self._broke(error)
+        elif not self._first and self._opened.mode == "start":
+            self._broke(NodeError(NodeErrorCode.MODEL_FAILED, "the engine ended without an answer"))
+        else:
+            try:
+                self._finish()
+            except Exception as found:  # noqa: BLE001 - as above
+                self._failed(found)
+
+    # What it does with what comes
+
+    def _data(self, block: bytes) -> None:
+        if not self._first:
+            self._first = True
+            self._began(block)
+        new = block if self._seam is None else self._seam.feed(block)
+        if new is None:
+            return
+        if not self._flows:
+            self._flows = True
+            self._owner.feed(Joined(self._opened.attempt))
+        self._handover.kept.add(new)
+        if not self._over:
+            self._reply.block(new)
+
+    def _comment(self, block: bytes) -> None:
+        """The answer's usage, or a sign of life, which a client whose answer has begun sees too."""
         if block.startswith(_USAGE):
-            return _usage(block)
-        if self._record.first_at is not None:
-            self._writing = True
-            await reply.keep_alive(block)
-            self._writing = False
-        return None
+            self._usage = _usage(block)
+        elif self._record.first_at is not None and not self._reply.full:
+            self._reply.keep_alive(block)
 
-    def _seam(self, opened: Open) -> Seam | None:
-        """What a second run must pass. Raises NodeError when nothing can be done where it was granted."""
-        if opened.mode == "start" and self._handover.begun:
-            raise NodeError(NodeErrorCode.MODEL_NOT_FOUND, "it holds other weights by now than those it had")
-        return self._handover.seam() if opened.mode == "replay" else None
-
-    async def _first(self, block: bytes, opened: Open, reply: Reply) -> None:
+    def _began(self, block: bytes) -> None:
         """The first `data:` block of this attempt."""
         early = usage_of(block)
-        starts = opened.mode == "start"
+        opened, starts = self._opened, self._opened.mode == "start"
         if starts:
-            self._record.first_at = self._clock()
+            self._record.first_at = asyncio.get_running_loop().time()
             self._handover.began(self._means.view(), opened.node, opened.model)
-        self._feed(FirstByte(opened.attempt, early.usage.cached if early is not None else 0))
+        self._owner.feed(FirstByte(opened.attempt, early.usage.cached if early is not None else 0))
         if starts:
-            self._writing = True
-            await self._explain_late(reply)
-            self._writing = False
+            self._owner.explain_late()
 
-    async def _finish(self, usage: Usage, opened: Open, reply: Reply) -> None:
-        self._writing = True
-        reply.seal(usage)
-        self._learn(opened.model, usage)
-        self._feed(Completed(opened.attempt, usage, self._handover.own(usage, opened.mode)))
-        await reply.finish()
+    def _finish(self) -> None:
+        if self._seam is not None:
+            self._seam.end()
+        opened, usage = self._opened, self._usage
+        self._reply.seal(usage)
+        self._say_end()
+        self._owner.learn(opened.model, usage)
+        self._end(Completed(opened.attempt, usage, self._handover.own(usage, opened.mode)))
 
-    async def _post(self, hop: Hop, call: Call, opened: Open, reply: WholeReply) -> None:
-        status, content_type, body = await hop.post(call)
-        if self.carried is not opened:
-            return
-        if status == 429:
-            raise NodeError(NodeErrorCode.NODE_BUSY, "the engine is full")
-        if status >= 500:
-            raise NodeError(NodeErrorCode.MODEL_FAILED, f"the engine answered {status}")
-        self._record.first_at = self._clock()
-        self._feed(FirstByte(opened.attempt))
-        if status >= 400:
-            content_type, body = "application/json", envelope.engine_refusal(status, body)
-        reply.give(status, content_type, body)
-        self._feed(Completed(opened.attempt, Usage()))
+    def _say_end(self) -> None:
+        """Before anything is noted of it, as nobody waits for that. A client that has left now did so in vain."""
+        with suppress(ConnectionError):
+            self._reply.finish()
+
+    def _second_run(self) -> Seam | None:
+        """Raises NodeError when nothing can be done where it was granted, SeamError when nothing can be anywhere."""
+        if self._opened.mode == "start" and self._handover.begun:
+            raise NodeError(NodeErrorCode.MODEL_NOT_FOUND, "it holds other weights by now than those it had")
+        return self._handover.seam() if self._opened.mode == "replay" else None
+
+    def _go_on(self) -> None:
+        self._paused = False
+        if self._flow is not None:
+            self._flow.resume()
+
+    async def _post(self, hop: Hop, call: Call, reply: WholeReply) -> None:
+        try:
+            status, content_type, body = await hop.post(call)
+            if self._over:
+                return
+            if status == 429:
+                raise NodeError(NodeErrorCode.NODE_BUSY, "the engine is full")
+            if status >= 500:
+                raise NodeError(NodeErrorCode.MODEL_FAILED, f"the engine answered {status}")
+            self._record.first_at = asyncio.get_running_loop().time()
+            self._owner.feed(FirstByte(self._opened.attempt))
+            if status >= 400:
+                content_type, body = "application/json", envelope.engine_refusal(status, body)
+            reply.give(status, content_type, body)
+            self._say_end()
+            self._end(Completed(self._opened.attempt, Usage()))
+        except NodeError as error:
+            if not self._over:
+                self._broke(error)
+        except Exception as error:  # noqa: BLE001 - as above
+            self._failed(error)
+
+    # How it ends
+
+    def _failed(self, error: Exception) -> None:
+        """What came cannot be passed on."""
+        match error:
+            case NodeError():
+                self._handover.spoil()  # The reply could not put it together, however well it came.
+                self._broke(error)
+            case SeamError():
+                self._end(Mismatch(self._opened.attempt, str(error)))
+            case ConnectionError():
+                self._end(ClientLeft())
+            case _:
+                self.close()
+                self._owner.defect(error)
+
+    def _broke(self, error: NodeError) -> None:
+        self._end(Broke(self._opened.attempt, error.code, error.message))
+
+    def _end(self, event: Event) -> None:
+        self.close()
+        self._owner.feed(event)
 
 
 def _usage(block: bytes) -> Usage:

@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import logging
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import msgspec
 from msgspec import Struct
 
 from node.errors import NodeError, NodeErrorCode
+from node.http_answer import AnswerHead
 from node.io.calls import Call
 from node.io.dial import Origin
+from node.io.flow import Flow, Sink
 from node.io.http_client import HttpClient
 from node.io.http_read import ReadAnswer
-from node.io.http_wire import FullError, HttpError, NotConnectedError, SilentError, question
+from node.io.http_wire import Answer, FullError, HttpError, NotConnectedError, SilentError, question
 from node.openai import SseSplitter, data_of, is_done
+from node.settings import HttpSettings
 from router.settings import EdgeSettings
 
 log = logging.getLogger(__name__)
@@ -29,8 +32,8 @@ log = logging.getLogger(__name__)
 class Hop(Protocol):
     """The way to one node."""
 
-    def stream(self, call: Call) -> AsyncGenerator[bytes, None]:
-        """Whole SSE blocks, `data: [DONE]` last. Raises NodeError, before or after blocks; closing it cancels."""
+    def pour(self, call: Call, sink: Sink) -> Flow:
+        """`sink` gets whole SSE blocks. Raises NodeError; closing the flow cancels."""
 
     async def post(self, call: Call) -> tuple[int, str, bytes]:
         """Status, content type and body of an endpoint that does not stream. Raises NodeError."""
@@ -39,7 +42,7 @@ class Hop(Protocol):
 class Serving(Protocol):
     """What an edge needs of its own node (node/io/host.py)."""
 
-    def serve(self, call: Call) -> AsyncIterator[bytes]: ...
+    def pour(self, call: Call, sink: Sink) -> Flow: ...
 
     async def post(self, call: Call) -> tuple[int, str, bytes]: ...
 
@@ -50,19 +53,14 @@ class LocalHop:
     def __init__(self, host: Serving) -> None:
         self._host = host
 
-    async def stream(self, call: Call) -> AsyncGenerator[bytes, None]:
-        blocks = self._host.serve(call)
+    def pour(self, call: Call, sink: Sink) -> Flow:
         try:
-            async for block in blocks:
-                yield block
+            return self._host.pour(call, sink)
         except NodeError:
             raise
         except Exception as error:
             log.exception("this node failed to serve %s", call.id)
             raise NodeError(NodeErrorCode.INTERNAL, f"this node failed: {type(error).__name__}") from error
-        finally:
-            if isinstance(blocks, AsyncGenerator):
-                await blocks.aclose()
 
     async def post(self, call: Call) -> tuple[int, str, bytes]:
         try:
@@ -116,28 +114,18 @@ class HttpHop:
         self._http, self._settings, self._count = http, settings, count
         self._origins = [Origin(address, port, tls) for address in addresses]
 
-    async def stream(self, call: Call) -> AsyncGenerator[bytes, None]:
-        answer = await self._open(call, self._settings.silence_s)
-        try:
-            if answer.status != 200:
-                refusal = await self._read(answer, self._settings.refusal_limit_bytes)
-                raise node_error(refusal) or _odd(answer.status)
-            splitter = SseSplitter(self._settings.block_limit_bytes)
-            while data := await answer.read():
-                self._count("peer_in", len(data))
-                for block in splitter.feed(data):
-                    if block.startswith(b"event: error"):
-                        raise node_error(data_of(block) or b"") or _odd(answer.status)
-                    if is_done(block):
-                        answer.leave()
-                        yield block
-                        return
-                    yield block
-        except HttpError as error:
-            raise _lost(error) from error
-        finally:
-            answer.close()  # before its end that cancels at the node
-        raise NodeError(NodeErrorCode.UNREACHABLE, "the connection was closed in the middle of the answer")
+    def pour(self, call: Call, sink: Sink) -> Flow:
+        answer = _Blocks(self._http.settings, self._settings, sink, self._count)
+        self._http.push(
+            self._origins,
+            _question(call),
+            call.body,
+            answer,
+            connect_s=self._settings.connect_cap_s,
+            beside_s=self._settings.connect_floor_s,
+        )
+        self._count("peer_out", len(call.body))
+        return answer
 
     async def post(self, call: Call) -> tuple[int, str, bytes]:
         answer = await self._open(call, call.deadline_s)
@@ -152,23 +140,10 @@ class HttpHop:
         return answer.status, answer.headers.text(b"content-type", "application/octet-stream"), body
 
     async def _open(self, call: Call, silence_s: float) -> ReadAnswer:
-        fields = {
-            "content-type": call.content_type,
-            "x-mesh-request": call.id,
-            "x-mesh-attempt": str(call.attempt),
-            "x-mesh-edge": call.edge,
-            "x-mesh-model": call.model,
-            "x-mesh-usage": "1" if call.wants_usage else "0",
-            "x-mesh-deadline-ms": str(max(1, round(call.deadline_s * 1e3))),
-        }
-        if call.keep_alive is not None:
-            fields["x-mesh-keep-alive"] = str(call.keep_alive)
-        if call.resumes:
-            fields["x-mesh-resume"] = "1"
         try:
             answer = await self._http.ask(
                 self._origins,
-                question("POST", "mesh", f"/mesh/v1/serve/{call.path}", fields, len(call.body)),
+                _question(call),
                 call.body,
                 connect_s=self._settings.connect_cap_s,
                 beside_s=self._settings.connect_floor_s,
@@ -176,8 +151,6 @@ class HttpHop:
             )
         except HttpError as error:
             raise _lost(error) from error
-        except ValueError as error:
-            raise NodeError(NodeErrorCode.BAD_REQUEST, f"it cannot be asked for: {error}") from error
         self._count("peer_out", len(call.body))
         return answer
 
@@ -187,6 +160,90 @@ class HttpHop:
             raise NodeError(NodeErrorCode.MODEL_FAILED, f"the answer is larger than {limit} bytes")
         self._count("peer_in", len(body))
         return body
+
+
+class _Blocks(Answer):
+    """A peer's answer as blocks, in the callback that brings it."""
+
+    def __init__(
+        self, http: HttpSettings, settings: EdgeSettings, sink: Sink, count: Callable[[str, int], None]
+    ) -> None:
+        super().__init__(http, settings.silence_s)
+        self._edge, self._sink, self._count = settings, sink, count
+        self._splitter = SseSplitter(settings.block_limit_bytes)
+        self._refusal: bytes | None = None  # what has come of it
+
+    def on_head(self, head: AnswerHead) -> None:
+        if head.status != 200:
+            self._refusal = b""
+
+    def on_part(self, body: bytes) -> None:
+        self._count("peer_in", len(body))
+        if self._refusal is not None:
+            self._refusal += body
+            if len(self._refusal) > self._edge.refusal_limit_bytes:
+                limit = self._edge.refusal_limit_bytes
+                self._fail(NodeError(NodeErrorCode.MODEL_FAILED, f"the answer is larger than {limit} bytes"))
+            return
+        try:
+            blocks = self._splitter.feed(body)
+        except NodeError as error:
+            self._fail(error)
+            return
+        for block in blocks:
+            if block.startswith(b"data: {") or not self._ends(block):
+                self._sink.block(block)
+            if not self.wanted:
+                return
+
+    def on_end(self, error: HttpError | None) -> None:
+        if error is not None:
+            self._sink.done(_lost(error))
+        elif self._refusal is not None:
+            self._sink.done(self._refused(self._refusal))
+        else:
+            message = "the connection was closed in the middle of the answer"
+            self._sink.done(NodeError(NodeErrorCode.UNREACHABLE, message))
+
+    def _ends(self, block: bytes) -> bool:
+        """Whether it was the last."""
+        if block.startswith(b"event: error"):
+            self._fail(self._refused(data_of(block) or b""))
+        elif is_done(block):
+            self.leave()
+            self._sink.done(None)
+        else:
+            return False
+        return True
+
+    def _refused(self, said: bytes) -> NodeError:
+        assert self.head is not None
+        return node_error(said) or _odd(self.head.status)
+
+    def _fail(self, error: NodeError) -> None:
+        self.close()
+        self._sink.done(error)
+
+
+def _question(call: Call) -> bytes:
+    """The head of what a peer is asked. Raises NodeError when something in it cannot be said."""
+    fields = {
+        "content-type": call.content_type,
+        "x-mesh-request": call.id,
+        "x-mesh-attempt": str(call.attempt),
+        "x-mesh-edge": call.edge,
+        "x-mesh-model": call.model,
+        "x-mesh-usage": "1" if call.wants_usage else "0",
+        "x-mesh-deadline-ms": str(max(1, round(call.deadline_s * 1e3))),
+    }
+    if call.keep_alive is not None:
+        fields["x-mesh-keep-alive"] = str(call.keep_alive)
+    if call.resumes:
+        fields["x-mesh-resume"] = "1"
+    try:
+        return question("POST", "mesh", f"/mesh/v1/serve/{call.path}", fields, len(call.body))
+    except ValueError as error:
+        raise NodeError(NodeErrorCode.BAD_REQUEST, f"it cannot be asked for: {error}") from error
 
 
 def _lost(error: HttpError) -> NodeError:

@@ -45,7 +45,8 @@ class Dispatch:
         self._followed = Follow(None, 0, ruling=False)
         self._answers: dict[RequestId, tuple[int, OnAnswer]] = {}
         self._inbox: deque[EdgeFrame | CoordinatorFrame] = deque()  # said here, to be heard here
-        self._draining = self._closed = False
+        self._asking: RequestId | None = None  # by whom we were called
+        self._stepping = self._closed = False
         self._timers: dict[str, tuple[float, asyncio.Handle]] = {}  # when (uvloop does not tell), and
 
     async def run(self) -> None:
@@ -62,10 +63,12 @@ class Dispatch:
     def ask(
         self, request: Request, attempt: int, age_s: float, last_outcome: Outcome | None, on_answer: OnAnswer
     ) -> None:
-        """Where shall this run? `on_answer` hears `Queued`, maybe several times, then `Granted` or `Refused`, never
+        """Where shall this run? `on_answer` hears `Queued`, maybe several times, then `Granted` or `Refused`, maybe
         before this returns. `request.deadline` is seconds left. A higher attempt replaces the one before."""
         self._answers[request.id] = attempt, on_answer
+        self._asking = request.id
         self._ask_of(Ask(request, attempt, age_s, last_outcome))
+        self._asking = None
 
     def taken(self, request: RequestId, attempt: int) -> None:
         """The grant is being carried out."""
@@ -166,25 +169,37 @@ class Dispatch:
                 case Say():
                     self._say(effect)
                 case Answer(frame):
-                    self._hand_over(frame, later=isinstance(event, Ask))
+                    self._hand_over(frame)
                 case Release():
                     self._inbox = deque(f for f in self._inbox if isinstance(f, Queued | Granted | Refused))
                     self._tell_desk(Rule(self._followed.ruling))
-        self._wake("asker", self._asker.deadline, self._ask_of)
+        if not self._stepping:
+            self._settle()
 
     def _tell_desk(self, event: DeskEvent) -> None:
         for say in self._desk.step(event, self._loop.time()):
             self._say(say)
+        if not self._stepping:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Frames from this node to itself are heard, the same as over a link, once what brought them is done; and then
+        both machines say when they are due. Nearly always all is said in here that a request needs to begin."""
+        self._stepping = True
+        try:
+            while self._inbox:
+                self.received(self._me, self._inbox.popleft())
+        finally:
+            self._stepping = False
+        self._wake("asker", self._asker.deadline, self._ask_of)
         self._wake("desk", self._desk.deadline, self._tell_desk)
 
     def _say(self, say: Say) -> None:
-        frame, from_edge = say.frame, not isinstance(say.frame, Queued | Granted | Refused)
+        frame = say.frame
         if say.to == self._me:
             self._inbox.append(frame)
-            if not self._draining:
-                self._draining = True
-                self._loop.call_soon(self._drain)
             return
+        from_edge = not isinstance(frame, Queued | Granted | Refused)
         sent = self._send(say.to, frame)
         if from_edge and sent and self._asker.unreachable:
             self._loop.call_soon(self._ask_of, LinkBack(say.to))
@@ -193,33 +208,27 @@ class Dispatch:
         elif not sent:
             self._loop.call_soon(self._tell_desk, EdgeLost(say.to))
 
-    def _drain(self) -> None:
-        """Frames from this node to itself: the same step as over a link, one turn of the loop later."""
-        self._draining = False
-        for _ in range(len(self._inbox)):
-            self.received(self._me, self._inbox.popleft())
-
-    def _hand_over(self, frame: CoordinatorFrame, *, later: bool) -> None:
+    def _hand_over(self, frame: CoordinatorFrame) -> None:
+        """To whoever asks now, at once. To any other in its own turn of the loop: no request runs inside another's."""
         attempt, on_answer = self._answers.get(frame.id, (0, None))
         if on_answer is None or attempt != frame.attempt:
             return
         if not isinstance(frame, Queued):
             del self._answers[frame.id]
-        if later:
-            self._loop.call_soon(on_answer, frame)
-        else:
+        if frame.id == self._asking:
             on_answer(frame)
+        else:
+            self._loop.call_soon(on_answer, frame)
 
     def _wake(self, name: str, at: float | None, step: Callable[[Tick], None]) -> None:
-        """One timer per machine, at its deadline."""
-        due, timer = self._timers.get(name, (None, None))
-        if timer is not None and due == at:
+        """One timer per machine, at its deadline or before it: each request moves that, mostly away again, and a tick
+        that comes early is harmless."""
+        known = self._timers.get(name)
+        if at is None or self._closed or (known is not None and known[0] <= at):
             return
-        if timer is not None:
-            timer.cancel()
-            del self._timers[name]
-        if at is not None and not self._closed:
-            self._timers[name] = at, self._loop.call_at(at, self._fire, name, step)
+        if known is not None:
+            known[1].cancel()
+        self._timers[name] = at, self._loop.call_at(at, self._fire, name, step)
 
     def _fire(self, name: str, step: Callable[[Tick], None]) -> None:
         """The timer is over before its machine says when the next is due: maybe at the same time, as uvloop counts

@@ -29,6 +29,7 @@ from router.io.exchange import Exchange
 from router.io.means import Means, Placing
 from router.io.models_api import ModelsApi
 from router.kept import Keep
+from router.lately import Lately
 from router.lengths import Lengths
 from router.settings import EdgeSettings
 from router.view import NodeState, View
@@ -73,6 +74,7 @@ class Edge:
             bodies=Bodies(settings, limited),
             keep=Keep(settings.kept_stream_bytes, settings.kept_limit_bytes),
             lengths=Lengths(settings.prompt),
+            lately=Lately(settings.lately_s, settings.lately_names),
             settings=settings,
             report=report,
             count=count_bytes,
@@ -131,6 +133,9 @@ class Edge:
 
     def node_lost(self, node: NodeId) -> None:
         """Membership says that `node` is dead: what runs there is taken elsewhere without waiting for its sockets."""
+        if (found := self._view().node(node)) is not None:
+            names = (name for model in found.report.models for name in catalog.names_of(model))
+            self._means.lately.lost(names, asyncio.get_running_loop().time())
         for exchange in tuple(self._open):
             exchange.node_lost(node)
 
@@ -143,6 +148,8 @@ class Edge:
     async def drain(self, grace_s: float) -> None:
         """Take no new requests (503) and return when the open ones have ended, or after `grace_s` seconds."""
         self._stopping = True
+        for exchange in tuple(self._open):
+            exchange.last()
         try:
             async with asyncio.timeout(grace_s):
                 await self._idle.wait()
@@ -188,11 +195,13 @@ class Edge:
         self._crowd.enter(incoming.client)
         self._idle.clear()
         try:
-            answer = await exchange.run(closed, lambda: self._leaving() or self._revoked(verdict))
             if self._stopping:
-                outgoing.last()  # the client's next request shall look for a node that stays
+                exchange.last()
+            answer = await exchange.run(closed, lambda: self._leaving() or self._revoked(verdict))
             if answer is not None:
                 outgoing.whole(answer)
+            elif outgoing.ended:
+                return
             elif outgoing.status:
                 outgoing.end()
             else:

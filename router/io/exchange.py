@@ -1,7 +1,7 @@
 """One request on its way: reads it, drives its attempts, carries the answer back, and reports what happened, once.
 
-All of it runs in the task of its request. Events step the machine at the place where they happen, so that nothing is
-written to the client that the machine does not know of.
+Events step the machine at the place where they happen, mostly in the callbacks of sockets, so that nothing is written
+to the client that the machine does not know of. The task of a request waits for its body and for its end.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import secrets
+import random
 from collections import deque
 from collections.abc import Callable
 
-from node.continuation import Continuation, continued
+from node.continuation import continued
 from node.http_reply import Answer
 from node.io.calls import Call
 from node.io.turn import Incoming, Outgoing
@@ -47,12 +47,13 @@ from router.handover import Handover, Plan
 from router.io import envelope
 from router.io.carrier import Carrier
 from router.io.means import Means
-from router.io.record import CLIENT_LEFT, Record
+from router.io.record import CLIENT_LEFT, NOBODY, Record
 from router.io.replies import Reply, StreamReply, WholeReply
 from router.io.said import Said
 from router.nesting import Nesting, is_flat
 
 log = logging.getLogger(__name__)
+_ids = random.Random()  # noqa: S311 - tells requests apart, keeps no secret; asking the system for each took 2 % of one
 
 
 class Exchange:
@@ -62,7 +63,7 @@ class Exchange:
         self._means, self._in, self._out, self._path = means, incoming, outgoing, path
         self._settings = means.settings
         self._clock = asyncio.get_running_loop().time
-        self._record = Record(RequestId(f"req-{secrets.token_hex(8)}"), self._clock(), key)
+        self._record = Record(RequestId(f"req-{_ids.getrandbits(64):016x}"), self._clock(), key)
         self._ends_at = self._record.began + means.settings.request_timeout_s
         self._body = b""
         self._wanted = catalog.Wanted(())
@@ -73,20 +74,22 @@ class Exchange:
         self._stepping = self._dismissed = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf  # the machine's deadline when it was set, which mostly moves away
-        self._wake = asyncio.Event()  # something to open, or the end
-        self._to_open: Open | None = None
-        self._going_on: Continuation | None = None  # what is sent along with that
+        self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._handover: Handover | None = None
-        self._carrier: Carrier | None = None
+        self._carrier: Carrier | None = None  # of the attempt that is open
 
     def node_lost(self, node: NodeId) -> None:
         """Membership says that `node` is dead."""
-        self._feed(NodeLost(node))
+        self.feed(NodeLost(node))
+
+    def last(self) -> None:
+        """The client's next request shall look for another node: its connection closes after this one."""
+        self._out.last()
 
     def dismiss(self) -> None:
         """Its client may not ask any more: it is cut off, and nothing goes on running for it."""
         self._dismissed = True
-        self._feed(ClientLeft())
+        self.feed(ClientLeft())
 
     def headers(self) -> dict[str, str]:
         """Of the response, as far as known: which node answers is certain once its first byte is there."""
@@ -109,8 +112,8 @@ class Exchange:
         """The decision, when the client wants to know."""
         if self._record.said is None or not self._record.said.explain:
             return None
-        decision = self._record.decision(self._means.view())
-        return compact(decision, self._settings.explain_limit_bytes) if decision is not None else None
+        why = self._record.why(self._means.view())
+        return compact(why.decision, self._settings.explain_limit_bytes) if why is not None else None
 
     async def run(self, closed: Refusal | None, leaving: Callable[[], Refusal | None]) -> Answer | None:
         """What is still to be sent; None: at most the end of what was. `closed`: it is refused with this, unread;
@@ -131,22 +134,31 @@ class Exchange:
         except ConnectionError:
             log.debug("request %s: the client left while it sent the body", record.id)
         except asyncio.CancelledError:
-            self._feed(ClientLeft())
+            self.feed(ClientLeft())
             record.status = self._reply.status if self._reply is not None else 0
             raise
         except Exception:
             log.exception("request %s failed in the edge", record.id)
-            self._feed(ClientLeft())
+            self.feed(ClientLeft())
             record.defect = True
-            answer = envelope.defect(self.headers())
+            answer = None if self._out.status else envelope.defect(self.headers())
         finally:
             if self._timer is not None:
                 self._timer.cancel()
+            if self._carrier is not None:
+                self._carrier.close()
+                self._carrier = None
             if record.kept is not None:
                 record.kept.close()
             record.status = record.status or (answer.status if answer is not None else self._out.status or CLIENT_LEFT)
             self._means.report(record.fact(self._means.view(), self._clock()))
+            self._let_go()
         return answer
+
+    def _let_go(self) -> None:
+        """These hold it as it holds them: but for this, each request would stay until the collector finds it, and
+        finding fifty objects a request took it 25 us."""
+        self._machine = self._reply = self._carrier = self._handover = self._timer = self._record.kept = None
 
     async def _run(self) -> Answer | None:
         record = self._record
@@ -156,22 +168,14 @@ class Exchange:
             self._ends_at = record.began + min(said.deadline_s, self._settings.request_timeout_s)
         await self._check_depth(said.content_type)
         record.asked = asked = asking.read(self._path, self._body, said.content_type, self._settings.prompt)
-        self._wanted = catalog.wanted(self._means.view(), self._path, asked, self._settings.names_listed)
+        self._wanted = self._want(asked)
         streamed = asked.stream and self._generates
         if streamed:
             self._reply = StreamReply(self._out, self.headers, self._settings, self._means.count)
         else:
-            self._reply = WholeReply(self.headers, self._settings, self._means.count)
-        record.kept = self._means.keep.begin(lambda why: self._feed(Unkept(why)))
+            self._reply = WholeReply(self._out, self.headers, self._settings, self._means.count)
+        record.kept = self._means.keep.begin(self._unkept)
         self._handover = Handover(record.kept, self._wanted.models, streamed=streamed)
-        self._carrier = Carrier(
-            self._means,
-            record,
-            self._handover,
-            feed=self._feed,
-            explain_late=self._explain_late,
-            learn=self._learn,
-        )
         now = self._clock()
         self._machine = record.machine = Attempts(
             record.id,
@@ -181,8 +185,9 @@ class Exchange:
             now=now,
             barred=self._wanted.barred,
         )
-        await self._drive(self._reply)
-        return self._reply.answer()
+        self.feed(ClientLeft() if self._dismissed else Tick())
+        await self._over
+        return await self._ended(self._reply)
 
     async def _check_depth(self, content_type: str) -> None:
         """Raises RouterError of a body that nests too deep. Others have their turn while a long one is looked at."""
@@ -197,28 +202,32 @@ class Exchange:
                 self._means.limited("json_depth")
                 raise RouterError(ErrorCode.INVALID_REQUEST, f"the body nests more than {limit} levels deep")
 
-    async def _drive(self, reply: Reply) -> None:
-        self._feed(ClientLeft() if self._dismissed else Tick())
-        while self._record.end is None:
-            await self._wake.wait()
-            self._wake.clear()
-            if (opened := self._to_open) is not None:
-                self._to_open = None
-                await self._carry(opened, reply)
-        end = self._record.end
-        if end.outcome == "cancelled" if isinstance(end, Finish) else not await self._told(reply, end.refusal):
-            self._out.abort()
-
-    async def _told(self, reply: Reply, refusal: Refusal) -> bool:
-        """Whether the client took the news. One that left or does not read need not be told."""
+    def _want(self, asked: asking.Asked) -> catalog.Wanted:
+        """Raises RouterError: nobody has the model, or can serve this. One whose nodes were lost a short while ago is
+        asked for all the same: somebody may come back."""
         try:
-            async with asyncio.timeout(self._settings.farewell_s):
+            return catalog.wanted(self._means.view(), self._path, asked, self._settings.names_listed)
+        except RouterError as error:
+            if error.refusal.code not in NOBODY or not self._means.lately.served(asked.model, self._clock()):
+                raise
+            return catalog.Wanted((asked.model,))
+
+    async def _ended(self, reply: Reply) -> Answer | None:
+        """What its end leaves to be said, and waits until that is taken: a client that does not read need not hear."""
+        end = self._record.end
+        if isinstance(end, Fail):
+            try:
                 if self._record.first_at is None:
-                    await self._explain_late(reply)
-                await reply.fail(refusal)
-        except (ConnectionError, TimeoutError):
-            return False
-        return True
+                    self.explain_late()
+                if (answer := reply.fail(end.refusal)) is not None:
+                    return answer
+                async with asyncio.timeout(self._settings.farewell_s):
+                    await self._out.drained()
+            except (ConnectionError, TimeoutError):
+                self._out.abort()
+        elif end is None or end.outcome == "cancelled":
+            self._out.abort()
+        return None
 
     @property
     def _generates(self) -> bool:
@@ -226,7 +235,7 @@ class Exchange:
 
     # The machine and what it wants done
 
-    def _feed(self, event: Event) -> None:
+    def feed(self, event: Event) -> None:
         """Step the machine. What happens because of it (an answer given at once) is stepped after it, not inside."""
         if self._machine is None:
             return
@@ -238,6 +247,8 @@ class Exchange:
             while self._inbox:
                 for effect in self._machine.step(self._inbox.popleft(), self._clock()):
                     self._perform(effect)
+        except Exception as error:  # noqa: BLE001 - whoever brought the event must not end of it
+            self.defect(error)
         finally:
             self._stepping = False
         if not self._machine.over and self._machine.deadline < self._timer_at:
@@ -249,7 +260,7 @@ class Exchange:
     def _tick(self) -> None:
         """May be early, as the deadline may have moved: that is harmless."""
         self._timer, self._timer_at = None, math.inf
-        self._feed(Tick())
+        self.feed(Tick())
 
     def _perform(self, effect: Effect) -> None:
         dispatch = self._means.dispatch
@@ -257,17 +268,9 @@ class Exchange:
             case AskFor():
                 self._ask(effect)
             case Open():
-                assert self._handover is not None
-                # Now, when `mode` said that it can: younger streams may take what is kept of it before it is opened.
-                self._going_on = self._handover.continuation if effect.mode == "continue" else None
-                assert self._going_on is not None or effect.mode != "continue"
-                self._to_open = effect
-                self._wake.set()
+                self._open(effect)
             case CloseUpstream():
-                assert self._machine is not None
-                assert self._carrier is not None
-                self._to_open = None
-                self._carrier.stop(over=self._machine.over)
+                self._close()
             case Taken(id_, attempt):
                 dispatch.taken(id_, attempt)
             case First(id_, attempt, cached):
@@ -279,12 +282,10 @@ class Exchange:
             case Comfort():
                 self._comfort()
             case Finish() | Fail():
-                assert self._carrier is not None
-                if isinstance(effect, Fail) or effect.outcome == "cancelled":
-                    # A block of an attempt that is over may still wait for a client that does not read.
-                    self._carrier.stop(over=True)
+                self._close()
                 self._record.end = effect
-                self._wake.set()
+                if not self._over.done():
+                    self._over.set_result(None)
 
     def _ask(self, ask: AskFor) -> None:
         """Ask the coordinator where; of an answer that has begun, where it can go on."""
@@ -293,7 +294,7 @@ class Exchange:
             assert self._handover is not None
             plan = self._handover.plan(self._means.view(), ask.excluded, ask.cannot, refused=ask.refused)
         if plan.lost is not None:
-            self._feed(Hopeless(ask.attempt, plan.lost, plan.why))
+            self.feed(Hopeless(ask.attempt, plan.lost, plan.why))
             return
         self._record.left_out = plan.left_out
         request = self._placing(ask.excluded, plan)
@@ -332,41 +333,63 @@ class Exchange:
                 mode: Mode = "start"
                 if self._handover is not None and self._handover.begun:
                     mode = self._handover.mode(self._means.view(), frame.node, frame.model)
-                self._feed(Placed(frame.attempt, frame.node, frame.model, frame.why, mode))
+                self.feed(Placed(frame.attempt, frame.node, frame.model, frame.why, mode))
             case Refused():
                 if frame.error.code is ErrorCode.MESH_SATURATED:
                     self._means.limited("queue")
                 if self._record.end is None and frame.decision is not None:
                     self._decided(Why(frame.decision))
-                self._feed(Denied(frame.attempt, frame.error))
+                self.feed(self._denied(frame))
+
+    def _denied(self, frame: Refused) -> Denied:
+        """A coordinator that never met the nodes that had the model does not know its name; this edge does."""
+        lately, now, error = self._means.lately, self._clock(), frame.error
+        served = next((name for name in self._wanted.models if lately.served(name, now)), None)
+        if served is not None and error.code is ErrorCode.MODEL_NOT_FOUND:
+            error = catalog.nobody(self._means.view(), served, self._settings.names_listed)
+        return Denied(frame.attempt, error, served is not None)
 
     def _decided(self, why: Why) -> None:
         self._record.decided, self._record.coordinator = why, self._means.view().coordinator
 
-    async def _explain_late(self, reply: Reply) -> None:
+    def explain_late(self) -> None:
         """The head went out before the decision was known."""
-        if reply.status and (explained := self._explained()) is not None:
-            await reply.keep_alive(f": x-mesh-decision {explained}\n\n".encode())
+        reply = self._reply
+        if reply is not None and reply.status and (explained := self._explained()) is not None:
+            reply.keep_alive(f": x-mesh-decision {explained}\n\n".encode())
+
+    def defect(self, error: Exception) -> None:
+        """Of ours, in a callback: `run` says so."""
+        if self._over.done():
+            log.error("request %s failed in the edge at its end", self._record.id, exc_info=error)
+        else:
+            self._over.set_exception(error)
+
+    def _unkept(self, why: str) -> None:
+        self.feed(Unkept(why))
 
     def _comfort(self) -> None:
         assert self._reply is not None
         try:
             self._reply.comfort()
         except ConnectionError:
-            self._feed(ClientLeft())
+            self.feed(ClientLeft())
 
     # Carrying
 
-    async def _carry(self, opened: Open, reply: Reply) -> None:
-        asked, said = self._record.asked, self._record.said
+    def _open(self, opened: Open) -> None:
+        asked, said, reply = self._record.asked, self._record.said, self._reply
         assert asked is not None
         assert said is not None
-        assert self._carrier is not None
-        on = self._going_on
+        assert reply is not None
+        assert self._handover is not None
+        view = self._means.view()
+        on = self._handover.continuation if opened.mode == "continue" else None
+        assert on is not None or opened.mode != "continue"
         call = Call(
             id=self._record.id,
             attempt=opened.attempt,
-            edge=self._means.view().self_id,
+            edge=view.self_id,
             model=opened.model,
             path=self._path,
             body=self._body if on is None else continued(self._body, on),
@@ -374,15 +397,23 @@ class Exchange:
             content_type="application/json" if self._generates else said.content_type,
             deadline_s=max(0.001, self._ends_at - self._clock()),
             keep_alive=asked.keep_alive,
-            alone=self._means.view().alone,
+            alone=view.alone,
             resumes=on is not None,
         )
+        self._carrier = carrier = Carrier(
+            self, self._means, opened, record=self._record, handover=self._handover, reply=reply
+        )
         if isinstance(reply, WholeReply) and not self._generates:
-            await self._carrier.post(opened, call, reply)
+            carrier.post(call, reply)
         else:
-            await self._carrier.stream(opened, call, reply)
+            carrier.stream(call)
 
-    def _learn(self, served: str, usage: Usage) -> None:
+    def _close(self) -> None:
+        carrier, self._carrier = self._carrier, None
+        if carrier is not None:
+            carrier.close()
+
+    def learn(self, served: str, usage: Usage) -> None:
         """How long the prompt really was, under the name asked for and the one that answered."""
         assert self._record.asked is not None
         for name in {self._wanted.models[0], served}:

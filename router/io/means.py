@@ -13,6 +13,7 @@ from router.frames import CoordinatorFrame
 from router.io.bodies import Bodies
 from router.io.carry import Hop
 from router.kept import Keep
+from router.lately import Lately
 from router.lengths import Lengths
 from router.settings import EdgeSettings
 from router.view import View
@@ -49,6 +50,7 @@ class Means:
     bodies: Bodies
     keep: Keep
     lengths: Lengths
+    lately: Lately
     settings: EdgeSettings
     report: Callable[[RouteFact], None]
     count: Callable[[str, int], None]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import Literal, TypeAlias
 
 from msgspec import structs
@@ -15,14 +16,15 @@ from router.asked import Asked
 from router.attempt_events import Fail, Finish
 from router.attempts import Attempts
 from router.errors import ErrorCode, Refusal
-from router.events import Decision, Why
+from router.events import Why
 from router.facts import RouteFact
 from router.frames import Granted
 from router.io.said import Said
 from router.kept import Kept
+from router.reasons import in_names, named
 from router.view import View
 
-_NOBODY = {ErrorCode.MODEL_NOT_FOUND, ErrorCode.NO_NODE_AVAILABLE}
+NOBODY = {ErrorCode.MODEL_NOT_FOUND, ErrorCode.NO_NODE_AVAILABLE}
 CLIENT_LEFT = 499  # nginx's number for it; nobody is there to read it, but routes and logs are
 
 Outcome: TypeAlias = Literal["ok", "resumed", "refused", "failed", "cancelled"]
@@ -76,31 +78,23 @@ class Record:
             cached_tokens=usage.cached,
             completion_tokens=usage.completion,
             attempts=tuple(structs.replace(f, node=names.get(NodeId(f.node), f.node)) for f in facts),
-            decision=self.decision(view),
+            why=self.why(view),
             error=self._error(),
             resumable=self.kept is None or not self.kept.why_not,
             lost=self.end.lost if isinstance(self.end, Fail) else None,
             key=self.key,
         )
 
-    def decision(self, view: View) -> Decision | None:
-        """The coordinator's last one, as people read it; without one, why its edge refused it."""
+    def why(self, view: View) -> Why | None:
+        """The coordinator's last decision, as people read it; without one, why its edge refused it."""
         refusal = self._refused()
-        if self.decided is None and refusal is not None:
-            model = catalog.shown(self.asked.model) if self.asked is not None else ""
-            away = catalog.away(view, model) if refusal.code in _NOBODY else {}
-            return _named(explain.refused_unasked(refusal, self.id, model, away), view.names())
-        return _named(self._told(self.decided.decision), view.names()) if self.decided is not None else None
-
-    def _told(self, decision: Decision) -> Decision:
-        """With the reasons of the edge for whom it had left out: the coordinator only knows that it did."""
-        if not self.left_out:
-            return decision
-        told = (
-            structs.replace(c, excluded=self.left_out.get(c.node, c.excluded)) if c.total_s is None else c
-            for c in decision.candidates
-        )
-        return structs.replace(decision, candidates=tuple(told))
+        if self.decided is not None:
+            return Why(partial(named, self.decided, view.names(), self.left_out))
+        if refusal is None:
+            return None
+        model = catalog.shown(self.asked.model) if self.asked is not None else ""
+        away = catalog.away(view, model) if refusal.code in NOBODY else {}
+        return Why(in_names(explain.refused_unasked(refusal, self.id, model, away), view.names(), {}))
 
     def _refused(self) -> Refusal | None:
         return self.end.refusal if isinstance(self.end, Fail) else self.refusal
@@ -130,20 +124,3 @@ class Record:
 
 def _ms(seconds: float) -> float:
     return round(seconds * 1e3, 2)
-
-
-def _named(decision: Decision, names: Mapping[NodeId, str]) -> Decision:
-    """The coordinator decides over ids; people know names."""
-
-    def name(node: str) -> NodeId:
-        return NodeId(names.get(NodeId(node), node))
-
-    request = dict(decision.request)
-    if isinstance(excluded := request.get("excluded"), list):
-        request["excluded"] = [name(node) for node in excluded]
-    return structs.replace(
-        decision,
-        request=request,
-        chosen=None if decision.chosen is None else name(decision.chosen),
-        candidates=tuple(structs.replace(c, node=name(c.node)) for c in decision.candidates),
-    )

@@ -20,20 +20,28 @@ _STREAM = {"content-type": "text/event-stream", "cache-control": "no-cache", "x-
 
 
 class Reply(Protocol):
-    """One client's answer. Writing raises ConnectionError when the client is gone."""
+    """One client's answer, written in the callback that brings it. Writing raises ConnectionError when the client is
+    gone."""
 
     @property
     def status(self) -> int:
         """HTTP status the client was (or is about to be) sent, 0 = none yet."""
 
-    async def block(self, block: bytes) -> None:
-        """One `data:` block of the answer."""
+    @property
+    def full(self) -> bool:
+        """Enough waits for a slow client: see `when_room`."""
 
-    async def keep_alive(self, block: bytes) -> None:
+    def when_room(self, call: Callable[[], None]) -> None:
+        """`full` now: `call` once it is not, or when the client has gone."""
+
+    def block(self, block: bytes) -> None:
+        """One `data:` block of the answer. Raises NodeError when it cannot be part of one."""
+
+    def keep_alive(self, block: bytes) -> None:
         """A comment of the node: a sign of life."""
 
     def comfort(self) -> None:
-        """Nothing has come for long. Not waited for: a client that still has something to read needs none."""
+        """Nothing has come for long. A client that still has something to read needs none."""
 
     def restart(self) -> None:
         """The attempt failed; what it gave does not count. Only before anything was sent."""
@@ -41,46 +49,46 @@ class Reply(Protocol):
     def seal(self, usage: Usage) -> None:
         """`[DONE]` has come. Raises NodeError when what came is no answer; then it can still be retried."""
 
-    async def finish(self) -> None:
-        """The sealed answer's end goes out."""
+    def finish(self) -> None:
+        """The sealed answer goes out to its end."""
 
-    async def fail(self, refusal: Refusal) -> None:
-        """Instead of an answer, or of the rest of one."""
-
-    def answer(self) -> Answer | None:
-        """What is still to be sent when it is over; None: at most the end of a stream."""
+    def fail(self, refusal: Refusal) -> Answer | None:
+        """Instead of an answer, which is returned if it is still to be sent, or of the rest of one."""
 
 
 class StreamReply:
-    """Blocks pass through as bytes; a slow reader holds the writer up, and so the node."""
+    """Blocks pass through as bytes."""
+
+    __slots__ = ("_count", "_headers", "_out", "_settings")
 
     def __init__(
         self, out: Outgoing, headers: Headers, settings: EdgeSettings, count: Callable[[str, int], None]
     ) -> None:
         self._out, self._headers, self._settings, self._count = out, headers, settings, count
-        self._refused: Answer | None = None
 
     @property
     def status(self) -> int:
-        return self._out.status or (self._refused.status if self._refused is not None else 0)
+        return self._out.status
 
-    async def block(self, block: bytes) -> None:
-        self._write(block)
-        if self._out.full:
-            await self._out.drained()
+    @property
+    def full(self) -> bool:
+        return self._out.full
 
-    def _write(self, block: bytes) -> None:
+    def when_room(self, call: Callable[[], None]) -> None:
+        self._out.when_room(call)
+
+    def block(self, block: bytes) -> None:
         if not self._out.status:
             self._out.begin(200, {**_STREAM, **self._headers()})
         self._count("client_out", len(block))
         self._out.write(block)
 
-    async def keep_alive(self, block: bytes) -> None:
-        await self.block(block)
+    def keep_alive(self, block: bytes) -> None:
+        self.block(block)
 
     def comfort(self) -> None:
         if not self._out.full:
-            self._write(COMFORT)
+            self.block(COMFORT)
 
     def restart(self) -> None:
         """Nothing is kept."""
@@ -88,36 +96,42 @@ class StreamReply:
     def seal(self, usage: Usage) -> None:
         """The client has all of it already, the usage too if it asked."""
 
-    async def finish(self) -> None:
-        await self.block(DONE)
+    def finish(self) -> None:
+        self._count("client_out", len(DONE))
+        self._out.end(DONE)
 
-    async def fail(self, refusal: Refusal) -> None:
-        if self._out.status:
-            await self.block(envelope.event(refusal))
-            await self._out.drained()
-        else:
-            self._refused = envelope.refused(refusal, self._headers(), retry_after_s=self._settings.retry_after_s)
-
-    def answer(self) -> Answer | None:
-        return self._refused
+    def fail(self, refusal: Refusal) -> Answer | None:
+        if not self._out.status:
+            return envelope.refused(refusal, self._headers(), retry_after_s=self._settings.retry_after_s)
+        self.block(envelope.event(refusal))
+        return None
 
 
 class WholeReply:
     """The answer is put together here and sent once it is whole, so it can be retried until then."""
 
-    def __init__(self, headers: Headers, settings: EdgeSettings, count: Callable[[str, int], None]) -> None:
-        self._headers, self._settings, self._count = headers, settings, count
+    __slots__ = ("_answer", "_assembler", "_count", "_headers", "_out", "_settings")
+
+    def __init__(
+        self, out: Outgoing, headers: Headers, settings: EdgeSettings, count: Callable[[str, int], None]
+    ) -> None:
+        self._out, self._headers, self._settings, self._count = out, headers, settings, count
         self._assembler = Assembler(settings.answer_limit_bytes)
         self._answer: Answer | None = None
+
+    full = False
 
     @property
     def status(self) -> int:
         return self._answer.status if self._answer is not None else 0
 
-    async def block(self, block: bytes) -> None:
+    def when_room(self, call: Callable[[], None]) -> None:
+        call()
+
+    def block(self, block: bytes) -> None:
         self._assembler.feed(block)
 
-    async def keep_alive(self, block: bytes) -> None:
+    def keep_alive(self, block: bytes) -> None:
         """Nothing can be said before the status is known."""
 
     def comfort(self) -> None:
@@ -135,11 +149,9 @@ class WholeReply:
         self._answer = Answer(status, fields, body)
         self._count("client_out", len(body))
 
-    async def finish(self) -> None:
-        """It goes out when all is reported."""
+    def finish(self) -> None:
+        assert self._answer is not None
+        self._out.whole(self._answer)
 
-    async def fail(self, refusal: Refusal) -> None:
-        self._answer = envelope.refused(refusal, self._headers(), retry_after_s=self._settings.retry_after_s)
-
-    def answer(self) -> Answer | None:
-        return self._answer
+    def fail(self, refusal: Refusal) -> Answer | None:
+        return envelope.refused(refusal, self._headers(), retry_after_s=self._settings.retry_after_s)

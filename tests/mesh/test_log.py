@@ -15,7 +15,7 @@ from aiohttp.http_exceptions import BadHttpMessage
 
 from mesh import logfiles
 from mesh.errors import MeshError
-from mesh.log import DaemonLog, JsonLines, TerminalLines, event
+from mesh.log import DaemonLog, JsonLines, Later, TerminalLines, event, later
 
 PROMPT = "my {}".format("secret")  # not as a line of this file has it, which a trace shows
 
@@ -127,6 +127,25 @@ def test_lines_are_written_without_being_asked_for(daemon_log: DaemonLog, tmp_pa
             assert time.monotonic() < deadline
             time.sleep(0.01)
             found = path.read_text()
+
+
+def test_what_a_request_says_is_put_together_by_the_thread_that_writes_it(
+    daemon_log: DaemonLog, tmp_path: Path
+) -> None:
+    threads: list[str] = []
+
+    def fields(fact: int) -> dict[str, object]:
+        threads.append(threading.current_thread().name)
+        return {"id": fact}
+
+    later(logging.getLogger("t"), logging.INFO, "request", Later(7, lambda fact: f"request {fact}", fields))
+    limit = time.monotonic() + 10
+    while not threads and time.monotonic() < limit:
+        time.sleep(0.01)
+    daemon_log.close()
+    (line,) = map(json.loads, (tmp_path / "logs" / "daemon.log").read_text(encoding="utf-8").splitlines())
+    assert (line["event"], line["message"], line["id"]) == ("request", "request 7", 7)
+    assert threads == ["log"]
 
 
 def test_a_line_that_cannot_be_written_costs_no_other(daemon_log: DaemonLog, tmp_path: Path) -> None:

@@ -13,13 +13,13 @@ import pytest
 from msgspec import structs
 from prometheus_client.parser import text_string_to_metric_families
 
-from mesh.log import utc
+from mesh.log import Later, utc
 from mesh.metrics import Gauges, Metrics
 from mesh.observe import FOLLOWER_WAITING_MAX, Observer, sentence, why
 from mesh.store import RouteStore
 from node.facts import CallFact, DownloadFact, ModelFact, WorkerFact
 from node.types import Memory, ModelReport, ModelState, NodeId, RequestId, Usage
-from router.events import Candidate, Decision, Term
+from router.events import Candidate, Decision, Term, Why
 from router.facts import AttemptFact, RouteFact
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -66,7 +66,7 @@ def route(**changes: Any) -> RouteFact:
         "cached_tokens": 100,
         "completion_tokens": 30,
         "attempts": (AttemptFact(node="c", outcome="failed", error="gone"), AttemptFact(node="b", outcome="ok")),
-        "decision": Decision(request={}, chosen=n1, waited_ms=0.0, candidates=candidates),
+        "why": Why(Decision(request={}, chosen=n1, waited_ms=0.0, candidates=candidates)),
     }
     return RouteFact(**{**fields, **changes})
 
@@ -171,8 +171,8 @@ def test_one_fact_reaches_log_metrics_history_and_followers(tmp_path: Path, capl
         store.close()
 
     asyncio.run(scenario())
-    (line,) = [r for r in caplog.records if getattr(r, "fields", {}).get("id") == "r1"]
-    fields = line.__dict__["fields"]
+    fields = next(r.msg.fields() for r in caplog.records if isinstance(r.msg, Later))
+    assert fields["id"] == "r1"
     assert (fields["model"], fields["node"], fields["ttft_ms"], fields["outcome"]) == ("standard", "b", 250.0, "ok")
     assert fields["why"] == "soonest of 1, expected 0.40 s, most of it prefill: 900 tokens at 3000/s"
 
@@ -192,7 +192,7 @@ def test_a_slow_follower_loses_the_oldest_and_holds_up_nobody() -> None:
 def test_failures_are_warnings_and_say_what_the_client_was_told(caplog: pytest.LogCaptureFixture) -> None:
     observer = Observer(metrics=Metrics())
     with caplog.at_level(logging.DEBUG):
-        observer.report(route(outcome="failed", status=503, error="every node failed", node=None, decision=None))
+        observer.report(route(outcome="failed", status=503, error="every node failed", node=None, why=None))
         observer.report(ModelFact(model="m", state=ModelState.FAILED, why="exit code 1", retry_s=10.0))
         observer.report(CallFact(id=RequestId("r"), attempt=1, edge=NodeId("e"), model="m", outcome="ok"))
         observer.report(WorkerFact(model="m", text="loading"))
@@ -204,11 +204,11 @@ def test_failures_are_warnings_and_say_what_the_client_was_told(caplog: pytest.L
 
 def test_why_of_a_request_nobody_could_take() -> None:
     candidates = (Candidate(NodeId("n1"), "m", None, (), "no memory"),)
-    refused = route(decision=Decision(request={}, chosen=None, waited_ms=0.0, candidates=candidates))
+    refused = route(why=Why(Decision(request={}, chosen=None, waited_ms=0.0, candidates=candidates)))
     assert why(refused) == "n1: no memory"
     late = Decision(
         request={"waited_for": "when it came, n2 was full"}, chosen=None, waited_ms=9.0, candidates=candidates
     )
-    assert why(route(decision=late)) == "when it came, n2 was full"
-    assert why(route(decision=None)) == ""
+    assert why(route(why=Why(late))) == "when it came, n2 was full"
+    assert why(route(why=None)) == ""
     assert "2 attempts" in sentence(refused)

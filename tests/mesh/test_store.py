@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
+import zlib
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,8 +16,9 @@ import pytest
 from mesh import answers
 from mesh.store import MIGRATIONS, RouteStore, StoreSettings, route_json
 from node.types import NodeId, RequestId
-from router.events import Candidate, Decision, Term
+from router.events import Candidate, Decision, Grant, Term, Why
 from router.facts import AttemptFact, RouteFact
+from tests.router import fleets
 
 NOW = datetime.now(UTC)
 
@@ -48,11 +50,13 @@ def fact(number: int, *, age: timedelta = timedelta(), client_id: str | None = N
         cached_tokens=10,
         completion_tokens=20,
         attempts=(AttemptFact(node="mac-b", outcome="ok", ms=899.0),),
-        decision=Decision(
-            request={"models": ["standard"]},
-            chosen=node,
-            waited_ms=1.0,
-            candidates=(candidate, Candidate(NodeId("n2"), "m")),
+        why=Why(
+            Decision(
+                request={"models": ["standard"]},
+                chosen=node,
+                waited_ms=1.0,
+                candidates=(candidate, Candidate(NodeId("n2"), "m")),
+            )
         ),
         error="not for the contract",
     )
@@ -80,6 +84,39 @@ def test_a_route_is_exactly_the_contracts(store: RouteStore) -> None:
     assert list(found["decision"]["candidates"][0]["terms"][0]) == ["name", "seconds", "why"]
     assert list(found["attempts"][0]) == ["node", "outcome", "error", "ms", "mode", "cut"]
     assert msgspec.convert(found, answers.Route).decision is not None
+
+
+@pytest.mark.parametrize("nodes", [1, 30])
+def test_a_decision_is_kept_as_numbers_and_read_in_words(store: RouteStore, tmp_path: Path, nodes: int) -> None:
+    s = fleets.scheduler(*(fleets.node(f"n{n}", fleets.model()) for n in range(nodes)))
+    (grant,) = s.step(fleets.ask("1"), 0.0)
+    assert isinstance(grant, Grant)
+    route = msgspec.structs.replace(fact(1), why=grant.why)
+    store.add(route)
+    (found,) = msgspec.json.decode(msgspec.json.encode(store.last(5)))
+    assert found == msgspec.json.decode(msgspec.json.encode(route_json(route)))
+    assert len(found["decision"]["candidates"]) == nodes
+    with sqlite3.connect(tmp_path / "routes.db") as other:
+        ((body,),) = other.execute("SELECT body FROM routes").fetchall()
+    assert len(body) < len(msgspec.json.encode(found))
+    assert b"nobody else is delayed" not in body
+
+
+def test_routes_of_an_older_version_are_read_as_ever(tmp_path: Path, said: list[str]) -> None:
+    path, old = tmp_path / "routes.db", fact(7)
+    body = zlib.compress(msgspec.json.encode(route_json(old)), 1)
+    with sqlite3.connect(path) as other:
+        other.executescript(f"{MIGRATIONS[0]} PRAGMA user_version = 1;")
+        columns = "id, client_request_id, at, edge, node, model, outcome, status, total_ms, body"
+        row = (old.id, None, old.at, old.edge, old.node, old.model, old.outcome, old.status, old.total_ms, body)
+        other.execute(f"INSERT INTO routes ({columns}) VALUES ({', '.join('?' * 10)})", row)
+    other.close()
+    store = RouteStore(path, said.append)
+    store.add(fact(8))
+    assert [r["id"][-1] for r in store.last(5)] == ["8", "7"]
+    assert store.find(old.id) == msgspec.json.decode(msgspec.json.encode(route_json(old)))
+    store.close()
+    assert said == []
 
 
 def test_newest_first_and_no_more_than_asked(store: RouteStore) -> None:

@@ -14,11 +14,13 @@ from node.errors import NodeError, NodeErrorCode
 from node.facts import CallFact, ModelFact, NodeFact
 from node.io.calls import ALIVE, Call
 from node.io.engine import ModelSpec, WorkerStats
+from node.io.flow import Flow, Sink
 from node.io.host import Host
 from node.io.probe import Probe
 from node.openai import DONE
 from node.settings import NodeSettings
 from node.types import Hardware, ModelReport, NodeId, Pressure, RequestId, Resume
+from tests.node.scripted import Scripted, served
 
 GIB = 2**30
 
@@ -43,7 +45,7 @@ class FakeWorker:
         self.log_name = spec.name
         self.began = self.stopped = False
         self.probes = 0
-        self.streams = self.most_streams = self.closed_streams = 0
+        self.streams = self.most_streams = self.closed_streams = self.said = 0
         self.names: list[str] = []
         self.crash = asyncio.get_running_loop().create_future()
         self.alive = WorkerStats()
@@ -65,12 +67,16 @@ class FakeWorker:
         if self._engine.start_errors:
             raise self._engine.start_errors.pop(0)
 
-    async def stream(self, path: str, body: bytes, *, model_name: str) -> AsyncIterator[bytes]:
+    def pour(self, path: str, body: bytes, *, model_name: str, sink: Sink) -> Flow:
+        return Scripted(self._stream(body, model_name), sink)
+
+    async def _stream(self, body: bytes, model_name: str) -> AsyncIterator[bytes]:
         self.streams += 1
         self.most_streams = max(self.most_streams, self.streams)
         self.names.append(model_name)
         try:
             async for block in self._engine.answer(body):
+                self.said += 1
                 yield block
         finally:
             self.streams -= 1
@@ -228,7 +234,7 @@ class Rig:
 
     async def answer(self, asked: Call) -> list[bytes]:
         """All blocks of one call but the signs of life."""
-        return [b async for b in self.host.serve(asked) if b != ALIVE]
+        return [b async for b in served(self.host, asked) if b != ALIVE]
 
 
 async def spoken(stream: AsyncIterator[bytes]) -> bytes:

@@ -7,7 +7,6 @@ import asyncio
 import aiohttp
 import pytest
 
-from node.io.calls import ALIVE
 from node.io.serve import Callers, Door
 from node.types import NodeId
 from tests.mesh.waiting import until
@@ -18,7 +17,7 @@ EDGE, OTHER = NodeId(HEADERS["x-mesh-edge"]), NodeId("fedcba9876543210")
 
 
 async def test_what_runs_for_an_edge_ends_when_it_is_left() -> None:
-    callers, host = Callers(), FakeHost(ALIVE, None)
+    callers, host = Callers(), FakeHost(None)
     async with opened(Door(host, callers=callers)) as port, aiohttp.ClientSession() as session:
         url = f"http://127.0.0.1:{port}/mesh/v1/serve/chat/completions"
         async with session.post(url, data=b"{}", headers=HEADERS) as answer:

@@ -7,12 +7,13 @@ import asyncio
 import pytest
 
 from node.errors import NodeError, NodeErrorCode
-from node.io.calls import ALIVE, AdmittedCall, Call
+from node.io.calls import ALIVE, AdmittedCall, Call, Outcome
 from node.io.engine import ModelSpec
 from node.io.flow import Flow, Meter, Metered, Sink, gathered
 from node.openai import DONE
 from node.settings import NodeSettings
 from node.types import NodeId, RequestId
+from tests.mesh.waiting import until
 from tests.node.fakes import FakeEngine, FakeWorker, data, usage
 
 FAILED = NodeError(NodeErrorCode.MODEL_FAILED, "crashed")
@@ -52,46 +53,70 @@ class Pourer(FakeWorker):
         self.sink.done(error)
 
 
+class Heard:
+    """A sink that keeps what it gets, and how often a call was left."""
+
+    def __init__(self) -> None:
+        self.blocks: list[bytes] = []
+        self.ends: list[NodeError | None] = []
+        self.left: list[str] = []
+
+    def block(self, block: bytes) -> None:
+        self.blocks.append(block)
+
+    def done(self, error: NodeError | None) -> None:
+        self.ends.append(error)
+
+    def gone(self, _: AdmittedCall, outcome: Outcome, error: NodeError | None) -> None:
+        assert (error is None) == (outcome in ("ok", "cancelled"))
+        self.left.append(outcome)
+
+
 def admitted(
     worker: Pourer, *, wants_usage: bool = False, deadline_s: float = 60.0, alive_s: float = 30.0
-) -> AdmittedCall:
+) -> tuple[AdmittedCall, Heard]:
     call = Call(
         id=RequestId("r"), attempt=1, edge=NodeId("e"), model="m", path="chat/completions", body=b"{}",
         deadline_s=deadline_s, wants_usage=wants_usage,
     )  # fmt: skip
-    settings = NodeSettings(stream_blocks=4, alive_every_s=alive_s)
-    made = AdmittedCall(call, "m", settings, lambda _: NodeError(NodeErrorCode.NODE_BUSY, "too late"))
-    made.start(worker, asyncio.TaskGroup())  # a worker that pushes needs no task
-    return made
+    settings, heard = NodeSettings(alive_every_s=alive_s), Heard()
+    late = NodeError(NodeErrorCode.NODE_BUSY, "too late")
+    made = AdmittedCall(call, "m", settings, sink=heard, too_late=lambda _: late, left=heard.gone)
+    made.start(worker, asyncio.TaskGroup())  # a completion needs no task
+    made.watch()
+    return made, heard
 
 
-async def test_blocks_go_through_in_their_order_and_the_usage_is_told_at_the_end() -> None:
+async def test_blocks_go_through_at_once_and_the_usage_is_told_at_the_end() -> None:
     worker = Pourer()
-    call = admitted(worker)
+    call, heard = admitted(worker)
     worker.say(b": keepalive\n\n", data("a"), data("b"), usage(5, 2, 2))
+    assert heard.blocks == [data("a"), data("b")]
     worker.end()
-    found = [await call.next_block() for _ in range(4)]
-    assert found == [data("a"), data("b"), b': usage {"prompt":5,"cached":2,"completion":2}\n\n', DONE]
+    assert heard.blocks[2:] == [b': usage {"prompt":5,"cached":2,"completion":2}\n\n']
+    assert (heard.ends, heard.left) == ([None], ["ok"])
     assert call.first_at is not None
-    assert worker.asked == []
+    call.close()
+    assert (heard.ends, heard.left, worker.asked) == ([None], ["ok"], ["close"])
 
 
 async def test_whoever_wants_the_usage_chunk_gets_it() -> None:
     worker = Pourer()
-    call = admitted(worker, wants_usage=True)
+    _, heard = admitted(worker, wants_usage=True)
     worker.say(usage(5, 2, 2))
-    assert await call.next_block() == usage(5, 2, 2)
+    assert heard.blocks == [usage(5, 2, 2)]
 
 
-async def test_a_slow_reader_holds_the_flow_back_until_half_is_read() -> None:
+async def test_a_slow_reader_holds_the_flow_back_also_before_it_begins() -> None:
     worker = Pourer()
-    call = admitted(worker)
-    worker.say(*(data(str(n)) for n in range(6)))
-    assert worker.asked == ["pause"]
-    for left in (5, 4, 3, 2):
-        assert worker.asked == ["pause"], left
-        await call.next_block()
+    call, _ = admitted(worker)
+    call.pause()
+    call.resume()
     assert worker.asked == ["pause", "resume"]
+    call.pause()
+    late = Pourer()
+    call.start(late, asyncio.TaskGroup())
+    assert late.asked == ["pause"]
 
 
 async def test_few_large_blocks_hold_the_flow_back_as_well() -> None:
@@ -111,51 +136,64 @@ async def test_few_large_blocks_hold_the_flow_back_as_well() -> None:
 
 async def test_a_reader_that_waits_hears_that_it_is_alive_and_then_the_block() -> None:
     worker = Pourer()
-    call = admitted(worker, alive_s=0.02)
-    assert [await call.next_block() for _ in range(2)] == [ALIVE, ALIVE]
-    waiting = asyncio.ensure_future(call.next_block())
-    await asyncio.sleep(0)  # one turn of the loop: it waits
+    call, heard = admitted(worker, alive_s=0.02)
+    await until(lambda: heard.blocks == [ALIVE, ALIVE])
     worker.say(data("a"))
-    assert await waiting in (ALIVE, data("a"))
+    assert heard.blocks[-1] == data("a")
+    call.pause()
+    said = len(heard.blocks)
+    await asyncio.sleep(0.1)  # five signs of life long
+    assert len(heard.blocks) == said, "it does not read"
+    call.resume()
+    await until(lambda: heard.blocks[-1] == ALIVE)
+    call.close()
 
 
 async def test_the_deadline_counts_while_it_runs() -> None:
-    with pytest.raises(NodeError, match="while it was running"):
-        await admitted(Pourer(), deadline_s=0.05).next_block()
-
-
-async def test_what_came_before_a_failure_still_goes_out() -> None:
     worker = Pourer()
-    call = admitted(worker)
+    _, heard = admitted(worker, deadline_s=0.05)
+    await until(lambda: bool(heard.ends))
+    (error,) = heard.ends
+    assert error is not None
+    assert "while it was running" in error.message
+    assert (heard.left, worker.asked) == (["busy"], ["close"])
+
+
+async def test_a_failure_is_said_a_turn_later_and_once() -> None:
+    worker = Pourer()
+    call, heard = admitted(worker)
     worker.say(data("a"))
     worker.end(FAILED)
-    assert await call.next_block() == data("a")
-    with pytest.raises(NodeError, match="crashed"):
-        await call.next_block()
+    call.fail(NodeError(NodeErrorCode.DRAINING, "stopped"))
+    assert (heard.blocks, heard.ends, worker.asked) == ([data("a")], [], ["close"])
+    await until(lambda: bool(heard.ends))
+    assert (heard.ends, heard.left) == ([FAILED], ["failed"])
 
 
 @pytest.mark.parametrize("error", [FAILED, KeyError("x")])
 async def test_a_worker_that_cannot_even_begin(error: Exception) -> None:
     worker = Pourer()
     worker.refuses = error
-    call = admitted(worker)
-    with pytest.raises(NodeError) as caught:
-        await call.next_block()
-    assert caught.value.code is (NodeErrorCode.MODEL_FAILED if error is FAILED else NodeErrorCode.INTERNAL)
+    _, heard = admitted(worker)
+    await until(lambda: bool(heard.ends))
+    (end,) = heard.ends
+    assert end is not None
+    assert end.code is (NodeErrorCode.MODEL_FAILED if error is FAILED else NodeErrorCode.INTERNAL)
 
 
-async def test_leaving_closes_the_flow() -> None:
+async def test_leaving_closes_the_flow_and_nothing_more_is_said() -> None:
     worker = Pourer()
-    call = admitted(worker)
-    await call.close()
-    assert worker.asked == ["close"]
-    worker, gone = Pourer(), NodeError(NodeErrorCode.DRAINING, "stopped")
-    call = admitted(worker)
-    call.fail(gone)
-    assert worker.asked == ["close"]
+    call, heard = admitted(worker)
+    call.close()
+    call.close()
+    assert (worker.asked, heard.left) == (["close"], ["cancelled"])
+    worker = Pourer()
+    call, heard = admitted(worker)
+    call.fail(NodeError(NodeErrorCode.DRAINING, "stopped"))
     worker.end()
-    with pytest.raises(NodeError, match="stopped"):
-        await call.next_block()
+    call.close()
+    await asyncio.sleep(0)  # one turn of the loop: when the failure would be said
+    assert (worker.asked, heard.ends, heard.left) == (["close"], [], ["cancelled"])
 
 
 # Flows
@@ -185,18 +223,6 @@ async def test_a_flow_that_breaks_off_raises_where_it_is_iterated_over() -> None
     assert worker.asked[-1] == "close"
 
 
-class Heard:
-    def __init__(self) -> None:
-        self.blocks: list[bytes] = []
-        self.ends: list[NodeError | None] = []
-
-    def block(self, block: bytes) -> None:
-        self.blocks.append(block)
-
-    def done(self, error: NodeError | None) -> None:
-        self.ends.append(error)
-
-
 async def test_a_metered_flow_counts_what_passes() -> None:
     worker, heard, meter = Pourer(), Heard(), Meter()
     flow = Metered(meter, heard).through(lambda sink: worker.pour("", b"", model_name="", sink=sink))
@@ -207,7 +233,7 @@ async def test_a_metered_flow_counts_what_passes() -> None:
     worker.end()
     flow.close()
     assert (meter.active, meter.generated, meter.prompt, meter.signs) == (0, 1, 5, 1)
-    assert (len(heard.blocks), heard.ends, worker.asked) == (3, [None], ["pause", "resume", "close"])
+    assert (len(heard.blocks), heard.ends, worker.asked) == (3, [None], ["pause", "resume"])
     worker.refuses = FAILED
     with pytest.raises(NodeError):
         Metered(meter, heard).through(lambda sink: worker.pour("", b"", model_name="", sink=sink))

@@ -17,6 +17,7 @@ from node.settings import EngineSettings, NodeSettings
 from node.types import NodeId, RequestId
 from tests.mesh.waiting import until
 from tests.node.fakes import data, usage
+from tests.node.scripted import served
 
 TIMES = 600
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
@@ -69,7 +70,7 @@ async def test_requests_cancelled_at_random_moments_leave_nothing() -> None:
             id=RequestId(f"r{n}"), attempt=1, edge=NodeId("e"), model="m", path="chat/completions",
             body=b'{"messages":[]}', deadline_s=60.0,
         )  # fmt: skip
-        async with aclosing(host.serve(call)) as blocks:
+        async with aclosing(served(host, call)) as blocks:
             async for block in blocks:
                 if block == DONE:
                     ended[0] += 1

@@ -17,6 +17,7 @@ from node.types import ModelState
 from tests.mesh.waiting import until
 from tests.node.fakes import FAST, GIB, Rig, call, running
 from tests.node.models import model_directory
+from tests.node.scripted import served
 
 bodies = st.sampled_from([b"", b"gated", b"gated", b"cut", b"bad", b"flood"])
 steps = st.lists(
@@ -52,7 +53,7 @@ class Watched:
 
     async def client(self, number: int, body: bytes, patience: int) -> str:
         """Reads to the end, or closes its stream after `patience` blocks."""
-        stream = self.rig.host.serve(call(f"r{number}", self.rng.choice("aaab"), body))
+        stream = served(self.rig.host, call(f"r{number}", self.rng.choice("aaab"), body))
         blocks = 0
         try:
             async for _ in stream:

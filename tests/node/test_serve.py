@@ -14,6 +14,7 @@ from node.errors import NodeError, NodeErrorCode
 from node.http_request import Head
 from node.io.bodies import Bodies
 from node.io.calls import ALIVE, Call
+from node.io.flow import Flow, Sink
 from node.io.serve import Door
 from node.io.turn import Incoming
 from node.openai import DONE
@@ -22,6 +23,7 @@ from node.types import NodeId
 from tests.mesh.waiting import until
 from tests.node.doors import opened
 from tests.node.fakes import data
+from tests.node.scripted import Scripted
 from tests.node.smuggling import BODIES, HEADS
 
 HEADERS = {
@@ -37,7 +39,8 @@ FAILED = NodeError(NodeErrorCode.MODEL_FAILED, "killed by signal 9")
 
 
 class FakeHost:
-    """Yields `blocks`, raising what is an exception among them; None waits until the reader has gone."""
+    """Says `blocks`; of an exception among them it breaks off, or refuses the call if it comes first. None waits until
+    the reader has gone. At a call's deadline it breaks off, as a node does."""
 
     def __init__(self, *blocks: bytes | NodeError | None) -> None:
         self._blocks = blocks
@@ -45,8 +48,21 @@ class FakeHost:
         self.yielded = 0
         self.closed = False
 
-    async def serve(self, call: Call) -> AsyncGenerator[bytes, None]:
+    def pour(self, call: Call, sink: Sink) -> Flow:
         self.calls.append(call)
+        if self._blocks and isinstance(self._blocks[0], NodeError):
+            raise self._blocks[0]
+        flow = Scripted(self._say(), sink)
+
+        def late() -> None:
+            if not self.closed:
+                flow.close()
+                sink.done(NodeError(NodeErrorCode.NODE_BUSY, "the deadline passed"))
+
+        asyncio.get_running_loop().call_later(call.deadline_s, late)
+        return flow
+
+    async def _say(self) -> AsyncGenerator[bytes, None]:
         try:
             for block in self._blocks:
                 if isinstance(block, NodeError):
@@ -109,7 +125,7 @@ async def test_that_the_body_carries_a_continuation_comes_along(said: str | None
 
 
 async def test_blocks_arrive_as_they_are_and_the_call_is_whole() -> None:
-    host = FakeHost(ALIVE, data("Hel"), DONE)
+    host = FakeHost(data("Hel"), DONE)
     async with asked(host) as response:
         assert response.status == 200
         assert response.content_type == "text/event-stream"
@@ -121,7 +137,7 @@ async def test_blocks_arrive_as_they_are_and_the_call_is_whole() -> None:
 
 
 async def test_the_first_block_does_not_wait_for_the_second() -> None:
-    async with asked(FakeHost(ALIVE, None)) as response:
+    async with asked(FakeHost(None)) as response:
         assert await asyncio.wait_for(response.content.readuntil(b"\n\n"), 30) == ALIVE
 
 
@@ -153,7 +169,7 @@ async def test_a_node_that_leaves_sends_late_calls_elsewhere(path: str) -> None:
 
 
 async def test_an_error_after_the_head_is_an_event_and_the_connection_ends() -> None:
-    async with asked(FakeHost(ALIVE, data("Hel"), FAILED)) as response:
+    async with asked(FakeHost(data("Hel"), FAILED)) as response:
         assert response.status == 200
         start, event = (await response.read()).split(b"event: error\ndata: ")
         assert start == ALIVE + data("Hel")
@@ -163,7 +179,7 @@ async def test_an_error_after_the_head_is_an_event_and_the_connection_ends() -> 
 
 
 async def test_a_peer_that_hangs_up_cancels_the_call_at_once() -> None:
-    host = FakeHost(ALIVE, None)
+    host = FakeHost(None)
     async with asked(host) as response:
         await response.content.readuntil(b"\n\n")
         response.close()

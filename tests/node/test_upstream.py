@@ -17,6 +17,7 @@ from node.io.external import ExternalEngine, base_of
 from node.io.upstream import Upstream
 from node.settings import EngineSettings
 from tests.mesh.waiting import until
+from tests.node.scripted import streamed
 
 CHUNK = b'data: {"model":"theirs","choices":[{"index":0,"delta":{"content":"hi"}}]}\n\n'
 BODY = b'{"messages":[]}'
@@ -62,7 +63,7 @@ def refusing(status: int, text: str, headers: dict[str, str] | None = None) -> A
 
 
 async def heard(upstream: Upstream, model_name: str = "theirs") -> list[bytes]:
-    async with aclosing(upstream.stream("chat/completions", BODY, model_name=model_name)) as blocks:
+    async with aclosing(streamed(upstream, "chat/completions", BODY, model_name=model_name)) as blocks:
         return [block async for block in blocks]
 
 
@@ -164,7 +165,7 @@ async def test_closing_the_stream_closes_the_connection() -> None:
             left.set()
 
     async with serving(answer) as upstream:
-        async with aclosing(upstream.stream("chat/completions", BODY, model_name="theirs")) as blocks:
+        async with aclosing(streamed(upstream, "chat/completions", BODY, model_name="theirs")) as blocks:
             assert await anext(blocks) == CHUNK
         async with asyncio.timeout(30.0):
             await left.wait()

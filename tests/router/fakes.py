@@ -19,6 +19,7 @@ from mesh.settings import ServerSettings
 from mesh.tls import PeerTls
 from node.errors import NodeError, NodeErrorCode
 from node.io.calls import Call
+from node.io.flow import Flow, Sink
 from node.io.front import Application
 from node.io.http_client import HttpClient
 from node.io.serve import Door
@@ -32,6 +33,7 @@ from router.io.edge import Edge
 from router.settings import EdgeSettings
 from router.view import NodeState, NodeView, View
 from tests.keys import Circle
+from tests.node.scripted import Scripted
 
 ME, OTHER = NodeId("1" * 16), NodeId("2" * 16)
 CIRCLE = Circle(ME, OTHER)
@@ -80,8 +82,12 @@ class FakeHost:
         self.calls: list[Call] = []
         self.open = self.closed = 0
 
-    async def serve(self, call: Call) -> AsyncGenerator[bytes, None]:
+    def pour(self, call: Call, sink: Sink) -> Flow:
         self.calls.append(call)
+        cut = NodeError(NodeErrorCode.UNREACHABLE, "the answer ended without [DONE]")
+        return Scripted(self._say(call), sink, cut=cut)
+
+    async def _say(self, call: Call) -> AsyncGenerator[bytes, None]:
         script = self.scripts[min(len(self.calls), len(self.scripts)) - 1]
         self.open += 1
         try:

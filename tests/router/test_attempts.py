@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from node.errors import NodeErrorCode
 from node.types import NodeId, RequestId, Usage
 from router.attempt_events import (
@@ -165,6 +167,49 @@ def test_a_refusal_without_any_failure_is_final() -> None:
     m = machine(barred=(C,))
     assert m.step(Tick(), 0.0) == [AskFor(1, (C,), None)]
     assert m.step(Denied(1, NOBODY), 0.0) == [Fail(NOBODY)]
+
+
+@pytest.mark.parametrize("code", [ErrorCode.NO_NODE_AVAILABLE, ErrorCode.MODEL_NOT_FOUND])
+def test_a_model_whose_nodes_were_lost_a_moment_ago_is_asked_for_again_for_some_rounds(code: ErrorCode) -> None:
+    m, now, gone = machine(), 0.0, Refusal(code, "air held it and is gone", 2.0)
+    m.step(Tick(), now)
+    for attempt in range(1, SETTINGS.rounds):
+        assert m.step(Denied(attempt, gone, lately=True), now) == []
+        now += SETTINGS.round_pause_s
+        assert m.deadline == now
+        assert m.step(Tick(), now) == [AskFor(attempt + 1, (), None)]
+    (fail,) = m.step(Denied(SETTINGS.rounds, gone, lately=True), now)
+    said = f"air held it and is gone; waited {now:.1f} s for a node that has it to come back"
+    assert fail == Fail(Refusal(code, said, 2.0))
+
+
+def test_a_model_whose_node_comes_back_is_answered() -> None:
+    m = machine()
+    m.step(Tick(), 0.0)
+    assert m.step(Denied(1, NOBODY, lately=True), 0.5) == []
+    assert m.step(Tick(), 1.5) == [AskFor(2, (), None)]
+    assert m.step(placed(2, A), 1.5) == [Taken(ID, 2), Open(2, A, "m")]
+    assert m.waited_s == 1.5
+
+
+def test_only_that_nobody_is_there_is_waited_out() -> None:
+    for code in (ErrorCode.MODEL_FAILED, ErrorCode.MESH_SATURATED, ErrorCode.DEADLINE_EXCEEDED):
+        m, refusal = machine(), Refusal(code, "no")
+        m.step(Tick(), 0.0)
+        assert m.step(Denied(1, refusal, lately=True), 0.0) == [Fail(refusal)]
+
+
+def test_the_deadline_ends_the_wait_for_a_lost_node_and_says_so() -> None:
+    m = machine(deadline_s=1.5)
+    m.step(Tick(), 0.0)
+    m.step(Denied(1, NOBODY, lately=True), 0.0)
+    m.step(Tick(), 1.0)
+    m.step(Denied(2, NOBODY, lately=True), 1.0)
+    (fail,) = m.step(Tick(), 1.5)
+    assert isinstance(fail, Fail)
+    assert fail.refusal.code is ErrorCode.DEADLINE_EXCEEDED
+    assert NOBODY.message in fail.refusal.message
+    assert "waited 1.5 s for a node that has it to come back" in fail.refusal.message
 
 
 def test_a_dead_node_is_left_at_once() -> None:

@@ -45,7 +45,7 @@ attempts = st.integers(1, 6)
 nodes = st.sampled_from([NodeId(c * 16) for c in "abc"])
 events = st.one_of(
     st.builds(Placed, st.just(0), nodes, st.just("m"), st.just(DECISION)),
-    st.builds(Denied, st.just(0), st.builds(Refusal, st.sampled_from(ErrorCode), st.just("no"))),
+    st.builds(Denied, st.just(0), st.builds(Refusal, st.sampled_from(ErrorCode), st.just("no")), st.booleans()),
     st.builds(FirstByte, st.just(0)),
     st.builds(Joined, st.just(0)),
     st.builds(Joined, st.just(0)),
@@ -129,7 +129,7 @@ def with_attempt(event: Event, attempt: int, watcher: Watcher) -> Event:
         case Hopeless():
             return Hopeless(attempt, event.lost, event.why)
         case Denied():
-            return Denied(attempt, event.refusal)
+            return Denied(attempt, event.refusal, event.lately)
         case FirstByte():
             return FirstByte(attempt)
         case Broke():

@@ -12,11 +12,13 @@ import pytest
 
 from node.errors import NodeError, NodeErrorCode
 from node.io.calls import Call
+from node.io.flow import Awaited, Flow, Sink
 from node.io.http_client import HttpClient
 from node.types import NodeId, RequestId
 from router.io.carry import HttpHop, LocalHop, node_error
 from router.settings import EdgeSettings
 from tests.keys import Circle
+from tests.node.scripted import served
 
 CALL = Call(
     id=RequestId("r1"),
@@ -101,7 +103,11 @@ async def peered(settings: EdgeSettings = SETTINGS) -> AsyncIterator[tuple[Peer,
 
 
 async def take(hop: HttpHop) -> list[bytes]:
-    return [block async for block in hop.stream(CALL)]
+    return [block async for block in streamed(hop)]
+
+
+def streamed(hop: HttpHop) -> AsyncGenerator[bytes, None]:
+    return served(hop, CALL)
 
 
 async def failure(hop: HttpHop, call: Call = CALL) -> NodeError:
@@ -148,7 +154,7 @@ async def test_a_connection_is_used_again() -> None:
 async def test_closing_it_early_closes_the_connection() -> None:
     async with peered() as (peer, hop):
         peer.says = [HEAD, chunked(BLOCKS[0])]
-        blocks = hop().stream(CALL)
+        blocks = streamed(hop())
         assert await anext(blocks) == BLOCKS[0]
         await blocks.aclose()
         await asyncio.wait_for(peer.left.wait(), 5)
@@ -168,7 +174,7 @@ async def test_an_error_event_ends_the_stream() -> None:
     async with peered() as (peer, hop):
         event = b'event: error\ndata: {"error":{"code":"model_failed","message":"crashed","retry_after_s":null}}\n\n'
         peer.says = [HEAD, chunked(BLOCKS[1] + event)]
-        blocks = hop().stream(CALL)
+        blocks = streamed(hop())
         assert await anext(blocks) == BLOCKS[1]
         with pytest.raises(NodeError, match="crashed") as caught:
             await anext(blocks)
@@ -267,8 +273,7 @@ def test_a_word_of_a_later_version_is_a_failure_like_any() -> None:
 class Broken:
     """A host with a defect."""
 
-    async def serve(self, call: Call) -> AsyncGenerator[bytes, None]:
-        yield BLOCKS[0]
+    def pour(self, call: Call, sink: Sink) -> Flow:
         raise ZeroDivisionError(call.id)
 
     async def post(self, call: Call) -> tuple[int, str, bytes]:
@@ -277,10 +282,8 @@ class Broken:
 
 async def test_a_defect_of_this_node_is_a_failure_like_any() -> None:
     hop = LocalHop(Broken())
-    blocks = hop.stream(CALL)
-    assert await anext(blocks) == BLOCKS[0]
     with pytest.raises(NodeError) as caught:
-        await anext(blocks)
+        hop.pour(CALL, Awaited())
     assert caught.value.code is NodeErrorCode.INTERNAL
     with pytest.raises(NodeError):
         await hop.post(POST)

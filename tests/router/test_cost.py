@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from node.types import ModelState, ModelStatus, NodeId, NodeStatus, Pressure, RequestId
-from router.cost import NAMES, Guard, Lane, Price, Spot, explain, place, price
-from router.events import Request
+from router.cost import NAMES, Guard, Lane, Price, Spot, place, price
+from router.events import Candidate, Request
 from router.prefix import Mirror
+from router.reasons import Used, explain, priced
 from router.settings import RouterSettings
 from router.speed import Pace
 
@@ -148,6 +149,10 @@ def test_the_walk_sees_what_it_has_placed() -> None:
     assert terms(guest)["load"] == pytest.approx(5.0 + 5.0, rel=0.2)
 
 
+def explained(found: Price, prompt_tokens: int) -> Candidate:
+    return explain(priced(found), prompt_tokens, Used.of(SETTINGS))
+
+
 lanes = st.builds(
     lane,
     slots=st.integers(1, 4),
@@ -176,7 +181,7 @@ def test_the_explained_terms_are_the_total(
     if evicts and busy.load_s > 0:
         busy.evicts, busy.back_s, busy.guard = ("own",), 3.0, Guard(weight, 3.0, why="own")
     found = price(busy, request(tokens), output, SETTINGS)
-    shown = explain(found, request(tokens), SETTINGS)
+    shown = explained(found, tokens)
     assert shown.total_s == found.total
     assert shown.total_s == sum(t.seconds for t in shown.terms)
     assert [t.name for t in shown.terms] == [name for name in NAMES if name != "again"]  # Nobody is a guest here.
@@ -222,7 +227,7 @@ def test_every_why_is_a_sentence_for_people() -> None:
     busy.hold(4.0)
     busy.evicts, busy.back_s = ("own",), 7.0
     found: Price = price(busy, request(), 100.0, SETTINGS)
-    why = {t.name: t.why for t in explain(found, request(), SETTINGS).terms}
+    why = {t.name: t.why for t in explained(found, request().prompt_tokens).terms}
     assert why["wait"] == "all 2 slots are taken, one is free in about 3.0 s"
     assert why["prefill"].endswith("tokens/s (expected of this hardware), 0.03 s to begin")
     assert why["decode"].startswith("100 tokens expected in 6.5 s beside 2 other answers; 25% of that counts, for")
@@ -233,5 +238,5 @@ def test_every_why_is_a_sentence_for_people() -> None:
     busy.spot.busy_s = 9.0
     free = lane(slots=2)
     free.spot.busy_s = 9.0
-    why = {t.name: t.why for t in explain(price(free, request(), 1.0, SETTINGS), request(), SETTINGS).terms}
+    why = {t.name: t.why for t in explained(price(free, request(), 1.0, SETTINGS), request().prompt_tokens).terms}
     assert why["wait"] == "2 of 2 slots free, but other prompts are read first for about 9.0 s"

@@ -168,7 +168,7 @@ async def test_a_peer_answers_over_http(rig: Rig) -> None:
     (call,) = rig.peer.calls
     assert (call.id, call.attempt, call.edge, call.model) == (rig.facts[0].id, 1, ME, "chat-1")
     assert rig.bytes["peer_out"] == rig.bytes["client_in"] == len(call.body)
-    assert rig.bytes["peer_in"] == len(b"".join(PARIS))
+    assert rig.bytes["peer_in"] == len(ALIVE + b"".join(PARIS))  # the door says that it was admitted
     await send(rig, "/v1/chat/completions", json=message(stream=True))
     assert rig.facts[1].outcome == "ok"
 

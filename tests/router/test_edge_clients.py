@@ -43,7 +43,7 @@ async def test_a_client_that_leaves_stops_the_node(rig: Rig, stream: bool, where
 async def test_a_write_that_fails_is_a_client_that_left(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """The connection may be found closed by writing, before the server cancels the handler."""
 
-    async def reset(*_: object) -> None:
+    def reset(*_: object) -> None:
         raise ConnectionResetError("the client has gone")
 
     monkeypatch.setattr("router.io.replies.StreamReply.block", reset)

@@ -10,11 +10,12 @@ import openai
 import pytest
 
 from node.io.calls import Call
-from node.types import ModelReport
+from node.types import ModelReport, ModelState
+from router.errors import ErrorCode, Refusal
 from router.settings import EdgeSettings
 from router.view import NodeState
 from tests.mesh.waiting import until
-from tests.router.fakes import ASK, DONE, FAST, PARIS, Rig, message, rigged, says, send
+from tests.router.fakes import ASK, DONE, FAST, OTHER, PARIS, Rig, message, rigged, says, send
 
 
 @pytest.mark.parametrize(
@@ -67,6 +68,37 @@ async def test_an_unknown_model_names_those_that_exist(rig: Rig) -> None:
     assert caught.value.param == "model"
     assert "did you mean 'chat-1'" in str(caught.value)
     assert "standard" in str(caught.value)
+
+
+async def test_a_model_whose_nodes_all_died_a_moment_ago_is_held_until_one_is_back() -> None:
+    async with rigged(FAST) as (rig, edge):
+        rig.models, rig.other_models = (), (ModelReport(name="far", state=ModelState.READY),)
+        rig.peer.scripts = [says(*PARIS)]
+        gone = Refusal(ErrorCode.NO_NODE_AVAILABLE, "no node can serve 'far' now: mini held it and is gone")
+        rig.dispatch.place = lambda _: gone if rig.other_state is NodeState.DEAD else OTHER
+        rig.other_state = NodeState.DEAD
+        edge.node_lost(OTHER)
+        asked = asyncio.create_task(send(rig, "/v1/chat/completions", json=message(model="far")))
+        await until(lambda: len(rig.dispatch.asked) >= 2)
+        rig.other_state = NodeState.OK
+        status, body, _ = await asked
+    assert status == 200, body
+    assert [f.outcome for f in rig.facts] == ["ok"]
+
+
+async def test_a_model_whose_nodes_stay_away_is_refused_after_some_rounds_with_what_was_waited_for() -> None:
+    async with rigged(FAST) as (rig, edge):
+        rig.models, rig.other_models = (), (ModelReport(name="far"),)
+        rig.other_state = NodeState.DEAD
+        rig.dispatch.place = lambda _: Refusal(ErrorCode.MODEL_NOT_FOUND, "no model is called 'far'")
+        edge.node_lost(OTHER)
+        status, body, headers = await send(rig, "/v1/chat/completions", json=message(model="far"))
+        assert len(rig.dispatch.asked) == FAST.rounds
+    assert (status, body["error"]["code"]) == (503, "no_node_available")
+    assert "mini (dead)" in body["error"]["message"]
+    assert "for a node that has it to come back" in body["error"]["message"]
+    assert "retry-after" in headers
+    assert rig.facts[0].decision is not None
 
 
 async def test_a_model_that_is_only_on_a_dead_node(rig: Rig) -> None:

@@ -210,6 +210,7 @@ def test_people_read_why_the_edge_left_a_node_out() -> None:
     candidates = (Candidate(B, "m", 1.0), excluded)
     record.decided = Why(Decision(request={}, chosen=B, waited_ms=0.0, candidates=candidates))
     record.left_out = {C: "other weights"}
-    found = record.decision(view({A: model(), B: model(), C: model()}))
-    assert found is not None
+    why = record.why(view({A: model(), B: model(), C: model()}))
+    assert why is not None
+    found = why.decision
     assert [(c.node, c.excluded) for c in found.candidates] == [("mac-b", None), ("mac-c", "other weights")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import msgspec
@@ -128,3 +129,21 @@ def test_prompts_without_roles() -> None:
     assert of([1, 2, 3]) == Prompt(tokens=3)
     assert of([[1], [2, 3]]) == Prompt(tokens=3)
     assert of(["ä", "b"]) == Prompt(size_bytes=3)
+
+
+@given(data=st.binary(max_size=700), width=st.sampled_from([1, 8, 13]))
+def test_what_is_remembered_of_a_prompt_is_what_would_be_worked_out(data: bytes, width: int) -> None:
+    wanted, before = [], b""
+    for at in range(0, len(data) - width + 1, width):
+        before = hashlib.blake2b(before + data[at : at + width], digest_size=8).digest()
+        wanted.append(int.from_bytes(before))
+    assert chain(data, width) == tuple(wanted)
+    assert chain(data, width) == tuple(wanted)
+
+
+def test_a_turn_names_the_one_before_also_past_what_is_hashed() -> None:
+    most = SMALL.block_bytes * SMALL.blocks_limit
+    asked = [{"role": "user", "content": "x" * (most + 5)}]
+    more = [{"role": "assistant", "content": "yes"}, {"role": "user", "content": "why?"}]
+    assert prompt([*asked, *more]).follows == prompt(asked).whole
+    assert prompt([{"role": "user", "content": "x" * (most + 6)}]).whole != prompt(asked).whole

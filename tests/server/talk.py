@@ -18,6 +18,7 @@ from node.errors import NodeError, NodeErrorCode
 from node.io.engine import Worker, WorkerStats
 from node.io.mlx import MlxWorker
 from node.openai import is_comment
+from tests.node.scripted import streamed
 
 LOOK_EVERY_S = 0.1
 STILL_LOOKS = 6
@@ -29,7 +30,7 @@ def chat(text: str = "Hello", **fields: object) -> bytes:
 
 
 async def blocks_of(worker: Worker, body: bytes, model_name: str, path: str = "chat/completions") -> list[bytes]:
-    async with aclosing(worker.stream(path, body, model_name=model_name)) as blocks:
+    async with aclosing(streamed(worker, path, body, model_name=model_name)) as blocks:
         return [block async for block in blocks]
 
 

@@ -10,6 +10,7 @@ import aiohttp
 import pytest
 
 from node.openai import is_comment
+from tests.node.scripted import streamed
 from tests.server.talk import Start, blocks_of, chat, shows, stands_still
 
 pytestmark = pytest.mark.server
@@ -17,7 +18,7 @@ pytestmark = pytest.mark.server
 
 async def test_a_closed_stream_stops_the_generation(started: Start, slow_model: Path) -> None:
     worker = await started(slow_model)
-    async with aclosing(worker.stream("chat/completions", chat(max_tokens=8000), model_name="x")) as blocks:
+    async with aclosing(streamed(worker, "chat/completions", chat(max_tokens=8000), model_name="x")) as blocks:
         async for block in blocks:
             if not is_comment(block):
                 break

@@ -25,6 +25,7 @@ from node.openai import is_comment, usage_of
 from node.settings import EngineSettings
 from node.types import Resume
 from tests.mesh.waiting import until
+from tests.node.scripted import streamed
 from tests.server.talk import Start, blocks_of, broken, chat, chunks_of, fails, gone, shows, text_of
 
 pytestmark = pytest.mark.server
@@ -106,7 +107,7 @@ async def test_a_prompt_that_is_cached_whole_is_answered(started: Start, tiny_mo
     worker = await started(tiny_model)
     for longer in (b"15", b"157", b"1571"):
         body = b'{"prompt": "%s", "max_tokens": 2000}' % longer
-        async with aclosing(worker.stream("completions", body, model_name="x")) as blocks:
+        async with aclosing(streamed(worker, "completions", body, model_name="x")) as blocks:
             async for block in blocks:
                 if not is_comment(block):
                     break
@@ -118,7 +119,7 @@ async def test_a_prompt_that_is_cached_whole_is_answered(started: Start, tiny_mo
 
 async def test_a_worker_killed_in_the_middle_of_an_answer_is_named(started: Start, slow_model: Path) -> None:
     worker = await started(slow_model)
-    async with aclosing(worker.stream("chat/completions", chat(max_tokens=5000), model_name="x")) as blocks:
+    async with aclosing(streamed(worker, "chat/completions", chat(max_tokens=5000), model_name="x")) as blocks:
         async for block in blocks:
             if not is_comment(block):
                 break

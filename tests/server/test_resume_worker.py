@@ -18,6 +18,7 @@ from node.errors import NodeErrorCode
 from node.io.mlx import MlxWorker
 from node.openai import DONE, is_comment, usage_of
 from node.types import Resume
+from tests.node.scripted import streamed
 from tests.server.echo import PROMPT, TRUSTED, Kind, build_echo
 from tests.server.talk import Start, blocks_of, chat, chunks_of, fails, stands_still, text_of
 
@@ -265,7 +266,7 @@ async def test_what_goes_on_is_stopped_when_its_caller_leaves(started: Start, ti
     worker = await started(tiny_model, name="m")
     body = chat("Hello", temperature=0, max_tokens=6000)
     said = Continuation(id="c", created=1, tokens=(625, 444, 1967), blocks=3)
-    async with aclosing(worker.stream(CHAT, continued(body, said), model_name="m")) as blocks:
+    async with aclosing(streamed(worker, CHAT, continued(body, said), model_name="m")) as blocks:
         async for block in blocks:
             if not is_comment(block):
                 break

@@ -17,18 +17,21 @@ from msgspec import structs
 from node.errors import NodeError, NodeErrorCode
 from node.facts import NodeFact
 from node.headroom import Taken
-from node.io.calls import DONE, Call
+from node.io.calls import Call
 from node.io.engine import ModelSpec, WorkerStats
+from node.io.flow import Flow, Sink
 from node.io.footprint import Footprint
 from node.io.host import Host
 from node.io.hosted import Hosted
 from node.io.measured import Measured
 from node.io.probe import Probe
 from node.io.roster import Roster
+from node.openai import DONE
 from node.rail import Rail
 from node.rail_events import RailEffect, RailEvent
 from node.settings import NodeSettings
 from node.types import Hardware, NodeId, Pressure, RequestId, Resume
+from tests.node.scripted import Scripted, served
 from tests.sim.rail_loop import VirtualLoop
 
 MIB = 2**20
@@ -88,17 +91,19 @@ class SimWorker:
         finally:
             self._world.starting.discard(self)
 
-    async def stream(self, path: str, body: bytes, *, model_name: str) -> AsyncIterator[bytes]:
+    def pour(self, path: str, body: bytes, *, model_name: str, sink: Sink) -> Flow:
         self.streams += 1
-        try:
-            seconds = float(body)
-            yield b'data: {"choices": [{}]}\n\n'
-            await asyncio.wait({self.crash}, timeout=seconds)
-            if self.crash.done():
-                raise NodeError(NodeErrorCode.MODEL_FAILED, "the worker broke off")
-            yield DONE
-        finally:
-            self.streams -= 1
+        return Scripted(self._stream(body), sink, over=self._left)
+
+    def _left(self) -> None:
+        self.streams -= 1
+
+    async def _stream(self, body: bytes) -> AsyncIterator[bytes]:
+        yield b'data: {"choices": [{}]}\n\n'
+        await asyncio.wait({self.crash}, timeout=float(body))
+        if self.crash.done():
+            raise NodeError(NodeErrorCode.MODEL_FAILED, "the worker broke off")
+        yield DONE
 
     async def post(self, path: str, body: bytes, content_type: str) -> tuple[int, str, bytes]:
         raise NodeError(NodeErrorCode.PATH_NOT_SERVED, "no")
@@ -328,7 +333,7 @@ class World:
         self.outcomes[outcome] = self.outcomes.get(outcome, 0) + 1
 
     async def _ask(self, call: Call, leaves: bool) -> str:
-        blocks = self.host.serve(call)
+        blocks = served(self.host, call)
         began = self.loop.time()
         outcome = "ok"
         try:
