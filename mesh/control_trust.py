@@ -67,10 +67,10 @@ class TrustControl:
             token = Token.parse(invite)
             peer = await overlay.lookup.node(address, any_mesh=True)
             await self._joined(token, peer)
-        else:
-            peer = await overlay.static.add(address)
-            if peer.id not in self._daemon.trust.members:
-                await self._together(peer, address)
+            return await self._added(peer)  # it is on the side that was there before; `mesh-peers` would say otherwise
+        peer = await overlay.static.add(address)
+        if peer.id not in self._daemon.trust.members:
+            await self._together(peer, address)
         await self._set_peers([*self._daemon.config.mesh_peers, address])
         return await self._added(peer)
 

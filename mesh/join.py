@@ -22,14 +22,14 @@ from mesh.door import Caller, Door, Let, Members, Refuse, Verdict, Wait
 from mesh.doors import Doors
 from mesh.driver import Driver
 from mesh.errors import MeshError
-from mesh.join_call import Answer, Begin, Heard, Knock, Result, decode_question, encode
+from mesh.join_call import Answer, Begin, Heard, Knock, Result, Reveal, decode_question, encode
 from mesh.join_settings import JoinSettings
-from mesh.joiner import Came, Joiner, Me
+from mesh.joiner import Came, Joiner, Me, Way
 from mesh.joining import Ask, Call, Home, Hurry, Joining, Settle, Sight, Stay, Tick
 from mesh.log import event as log_event
 from mesh.reception import Reception
 from mesh.tls import JOIN
-from mesh.wire import Frame, PeerSeen
+from mesh.wire import Frame, Gossip, PeerSeen
 from node.types import NodeId
 
 if TYPE_CHECKING:
@@ -68,7 +68,8 @@ class Joins:
             self._machine, Tick(), self._perform, failed=failed
         )
         self._reception = Reception(lambda: daemon.trust.identity.cert, self._door.shown, s)
-        self._joiner = Joiner(lambda: daemon.trust.identity, daemon.tls.stranger, s)
+        self._joiner = Joiner(lambda: daemon.trust.identity, daemon.tls.stranger, s, daemon.trust.own_records)
+        self._introduced: dict[NodeId, float] = {}  # fellow members that were asked, and when
         self._group: asyncio.TaskGroup | None = None
         self._begun: list[Sight] = []  # calls to make once `run` has begun
         self._reading = 0
@@ -115,6 +116,7 @@ class Joins:
         if peer.mesh != d.config.mesh_name or not peer.mesh_id or peer.id == d.id:
             return
         if peer.mesh_id == d.trust.mesh_id and peer.id in d.trust.members and d.trust.belongs:
+            self._introduce(peer)
             return
         if peer.via == "mdns" and stance in ("open", "kept", "closed") and self._door.gave_up(peer.id, d.id):
             self._news.set()
@@ -126,6 +128,24 @@ class Joins:
         )  # fmt: skip
         self._news.set()
 
+    def _introduce(self, peer: PeerSeen) -> None:
+        """A fellow member. Should there be no link soon, one of the two has not heard of what became of the other."""
+        now = clock.now()
+        if self._group is None or now < self._introduced.get(peer.id, float("-inf")) + self.settings.ask_max_s:
+            return
+        self._introduced[peer.id] = now
+        self._group.create_task(self._introducing(peer))
+
+    async def _introducing(self, peer: PeerSeen) -> None:
+        d = self._daemon
+        await asyncio.sleep(self.settings.linked_s)
+        if peer.id in d.membership.alive() or peer.id not in d.trust.members:
+            return
+        came = await self._joiner.ask(_sight_of(peer), self._me(), self._addresses.ranked(peer.addresses))
+        records = came.way.records if came.way is not None else came.records
+        if records and d.trust.merge(records):
+            log_event(_log, logging.INFO, "members", f"{peer.name} knew more of who belongs", node=peer.id)
+
     def took(self, node: NodeId, said: Doors) -> None:
         """Another member's words about the door."""
         if self._door.merge(said, node, self._daemon.trust.members.keys(), clock.now()):
@@ -136,6 +156,12 @@ class Joins:
         return self._door.frame(clock.now())
 
     def members_changed(self) -> None:
+        d = self._daemon
+        if not d.trust.belongs:  # whom to ask to be let back in, also where mDNS shows nobody
+            for peer in d.peers.peers():
+                if peer.id != d.id:
+                    kept = msgspec.structs.replace(_sight_of(peer), mesh=d.trust.mesh_id, stance="closed")
+                    self._driver.tell(kept)
         self._tell(events.Belong(self._others()))
         self.look()
 
@@ -260,6 +286,7 @@ class Joins:
             log_event(_log, logging.INFO, "joins", text, node=came.way.node)
             self.waiting = None
             if came.way.mesh != self._daemon.trust.mesh_id:
+                self._tell_fellows(sight, came.way)
                 self._daemon.mesh.move(came.way)  # this stay ends; until then nobody is let in here
                 return
             self._daemon.trust.adopt(came.way.records, came.way.mesh)
@@ -274,6 +301,14 @@ class Joins:
         revealed = came.outcome in ("waiting", "refused") or came.code in ("no_records", "no_answer")
         self._driver.tell(Call(sight.node, came.outcome, revealed))
         self._news.set()
+
+    def _tell_fellows(self, sight: Sight, way: Way) -> None:
+        """Members of the mesh that is left hear where this node goes, also those whom mDNS does not reach."""
+        there = PeerSeen(
+            id=way.node, name=way.name, mesh=self._daemon.config.mesh_name, addresses=sight.addresses, port=sight.port,
+            peer_port=sight.peer_port, via="gossip", mesh_id=way.mesh, stance=sight.stance,
+        )  # fmt: skip
+        self._spread(Gossip((there,)))
 
     def _me(self) -> Me:
         config = self._daemon.config
@@ -334,11 +369,13 @@ class Joins:
             return Heard()
         if isinstance(question, Begin):
             return self._why_not(question) or self._reception.begin(question, address, now)
-        assert not isinstance(question, Knock | Begin)
-        found = self._reception.reveal(question, address, now)  # type: ignore[arg-type]  # the third kind
+        assert isinstance(question, Reveal)
+        found = self._reception.reveal(question, address, now)
         if isinstance(found, Result):
             return found
         begin, asks = found
+        if question.records:
+            self._daemon.trust.merge(question.records)
         near = not self._addresses.is_far(address)
         own = not near and await self._owns(address)
         asks = msgspec.structs.replace(asks, near=near, own=own)
@@ -373,7 +410,9 @@ class Joins:
                 result = self._let(asks, how, proof)
             case Wait(why):
                 refused = self._door.waits(asks, why, d.id, now)
-                result = Result(outcome="waiting", why=why) if refused is None else self._refused(refused)
+                told = d.trust.records() if d.trust.was_removed(asks.node, asks.cert) else ()  # it was away, perhaps
+                waits = Result(outcome="waiting", why=why, mesh=d.trust.mesh_id, records=told)
+                result = waits if refused is None else self._refused(refused)
             case Refuse():
                 result = self._refused(verdict)
             case _:

@@ -184,6 +184,8 @@ class Joining:
                 self._fails.pop(sight.node, None)
             case "waiting":
                 self._fails.pop(sight.node, None)
+                if sight.stance in _RANK:  # open, but not to this node by that way: another of its nodes may be near
+                    self._fails[sight.node] = 1
                 self._asks[mesh] = self._asks.get(mesh, 0) + 1
                 self._next[mesh] = now + min(s.ask_max_s, s.ask_first_s * 4.0 * 2.0 ** min(self._asks[mesh], 10))
                 if not self._home.others or self._home.removed:
