@@ -124,6 +124,7 @@ class Joins:
             Sight(
                 node=peer.id, name=peer.name, mesh=peer.mesh_id, stance=stance, addresses=peer.addresses,
                 port=peer.port, peer_port=peer.peer_port, hint=peer.hint, may=by_hand or not peer.far,
+                by_hand=by_hand,
             )
         )  # fmt: skip
         self._news.set()
