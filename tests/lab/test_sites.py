@@ -59,8 +59,6 @@ def test_a_name_of_the_tailnet_a_restart_a_higher_priority_and_a_removal(
         mac1, mac2 = sites.macs
         a_tailscale_program(tmp_path, monkeypatch, mac2=mac2.ip)
         sites.start()
-        with pytest.raises(MeshClientError, match="mesh invite"):
-            mac1.client.add("mac2.tailnet:4000")  # another's machine, for all that this Tailscale says
         sites.join()
         added = mac1.client.add("mac2.tailnet:4000")  # no resolver answers here: DNS is given up after 5 s
         assert (added["name"], added["far"], added["via"]) == ("mac2", True, "tailscale")
