@@ -36,24 +36,24 @@ class TrustControl:
         self._daemon, self._overlay, self._set_peers, self._until = daemon, overlay, set_peers, until
 
     async def open_window(self, for_s: float | None) -> Json:
-        left_s = self._overlay().joins.open(for_s)
+        left_s = self._overlay().joins.porter.open(for_s)
         await self._daemon.files.flush()
         return {"open": True, "for_s": round(left_s, 1), "mesh_id": self._daemon.trust.mesh_id}
 
     async def close_window(self) -> Json:
-        self._overlay().joins.close_window()
+        self._overlay().joins.porter.close_window()
         await self._daemon.files.flush()
         return {"open": False, "for_s": 0.0, "mesh_id": self._daemon.trust.mesh_id}
 
     async def invite(self) -> Json:
         joins = self._overlay().joins
-        token = joins.invite().text()
+        token = joins.porter.invite().text()
         await self._daemon.files.flush()
         command = f"mlx-stack mesh enable --invite {token}"
         return {"token": token, "for_s": joins.settings.invite_s, "command": command}
 
     async def accept(self, name: str, check: str) -> Json:
-        node, shown, done = self._overlay().joins.accept(name, check)
+        node, shown, done = self._overlay().joins.porter.accept(name, check)
         await self._daemon.files.flush()
         return {"name": shown, "id": node, "done": done}
 
@@ -67,10 +67,10 @@ class TrustControl:
             token = Token.parse(invite)
             peer = await overlay.lookup.node(address, any_mesh=True)
             await self._joined(token, peer)
-        else:
-            peer = await overlay.static.add(address)
-            if peer.id not in self._daemon.trust.members:
-                await self._together(peer, address)
+            return await self._added(peer)  # it is on the side that was there before; `mesh-peers` would say otherwise
+        peer = await overlay.static.add(address)
+        if peer.id not in self._daemon.trust.members:
+            await self._together(peer, address)
         await self._set_peers([*self._daemon.config.mesh_peers, address])
         return await self._added(peer)
 
@@ -135,7 +135,7 @@ class TrustControl:
         others = overlay.static.others(node, {(host, port) for host in hosts})
         if member is not None:
             d.trust.remove(node)
-        waited = overlay.joins.forget(node)
+        waited = overlay.joins.porter.forget(node)
         if member is None and not waited:
             overlay.remove(node)
         await d.files.flush()
@@ -155,7 +155,7 @@ class TrustControl:
 
     def checks(self) -> dict[NodeId, str]:
         """The numbers that people compare."""
-        return self._daemon.overlay.joins.checks() if self._daemon.overlay is not None else {}
+        return self._daemon.overlay.joins.porter.checks() if self._daemon.overlay is not None else {}
 
     def window_s(self) -> float:
         """For how long the mesh lets nodes in by themselves; 0 when it does not."""

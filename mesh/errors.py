@@ -8,7 +8,8 @@ class MeshError(Exception):
 
     Kinds: too_large, garbled, unknown_kind, other_version (mesh/wire.py); bad_address, cannot_resolve,
     ambiguous_address, refused, unreachable, not_a_node, other_mesh, self, peer_port_unreachable (mesh/lookup.py);
-    unknown_machine, ambiguous_machine, tailscale_... (mesh/tailnet.py); unknown_node, ambiguous_node (mesh/names.py).
+    unknown_machine, ambiguous_machine, tailscale_... (mesh/tailnet.py); unknown_node, ambiguous_node (mesh/names.py);
+    not_member, not_admitted, mesh_full, removed, bad_certificate, id_taken, generations, too_many (mesh/trust.py).
     `status` is the HTTP status on the admin API.
     """
 

@@ -74,6 +74,10 @@ class Inbox:
         """Whom a peer of the added side calls near is on that side too, also where two sites number their networks
         alike."""
         beside = self._membership.ranks_last(node)
+        for peer in peers[:1]:
+            if peer.mesh_id and peer.mesh_id != self._daemon.trust.mesh_id:
+                self._joins().seen(replace(peer, via="gossip"), by_hand=True)  # a member goes there, and says so
+                return
         for peer in peers[: MembershipSettings().gossip_max]:
             there = beside and not peer.far
             far = there or self._addresses.all_far(peer.addresses)

@@ -45,10 +45,13 @@ class Begin(Struct, frozen=True, kw_only=True, tag="begin"):
 
 
 class Reveal(Struct, frozen=True, kw_only=True, tag="reveal"):
+    """`records`: what lets it in, if a member has signed that and not all have heard of it."""
+
     session: Annotated[bytes, Meta(max_length=16)]
     nonce: Nonce
     signature: Annotated[bytes, Meta(max_length=128)]
     proof: Proof = b""
+    records: Annotated[tuple[Record, ...], Meta(max_length=4)] = ()
 
 
 class Knock(Struct, frozen=True, kw_only=True, tag="knock"):

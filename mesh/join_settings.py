@@ -11,6 +11,7 @@ class JoinSettings(Struct, frozen=True, kw_only=True):
     look_s: float = 3.0  # a new founding looks so long for a mesh that is there already
     window_s: float = 1800.0  # open after the founding, and after each join through the window
     window_max_s: float = 86400.0  # `mesh open --for`
+    linked_s: float = 3.0  # from seeing a fellow member to a link; then the two ask each other who belongs
     call_s: float = 5.0  # one join call, from the connection to the last answer
     calls_max: int = 32  # under way at the same time: more are told to come again
     calls_per_address: int = 4

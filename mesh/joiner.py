@@ -38,13 +38,14 @@ class Way(Struct, frozen=True):
 
 
 class Came(Struct, frozen=True):
-    """How a call ended. `check` is shown while this node waits."""
+    """How a call ended. `check` is shown while this node waits; `records` say why, if it was removed."""
 
     outcome: Outcome
     code: str = ""
     why: str = ""
     check: str = ""
     way: Way | None = None
+    records: tuple[Record, ...] = ()
 
 
 class Me(Struct, frozen=True):
@@ -58,12 +59,16 @@ class Me(Struct, frozen=True):
 
 class Joiner:
     """Makes join calls with this identity. `numbers` of members (by certificate) that let this node wait are kept, so
-    that the number which people compare stays the same."""
+    that the number which people compare stays the same. `own` are the records that let this node in."""
 
     def __init__(
-        self, identity: Callable[[], Identity], context: Callable[[], ssl.SSLContext], settings: JoinSettings
+        self,
+        identity: Callable[[], Identity],
+        context: Callable[[], ssl.SSLContext],
+        settings: JoinSettings,
+        own: Callable[[], tuple[Record, ...]] = tuple,
     ) -> None:
-        self._identity, self._context, self._settings = identity, context, settings
+        self._identity, self._context, self._settings, self._own = identity, context, settings, own
         self._numbers: dict[str, str] = {}
 
     async def ask(self, sight: Sight, me: Me, addresses: Sequence[str], token: Token | None = None) -> Came:
@@ -104,14 +109,15 @@ class Joiner:
                         "between")  # fmt: skip
         seen = Seen(identity.cert, line.cert, nonce, offer.nonce)
         proof = token.proof("newcomer", seen) if token is not None else b""
-        reveal = Reveal(session=offer.session, nonce=nonce, signature=identity.sign(seen.signed()), proof=proof)
+        reveal = Reveal(session=offer.session, nonce=nonce, signature=identity.sign(seen.signed()), proof=proof,
+                        records=self._own())  # fmt: skip
         check = self._numbers[member] if offer.known and member in self._numbers else seen.number()
         result = await line.ask(reveal)
         if not isinstance(result, Result):
             raise MeshError("no_answer", f"{sight.name} does not say whether this node is let in")
         if result.outcome == "waiting":
             self._remember(member, check)
-            return Came("waiting", result.code, result.why, check)
+            return Came("waiting", result.code, result.why, check, records=result.records)
         if result.outcome != "joined":
             return Came("busy" if result.outcome == "busy" else "refused", result.code, result.why)
         return self._joined(result, line.cert, seen, check, token)

@@ -35,6 +35,7 @@ class Sight(Struct, frozen=True, kw_only=True):
     peer_port: int = 4001
     hint: str = ""  # how its certificate's fingerprint begins
     may: bool = True
+    by_hand: bool = False  # a person here has named this very node, or a fellow member goes there
 
 
 class Home(Struct, frozen=True, kw_only=True):
@@ -184,6 +185,8 @@ class Joining:
                 self._fails.pop(sight.node, None)
             case "waiting":
                 self._fails.pop(sight.node, None)
+                if sight.stance in _RANK:  # open, but not to this node by that way: another of its nodes may be near
+                    self._fails[sight.node] = 1
                 self._asks[mesh] = self._asks.get(mesh, 0) + 1
                 self._next[mesh] = now + min(s.ask_max_s, s.ask_first_s * 4.0 * 2.0 ** min(self._asks[mesh], 10))
                 if not self._home.others or self._home.removed:
@@ -259,7 +262,7 @@ class Joining:
         if home.removed:
             found = [x for x in self._sights.values() if x.mesh == home.mesh and x.stance != "out"]
         else:
-            found = [x for x in self._sights.values() if self._better(x)]
+            found = [x for x in self._sights.values() if self._better(x) or self._asked_for(x)]
             if not found and (not self.settled or (home.open and not home.kept and not home.others)):
                 found = [x for x in self._sights.values() if x.may and x.stance == "closed" and x.mesh != home.mesh]
                 found = [x for x in found if x.mesh not in self._ignored]
@@ -277,6 +280,11 @@ class Joining:
         if not self.settled:
             return _rank(sight.stance, sight.mesh) < _rank("looking", home.mesh)
         return home.open and not home.kept and _rank(sight.stance, sight.mesh) < _rank("open", home.mesh)
+
+    def _asked_for(self, sight: Sight) -> bool:
+        """A node that is alone in its mesh goes where a person here has said."""
+        lone = not self._home.others and not self._home.kept
+        return sight.by_hand and lone and sight.mesh != self._home.mesh and sight.stance != "out"
 
     # Reading
 

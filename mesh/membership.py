@@ -238,7 +238,8 @@ class Membership:
             if not old:
                 return None
             self._forget(min(old, key=lambda p: p.ended_at if p.ended else p.since).seen.id, "too many nodes", out)
-        seen = structs.replace(seen, addresses=self._bounded(seen.addresses))
+        bounded = self._bounded(seen.addresses)
+        seen = structs.replace(seen, addresses=bounded, mesh_id="", stance="", hint="")  # a member's are this mesh's
         sighted, life = seen.via == "mdns", Liveness(s, far=seen.far)
         peer = self._peers[seen.id] = Member(seen=seen, since=now, life=life, boot=seen.boot, sighted=sighted)
         out.add(Known(seen.id, peer.ranks_last))

@@ -187,7 +187,7 @@ class Overlay:
         """Takes the peer port, TCP and UDP. Raises MeshError, with nothing left open."""
         d = self._daemon
         app = web.Application(middlewares=guards(self._config.bind))
-        app.add_routes([*self._links.routes(), *Gatherer(d).routes_defs(), *self.joins.routes()])
+        app.add_routes([*self._links.routes(), *Gatherer(d).routes_defs(), *self.joins.porter.routes()])
         door = serve.Door(d.host, lambda: d.mesh.leaving, self._callers, d.limits.door)
         hosts = listening(self._config.bind)
         sockets = await tcp_sockets(self._config.peer_port, hosts, d.probe.port_holder)

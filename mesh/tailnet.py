@@ -173,8 +173,7 @@ class Tailscale:
             return False
         async with self._one_by_one:
             try:
-                theirs = await self._in_thread(lambda: self._who_is(address))
-                status = await self._ask()
+                theirs, status = await self._in_thread(lambda: (self._who_is(address), self._over_the_api()))
             except TimeoutError:
                 raise MeshError("tailscale_silent", "Tailscale does not answer", hint="restart it") from None
         status.tailnet()  # raises when this machine takes no part in it now

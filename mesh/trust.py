@@ -118,6 +118,11 @@ class Trust:
         """All that is held, for another node to merge or adopt."""
         return tuple(self._records.values())
 
+    def own_records(self) -> tuple[Record, ...]:
+        """The one that lets this node in: for a member that has not heard of it."""
+        me = self.members.get(self.identity.id)
+        return (self._records[me.record],) if me is not None and self.belongs else ()
+
     def pair_key(self, node: NodeId) -> bytes:
         """32 bytes that only this node and that member know. Raises KeyError when it is no member."""
         member = self.members[node]

@@ -71,7 +71,7 @@ def run(options: argparse.Namespace) -> list[Figure]:
         names = [*REFERENCES, "ours", *(["two"] if options.two else [])]
         found: list[Figure] = []
         if "memory" in chosen:
-            found = memory.figures([n for n in names if n != "two"], direct, home, options.realtime)
+            found = memory.figures(names, direct, home, options.realtime)
         if not chosen - {"memory"}:
             return found
         subjects = [direct, *(stack.enter_context(subject(n, direct.port, home / n)) for n in names)]

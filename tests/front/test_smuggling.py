@@ -24,7 +24,7 @@ from node.settings import FrontSettings
 from node.types import ModelReport
 from router.settings import EdgeSettings
 from tests.node.smuggling import BODIES, HEADS, PLAIN
-from tests.router.fakes import FAST, OTHER, PARIS, Rig, message, rigged
+from tests.router.fakes import CIRCLE, FAST, OTHER, PARIS, Rig, message, rigged
 
 CHAT = "/v1/chat/completions"
 BODY = json.dumps(message()).encode()
@@ -87,7 +87,7 @@ class Listener:
 @asynccontextmanager
 async def listened(bounds: EdgeSettings = FAST) -> AsyncIterator[tuple[Rig, Listener]]:
     listener = Listener()
-    server = await asyncio.start_server(listener, "127.0.0.1", 0)
+    server = await asyncio.start_server(listener, "127.0.0.1", 0, ssl=CIRCLE.server(OTHER))
     async with rigged(bounds) as (rig, _):
         rig.peer_port = server.sockets[0].getsockname()[1]
         rig.dispatch.place = lambda _: OTHER

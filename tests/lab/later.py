@@ -2,7 +2,7 @@
 
 from mesh import wire
 
-wire.PROTOCOL = 2
+wire.PROTOCOL += 1
 
 from mesh.cli import root  # noqa: E402 - after the number is changed
 

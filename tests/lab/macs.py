@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -18,6 +21,7 @@ import yaml
 
 from mesh.answers import Attempt, MeshStatus, Node, Route
 from mesh.client import MeshClient, MeshClientError
+from node.io import identity
 from tests.lab.netlab import Lab
 from tests.lab.told import Log, monotonic
 
@@ -65,6 +69,7 @@ class Mac:
             (self.home / part).mkdir(parents=True)
         if id_:
             (self.home / "node" / "id").write_text(id_ + "\n")
+            shutil.copy(_key_of(id_), self.home / "node" / "key.pem")
         keys = {
             "mesh-enabled": True,
             "idle-timeout": -1,
@@ -218,6 +223,15 @@ class Mac:
     def tail(self) -> str:
         """The end of what it said, for a person who looks into a failure."""
         return "\n".join(self.output.splitlines()[-TAIL_LINES:])
+
+
+@cache
+def _key_of(id_: str) -> Path:
+    """The key that goes with an id which is given: whoever has a copy of the disk has both."""
+    home = Path(tempfile.mkdtemp(prefix="lab-key"))
+    (home / "node").mkdir()
+    (home / "node" / "id").write_text(id_ + "\n")
+    return identity.load(home, print).key_file
 
 
 def _is(key: str, name: str) -> bool:

@@ -160,9 +160,13 @@ def joined_by_hand(macs: Sequence[Mac]) -> Joined:
         at = time.monotonic()
         first[0].client.add(second[0].ip)
         seconds = whole(macs) - at
-        found = f"{first[0].name}, {first[1].name}: found by address"
         last = macs[-1]
-        wait_until(lambda: any(found in note for note in last.said().notes), "it says that mDNS is of no use here")
+
+        def said() -> bool:
+            notes = [note for note in last.said().notes if "found by address" in note]
+            return any(all(mac.name in note for mac in first) for note in notes)
+
+        wait_until(said, "it says that mDNS is of no use here")
         return Joined(seconds, last.said().notes)
 
 

@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from mesh.settings import MembershipSettings
+from mesh.wire import PROTOCOL
 from tests.lab.conftest import Place
 from tests.lab.macs import ROOT, Asker, Mac, agreed, wait_until
 
@@ -113,7 +114,7 @@ def test_two_of_one_name_and_one_of_a_later_protocol(place: Callable[[int], Plac
 
     def too_old() -> bool:
         node = macs[0].sees("mac4")
-        words = ("speaks protocol 2", "update this node")
+        words = (f"speaks protocol {PROTOCOL + 1}", "update this node")
         return node is not None and node.state == "incompatible" and all(word in node.reason for word in words)
 
     wait_until(too_old, "the later one is shown as such")

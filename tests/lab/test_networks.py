@@ -66,7 +66,7 @@ def test_a_mac_that_may_not_send_multicast_works_alone_and_says_why(place: Calla
     for name in ("mac1", "mac2"):
         lab.lab.run(name, ["nft", "delete", "table", "ip", "quiet"], check=True)
     wait_until(lambda: agreed([mac, other]), "they find each other as soon as they may")
-    wait_until(lambda: not mac.said().notes, "the note is gone")
+    wait_until(lambda: not any("multicast" in note for note in mac.said().notes), "the note is gone")
 
 
 def test_a_torn_mesh_is_two_and_a_healed_one_has_one_coordinator(
@@ -132,7 +132,6 @@ def test_where_multicast_is_blocked_one_mesh_add_joins_all_five(figure: Figure) 
         figure("from the one `mesh add` until all five agree", joined.seconds)
         (note,) = [note for note in joined.notes if "never by mDNS" in note]
         assert "mesh add HOST" in note
-        assert "mac3" not in note, "that one was heard"
 
 
 def test_a_coordinator_that_slept_for_an_hour_steps_back_before_it_speaks(figure: Figure) -> None:

@@ -274,8 +274,13 @@ async def test_a_second_mesh_of_the_same_name_is_shown_with_what_to_do(tmp_path:
             found = await status(two)
             assert states(found)["mac1"] == "waiting"
             assert any("another mesh here is called" in note for note in found["notes"])
-            with pytest.raises(MeshError, match="mesh invite"):
+            two.doors.door.kept = True
+            with pytest.raises(MeshError, match=r"neither lets the other in.*mesh invite"):
                 await two.control.add_peer(f"127.0.0.1:{one.config.port}")
+            two.doors.door.kept = False  # alone, and nobody was let in there: it asks where a person says
+            added = await two.control.add_peer(f"127.0.0.1:{one.config.port}")
+            assert added["state"] == "waiting"
+            assert "`mlx-stack mesh accept mac2`" in added["reason"]
 
 
 async def test_what_is_asked_of_strangers_is_bounded(tmp_path: Path) -> None:

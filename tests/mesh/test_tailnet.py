@@ -61,9 +61,11 @@ class _Port(socketserver.ThreadingMixIn, socketserver.TCPServer):
 
 
 @contextmanager
-def serving(at: str | tuple[str, int], answer: Any, *, status: int = 200, token: str = "") -> Iterator[Any]:
+def serving(
+    at: str | tuple[str, int], answer: Any, *, status: int = 200, token: str = "", who: dict[str, Any] | None = None
+) -> Iterator[Any]:
     """A LocalAPI: checks what tailscaled checks (host, no browser's headers, the token) and gives `answer`; None: not
-    at all."""
+    at all. `who` is at which address."""
     silent = threading.Event()
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -73,12 +75,16 @@ def serving(at: str | tuple[str, int], answer: Any, *, status: int = 200, token:
                 code = 403
             if token and self.headers["Authorization"] != "Basic " + base64.b64encode(f":{token}".encode()).decode():
                 code = 401
-            if self.path != "/localapi/v0/status":
+            said, asked = answer, self.path.removeprefix("/localapi/v0/whois?addr=")
+            if asked != self.path:
+                said = (who or {}).get(asked)
+                code = 404 if said is None else code
+            elif self.path != "/localapi/v0/status":
                 code = 404
             if answer is None:
                 silent.wait(20)
                 return
-            body = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+            body = said if isinstance(said, bytes) else json.dumps(said).encode()
             body = body if code == 200 else b'{"error": "no"}'
             self.send_response(code)
             self.send_header("Content-Length", str(len(body)))
@@ -345,3 +351,44 @@ async def test_a_program_that_cannot_be_started_is_none(tmp_path: Path) -> None:
     broken.chmod(0o755)
     error = await failure(Tailscale(QUICK, socket=NO_SOCKET, programs=(str(broken),)))
     assert error.code == "tailscale_missing"
+
+
+def whois(user: int, *, tags: list[str] | None = None) -> dict[str, Any]:
+    """A WhoIsResponse with the fields of the LocalAPI that we know of."""
+    return {
+        "Node": {
+            "ID": 5, "StableID": "n5", "Name": "mac-mini-3.tail1.ts.net.", "User": user, "Key": "nodekey:1",
+            "Addresses": ["100.64.0.3/32"], "AllowedIPs": ["100.64.0.3/32"], "Tags": tags, "ComputedName": "mac-mini-3",
+            "Hostinfo": {"OS": "macOS", "Hostname": "mac-mini-3"}, "MachineAuthorized": True,
+        },
+        "UserProfile": {"ID": user, "LoginName": f"{user}@example.com", "DisplayName": "Somebody"},
+        "CapMap": None,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("who", "own"),
+    [
+        (whois(7), True),
+        (whois(8), False),  # shared into this tailnet, or another user's
+        (whois(7, tags=["tag:server"]), False),  # belongs to no user
+        (whois(0), False),
+        (None, False),  # nobody of the tailnet: an address that was made up
+    ],
+)
+async def test_whose_a_machine_of_the_tailnet_is(socket_path: str, who: dict[str, Any] | None, own: bool) -> None:
+    with serving(socket_path, STATUS, who={} if who is None else {"100.64.0.3": who}):
+        assert await Tailscale(QUICK, socket=socket_path).same_user("100.64.0.3") is own
+
+
+async def test_an_address_of_no_tailnet_is_nobodys_own_and_tailscale_is_not_asked() -> None:
+    assert not await Tailscale(QUICK, socket=NO_SOCKET, programs=()).same_user("10.0.0.3")
+
+
+async def test_without_tailscale_nobody_is_taken_for_ones_own(socket_path: str) -> None:
+    with pytest.raises(MeshError) as caught:
+        await Tailscale(QUICK, socket=NO_SOCKET, programs=()).same_user("100.64.0.3")
+    assert caught.value.code == "tailscale_missing"
+    tagged = {**STATUS, "Self": {**STATUS["Self"], "Tags": ["tag:server"]}}
+    with serving(socket_path, tagged, who={"100.64.0.3": whois(7)}):
+        assert not await Tailscale(QUICK, socket=socket_path).same_user("100.64.0.3"), "this machine has no user either"
