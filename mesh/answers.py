@@ -72,7 +72,6 @@ class Node(Struct, frozen=True, kw_only=True):
     id: str
     state: str = "ok"
     reason: str = ""
-    check: str | None = None
     coordinator: bool = False
     far: bool = False
     priority: int = 0
@@ -102,13 +101,21 @@ class Mesh(Struct, frozen=True, kw_only=True):
     alone: bool = True
     queue_depth: int = 0
     in_flight: int = 0
+
+
+class Trust(Struct, frozen=True, kw_only=True):
+    """For how many seconds nodes may still join by themselves (0: not at all), and by node id the numbers that people
+    compare: of who waits, and of who joined by itself."""
+
     window_s: float = 0.0
+    checks: dict[str, str] = {}
 
 
 class MeshStatus(Struct, frozen=True, kw_only=True, rename={"self_name": "self"}):
     """`mesh status --json`; `self_name` is `self` there. `notes` are sentences for people."""
 
     mesh: Mesh = Mesh()
+    trust: Trust = Trust()
     self_name: str = ""
     nodes: tuple[Node, ...] = ()
     notes: tuple[str, ...] = ()

@@ -60,11 +60,8 @@ def node_json(
     name: str,
     account: NodeAccount | None,
     model: Callable[[ModelReport], Json] = model_json,
-    *,
-    check: str | None = None,
 ) -> Json:
-    """NODE of DESIGN section 4. `account` None: nobody counts for this node now, so its own count stands. `check`: the
-    number to compare before it is accepted."""
+    """NODE of DESIGN section 4. `account` None: nobody counts for this node now, so its own count stands."""
     report = node.report
     if account is None:
         account = NodeAccount(sum(m.queue_depth for m in report.models), sum(m.in_flight for m in report.models))
@@ -73,7 +70,6 @@ def node_json(
         "id": report.id,
         "state": node.state.value,
         "reason": node.reason,
-        "check": check,
         "coordinator": report.id == view.coordinator,
         "far": node.far,
         "priority": report.priority,
@@ -109,7 +105,7 @@ def mesh_json(
     window_s: float = 0.0,
 ) -> Json:
     """The whole of `mesh status --json`. `names` as people know the nodes; `notes` say what a person should know;
-    `checks` are the numbers of who is not accepted yet; `window_s`: for how long nodes may join by themselves."""
+    `checks`, by id, the numbers of who is not accepted yet; `window_s`: for how long nodes may join by themselves."""
     return {
         "mesh": {
             "name": view.mesh_name,
@@ -121,19 +117,13 @@ def mesh_json(
             "alone": view.alone,
             "queue_depth": account.queue_depth,
             "in_flight": account.total - account.queue_depth,
-            "window_s": window_s,
         },
         "self": names[view.self_id],
         "nodes": [
-            node_json(
-                n,
-                view,
-                names[n.report.id],
-                account.nodes.get(n.report.id, NodeAccount()),
-                check=checks.get(n.report.id),
-            )
+            node_json(n, view, names[n.report.id], account.nodes.get(n.report.id, NodeAccount()))
             for n in sorted(view.nodes, key=lambda n: (names[n.report.id], n.report.id))
         ],
+        "trust": {"window_s": window_s, "checks": dict(checks)},
         "notes": [*extra_notes, *differing_names(view)],
     }
 

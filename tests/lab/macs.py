@@ -207,6 +207,12 @@ class Mac:
         file = self.home / "node" / "id"
         return file.read_text().strip() if file.exists() else ""
 
+    @property
+    def settled(self) -> bool:
+        """Its mesh counts as founded: a later one goes into it, and not the other way round."""
+        file = self.home / "mesh" / "door.json"
+        return file.exists() and bool(json.loads(file.read_text())["settled"])
+
     def processes(self) -> list[int]:
         """The ids of all that run in its namespace."""
         done = subprocess.run(

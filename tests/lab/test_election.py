@@ -25,7 +25,9 @@ def test_a_higher_priority_joins_and_takes_over_after_the_handover_time(
     lab = place(3)
     old, other, best = lab.mac(1), lab.mac(2), lab.mac(3, mesh_priority=200)
     old.start()
-    wait_until(lambda: old.coordinator == "mac1", "the first coordinates itself")
+    wait_until(
+        lambda: old.coordinator == "mac1" and old.settled, "the first coordinates itself, and its mesh is founded"
+    )
     for mac in (other, best):
         mac.start()
     macs = [old, other, best]

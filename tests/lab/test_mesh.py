@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -39,7 +40,9 @@ def trio(shared_place: Callable[[int], Place], model: Path) -> Trio:
     other = build_tiny(default_cache() / "tiny-other", seed=6)
     macs = [place.mac(1, model=other), place.mac(2, model=model), place.mac(3, model=model)]
     macs[0].start()
-    wait_until(lambda: macs[0].coordinator == "mac1", "the first Mac coordinates itself")
+    # Of two that still look around, either may join the other; who has founded is joined.
+    door = macs[0].home / "mesh" / "door.json"
+    wait_until(lambda: door.exists() and json.loads(door.read_text())["settled"], "the first Mac has founded a mesh")
     for mac in macs[1:]:
         mac.start()
     wait_until(lambda: all(_all_seen(mac, macs) for mac in macs), "every Mac sees all three")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -65,10 +64,10 @@ def mesh_id(mac: Mac) -> str:
     return mac.said().mesh.id
 
 
-def kept(mac: Mac) -> dict[str, object]:
-    """mesh/members.json, as this Mac has it now."""
-    found: dict[str, object] = json.loads((mac.home / "mesh" / "members.json").read_text())
-    return found
+def numbers(mac: Mac) -> dict[str, str]:
+    """By name, the check numbers that it shows."""
+    status = mac.said()
+    return {n.name: status.trust.checks[n.id] for n in status.nodes if n.id in status.trust.checks}
 
 
 def test_five_macs_that_start_in_the_same_second_are_one_mesh(
@@ -83,30 +82,27 @@ def test_five_macs_that_start_in_the_same_second_are_one_mesh(
     notes = " ".join(five.macs[0].said().notes)
     assert "nobody has confirmed it yet" in notes, "who joined by itself is shown to people"
     for mac in five.macs:
-        checks = {n.name: n.check for n in mac.said().nodes if n.check}
-        assert checks == {n.name: n.check for n in five.macs[0].said().nodes if n.check}, "with the same numbers"
-        assert len(checks) == 4
+        assert numbers(mac) == numbers(five.macs[0]), "with the same numbers"
+        assert len(numbers(mac)) == 4
 
 
 def test_the_numbers_are_confirmed_on_any_mac_and_no_note_is_left(five: Five) -> None:
-    names = [n.name for n in five.macs[4].said().nodes if n.check]
-    for name in names:
+    for name in numbers(five.macs[4]):
         assert five.macs[4].client.accept(name)["done"] == "confirmed"
-    wait_until(lambda: all(not [n for n in m.said().nodes if n.check] for m in five.macs), "everybody knows")
+    wait_until(lambda: not any(numbers(mac) for mac in five.macs), "everybody knows")
 
 
 def test_a_mac_that_comes_after_the_window_waits_and_has_nothing_of_the_mesh(five: Five) -> None:
     five.macs[1].client.close_window()
-    wait_until(lambda: all(m.said().mesh.window_s == 0 for m in five.macs), "every Mac knows that the window is closed")
+    wait_until(
+        lambda: all(m.said().trust.window_s == 0 for m in five.macs), "every Mac knows that the window is closed"
+    )
     late = five.late.start()
     waiting = wait_for(lambda: _waiting(five.macs[3], late.name), "mac4 shows that mac6 waits")
     assert "`mlx-stack mesh accept mac6`" in waiting.reason
     wait_until(lambda: all(_waiting(mac, late.name) for mac in five.macs), "every member shows it")
-    own = wait_for(
-        lambda: next((n.check for n in late.said().nodes if n.name == late.name and n.check), None),
-        "mac6 has its number",
-    )
-    assert waiting.check == own, "both show the same number"
+    own = wait_for(lambda: numbers(late).get(late.name), "mac6 has its number")
+    assert numbers(five.macs[3])[late.name] == own, "both show the same number"
     assert any("`mlx-stack mesh accept mac6`" in note for note in late.said().notes)
     assert mesh_id(late) != mesh_id(five.macs[0])
 
@@ -126,7 +122,7 @@ def test_a_mac_that_comes_after_the_window_waits_and_has_nothing_of_the_mesh(fiv
 
 def _waiting(mac: Mac, name: str) -> Node | None:
     found = mac.sees(name)
-    return found if found is not None and found.state == "waiting" and found.check else None
+    return found if found is not None and found.state == "waiting" and name in numbers(mac) else None
 
 
 def _answer(five: Five, mac: Mac, to: Mac, path: str) -> tuple[int, str]:
@@ -180,7 +176,7 @@ def test_who_is_removed_is_out_at_once_and_stays_out_over_restarts_of_everyone(
     wait_until(lambda: _waiting(away, late.name), "it asks to be let back in, and waits")
     assert any("was removed from the mesh" in note for note in late.said().notes)
     macs[0].client.open_window()
-    wait_until(lambda: macs[3].said().mesh.window_s > 0, "the window is open")
+    wait_until(lambda: macs[3].said().trust.window_s > 0, "the window is open")
     time_of = time.monotonic()
     wait_until(lambda: late.output.count("lets this node wait") > 0 or time.monotonic() - time_of > 5, "it asks again")
     assert not _ok(macs[0], late.name), "no window lets it back in"
