@@ -203,7 +203,10 @@ def test_the_mesh_is_left_and_joined_without_a_restart(ann: Node, ben: Node) -> 
     assert back["mesh"]["enabled"] is True
     wait_for("it has a coordinator", lambda: ben.client.mesh_status().mesh.coordinator is not None)
     assert ben.json("config", "get", "mesh-priority")["value"] == 90
-    assert ann.json("mesh", "add", f"127.0.0.1:{ben.port}")["name"] == "ben", "what was removed comes back so"
+    assert "mlx-stack mesh accept ben" in refused(ann, "mesh", "add", f"127.0.0.1:{ben.port}")
+    wait_for("it asks to be let back in", lambda: any(n.name == "ben" for n in ann.client.mesh_status().nodes))
+    assert ann.json("mesh", "accept", "ben")["accepted"][0]["done"] == "let in"
+    assert ann.json("mesh", "add", f"127.0.0.1:{ben.port}")["name"] == "ben", "a member's address is kept"
     wait_for("both are one again", lambda: all(n.sees("ann", "ben", coordinator="ann") for n in (ann, ben)))
     assert (ben.pid, ben.client.status().pid) == (pid, pid)
     assert ann.json("config", "get", "mesh-peers")["value"] == [f"127.0.0.1:{ben.port}"]
