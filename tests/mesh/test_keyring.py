@@ -205,7 +205,7 @@ async def test_the_line_of_a_request_has_the_name_of_its_key(daemon: Daemon, cap
             async with session.post(url, json={"model": "none", "messages": []}, headers=fields) as answer:
                 assert answer.status == 400
     lines: list[Any] = [r for r in caplog.records if getattr(r, "event", "") == "request"]
-    assert [line.fields.get("key", "none") for line in lines] == ["phone", "none"]
+    assert [line.msg.fields().get("key", "none") for line in lines] == ["phone", "none"]
     route = (await daemon.control.routes(5))["routes"][-1]
     assert route["key"] == "phone"
     assert made["key"][20:] not in json.dumps(route) + "".join(str(r.__dict__) for r in caplog.records)

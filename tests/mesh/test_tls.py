@@ -32,6 +32,7 @@ from router.io.carry import HttpHop
 from router.settings import EdgeSettings
 from tests.keys import Circle, identity_of
 from tests.mesh.waiting import until
+from tests.node.scripted import served
 from tests.node.test_serve import FakeHost
 
 A, B, C = NodeId("aa" * 8), NodeId("bb" * 8), NodeId("cc" * 8)
@@ -127,16 +128,16 @@ async def test_a_client_believes_the_member_it_means_and_no_other() -> None:
 
 
 async def test_who_was_removed_has_no_connection_from_then_on_and_gets_none() -> None:
-    async with peer(ALIVE, None) as a, aiohttp.ClientSession() as session, HttpClient() as http:
+    async with peer(None) as a, aiohttp.ClientSession() as session, HttpClient() as http:
         tls = a.circle.client(B, A)
-        async with aclosing(a.hop(http, tls).stream(CALL)) as stream:
+        async with aclosing(served(a.hop(http, tls), CALL)) as stream:
             assert await anext(stream) == ALIVE
             a.remove(B)
             with pytest.raises(NodeError, match="connection"):
                 await anext(stream)
         await until(lambda: a.host.closed and a.server.connections == 0)
         with pytest.raises(NodeError):
-            await anext(a.hop(http, tls).stream(CALL))
+            await anext(served(a.hop(http, tls), CALL))
         with pytest.raises(aiohttp.ClientError):
             await said(session, "GET", a.url("/who"), tls)
         a.circle.add(B)
@@ -159,11 +160,11 @@ async def test_who_is_removed_in_the_moment_of_its_handshake_does_not_get_in() -
 
 
 async def test_ending_what_was_made_with_a_dropped_context_ends_what_was_asked_on_it() -> None:
-    async with peer(ALIVE, None) as a, HttpClient() as http:
+    async with peer(None) as a, HttpClient() as http:
         ours = a.circle.tls(B)
         tls = ours.client(A)
         assert tls is not None
-        async with aclosing(a.hop(http, tls).stream(CALL)) as stream:
+        async with aclosing(served(a.hop(http, tls), CALL)) as stream:
             await anext(stream)
             assert http.end(ours.renew()) == 0, "nothing has changed"
             a.circle.add(A, key=1)  # A has another key by now
@@ -181,12 +182,12 @@ async def test_a_connection_made_for_one_node_is_used_for_no_other_at_the_same_a
     async with peer(DONE) as a, HttpClient() as http:
         a.circle.add(C)
         for_a, for_c = a.circle.client(B, A), a.circle.client(B, C)
-        assert [block async for block in a.hop(http, for_a).stream(CALL)] == [DONE]
+        assert [block async for block in served(a.hop(http, for_a), CALL)] == [ALIVE, DONE]
         assert http.idle == 1
         with pytest.raises(NodeError, match="no connection"):
-            await anext(a.hop(http, for_c).stream(CALL))
+            await anext(served(a.hop(http, for_c), CALL))
         assert len(a.host.calls) == 1
-        assert [block async for block in a.hop(http, for_a).stream(CALL)] == [DONE]
+        assert [block async for block in served(a.hop(http, for_a), CALL)] == [ALIVE, DONE]
         assert http.idle == 1
 
 
@@ -195,7 +196,7 @@ async def test_a_request_in_the_name_of_another_member_is_refused() -> None:
         a.circle.add(C)
         a.tls.renew()
         with pytest.raises(NodeError, match="x-mesh-edge"):
-            await anext(a.hop(http, a.circle.client(C, A)).stream(CALL))
+            await anext(served(a.hop(http, a.circle.client(C, A)), CALL))
         assert a.host.calls == []
 
 
@@ -208,7 +209,7 @@ async def test_big_bodies_and_long_streams_pass_whole_through_tls() -> None:
     async with peer(*blocks, DONE) as a, HttpClient() as http:
         big = Call(id=CALL.id, attempt=1, edge=B, model="m", path=CALL.path, body=b"x" * 8_000_000, deadline_s=60.0)
         hop = a.hop(http, a.circle.client(B, A))
-        assert await asyncio.gather(*(take(hop.stream(big)) for _ in range(3))) == [[*blocks, DONE]] * 3
+        assert await asyncio.gather(*(take(served(hop, big)) for _ in range(3))) == [[ALIVE, *blocks, DONE]] * 3
         assert {len(call.body) for call in a.host.calls} == {8_000_000}
 
 

@@ -119,21 +119,6 @@ async def test_a_slow_reader_holds_the_flow_back_also_before_it_begins() -> None
     assert late.asked == ["pause"]
 
 
-async def test_few_large_blocks_hold_the_flow_back_as_well() -> None:
-    """Else sixty-four of them, of each answer that a client does not read, would be here."""
-    worker = Pourer()
-    call = admitted(worker)
-    large = data("x" * 40_000)
-    worker.say(large)
-    assert worker.asked == [], "one may be of any size"
-    worker.say(large)
-    assert worker.asked == ["pause"]
-    await call.next_block()
-    assert worker.asked == ["pause", "resume"]
-    worker.say(data("a"), large)
-    assert worker.asked == ["pause", "resume", "pause"]
-
-
 async def test_a_reader_that_waits_hears_that_it_is_alive_and_then_the_block() -> None:
     worker = Pourer()
     call, heard = admitted(worker, alive_s=0.02)
