@@ -60,7 +60,13 @@ class Joins:
         self._home = self._present()
         self.machine = Joining(self._home, rng, clock.now(), settled=daemon.doors.settled, settings=s)
         self.driver: Driver[joining.Event, joining.Effect] = Driver(self.machine, Tick(), self._perform, failed=failed)
-        self._joiner = Joiner(lambda: daemon.trust.identity, daemon.peer_tls.stranger, s, daemon.trust.own_records)
+        self._joiner = Joiner(
+            lambda: daemon.trust.identity,
+            daemon.peer_tls.stranger,
+            s,
+            daemon.trust.own_records,
+            near=lambda address: not addresses.is_far(address),
+        )
         self._introduced: dict[NodeId, float] = {}  # fellow members that were asked, and when
         self.group: asyncio.TaskGroup | None = None
         self._begun: list[Sight] = []  # calls to make once `run` has begun
@@ -69,6 +75,7 @@ class Joins:
         self._stance = ""
         self._known: set[str] = set()  # newcomers and waiters that were logged
         self.porter = Porter(self)
+        self.forbidden: dict[NodeId, str] = {}  # what a person must allow here before that node can be asked
         self.waiting: Came | None = None  # the last word of whom this node waits for
         self.problem = ""
 
@@ -190,8 +197,12 @@ class Joins:
         removed = not d.trust.belongs
         waits = self.machine.waits
         check = self.waiting.check if self.waiting else ""
-        for sight in self.machine.sights():
-            if sight.mesh == (d.trust.mesh_id if removed else waits.mesh if waits else ""):
+        sights = self.machine.sights()
+        self.forbidden = {x.node: self.forbidden[x.node] for x in sights if x.node in self.forbidden}
+        for sight in sights:
+            if sight.node in self.forbidden:
+                why[sight.node] = f"it cannot be asked to let this node in: {self.forbidden[sight.node]}"
+            elif sight.mesh == (d.trust.mesh_id if removed else waits.mesh if waits else ""):
                 why[sight.node] = join_words.outside(me, check=check, removed=removed)
             else:
                 merges = self.machine.stance in ("open", "kept", "looking")
@@ -269,6 +280,10 @@ class Joins:
         self._came(sight, came)
 
     def _came(self, sight: Sight, came: Came) -> None:
+        if came.forbidden:
+            self.forbidden[sight.node] = came.forbidden
+        else:
+            self.forbidden.pop(sight.node, None)
         if came.outcome == "joined" and came.way is not None:
             text = f"joins the mesh {came.way.mesh[:4]} of {came.way.name}" + (
                 f", check number {came.check}" if came.check else ""

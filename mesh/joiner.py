@@ -11,6 +11,7 @@ from msgspec import Struct
 
 from mesh import checks
 from mesh.checks import Seen, Token
+from mesh.dial import fails
 from mesh.doors import Doors
 from mesh.errors import MeshError
 from mesh.join_call import Begin, Knock, Line, Offer, Result, Reveal
@@ -46,6 +47,7 @@ class Came(Struct, frozen=True):
     check: str = ""
     way: Way | None = None
     records: tuple[Record, ...] = ()
+    forbidden: str = ""  # what a person must allow, on this machine
 
 
 class Me(Struct, frozen=True):
@@ -59,7 +61,8 @@ class Me(Struct, frozen=True):
 
 class Joiner:
     """Makes join calls with this identity. `numbers` of members (by certificate) that let this node wait are kept, so
-    that the number which people compare stays the same. `own` are the records that let this node in."""
+    that the number which people compare stays the same. `own` are the records that let this node in; `near` says
+    whether an address is in one of this machine's own networks."""
 
     def __init__(
         self,
@@ -67,7 +70,9 @@ class Joiner:
         context: Callable[[], ssl.SSLContext],
         settings: JoinSettings,
         own: Callable[[], tuple[Record, ...]] = tuple,
+        near: Callable[[str], bool] = lambda _: True,
     ) -> None:
+        self._near = near
         self._identity, self._context, self._settings, self._own = identity, context, settings, own
         self._numbers: dict[str, str] = {}
 
@@ -82,9 +87,11 @@ class Joiner:
                     return await self._asked(line, sight, me, token)
             except MeshError as error:
                 came = Came("failed", error.code, error.message)
-            except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:
-                why = "no answer in time" if isinstance(error, TimeoutError) else str(error) or type(error).__name__
-                came = Came("failed", "unreachable", f"{address} port {sight.peer_port}: {why}")
+            except OSError as error:
+                failure = fails(address, sight.peer_port, error, near=self._near(address))
+                came = Came("failed", "unreachable", failure.why, forbidden=failure.forbidden)
+            except (asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:
+                came = Came("failed", "unreachable", f"{address} port {sight.peer_port}: {error}")
         return came
 
     async def _asked(self, line: Line, sight: Sight, me: Me, token: Token | None) -> Came:

@@ -61,7 +61,7 @@ class Notices:
 
     def _missed(self) -> list[str]:
         view, after_s = self._membership.view(), DiscoverySettings().unheard_s
-        found = notes.forbidden(view, self._links.forbidden)
+        found = notes.forbidden(view, {**self._joins.forbidden, **self._links.forbidden})
         if clock.now() - self._began >= after_s:
             found += notes.unheard(view, self._membership.alive(), self._discovery.heard, after_s)
         return found

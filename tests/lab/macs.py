@@ -66,7 +66,7 @@ class Mac:
         self.log = Log(self.home / "output.log")
         self.started_at = 0.0  # monotonic, of the last start
         for part in ("stacks", "node"):
-            (self.home / part).mkdir(parents=True)
+            (self.home / part).mkdir(mode=0o700, parents=True)
         if id_:
             (self.home / "node" / "id").write_text(id_ + "\n")
             shutil.copy(_key_of(id_), self.home / "node" / "key.pem")
