@@ -9,6 +9,7 @@ class JoinSettings(Struct, frozen=True, kw_only=True):
     """Founding, joining and letting in. Seconds unless the name says otherwise."""
 
     look_s: float = 3.0  # a new founding looks so long for a mesh that is there already
+    meet_s: float = 1.0  # before it joins one as new as its own: mDNS finds an older one until then
     window_s: float = 1800.0  # open after the founding, and after each join through the window
     window_max_s: float = 86400.0  # `mesh open --for`
     linked_s: float = 3.0  # from seeing a fellow member to a link; then the two ask each other who belongs

@@ -252,6 +252,8 @@ class Joining:
             return None
         waits = self.waits.node if self.waits is not None else ""
         first = [self._not_before if x.node != waits else float("-inf") for x in wanted]
+        met = self._since + self._settings.meet_s  # one that is founded may be heard until then, and goes before
+        first = [max(at, met) if x.stance == "looking" else at for x, at in zip(wanted, first, strict=True)]
         when = [(max(first[i], self._next.get(x.mesh, first[i])), i) for i, x in enumerate(wanted)]
         at, i = when[0] if not self._fails.get(wanted[0].node, 0) else min(when)
         return wanted[i], at

@@ -48,8 +48,16 @@ def test_a_founding_that_sees_nobody_settles_after_three_seconds() -> None:
 
 def test_it_joins_what_is_settled_whatever_the_id_and_of_the_unsettled_the_lower() -> None:
     assert Node().tell(sight(mesh=HIGHER)) == [A]
-    assert Node().tell(sight(mesh=HIGHER, stance="looking")) == []
-    assert Node().tell(sight(mesh=LOWER, stance="looking")) == [A]
+    higher, lower = Node(), Node()
+    assert higher.tell(sight(mesh=HIGHER, stance="looking")) == higher.later(1.0) == []
+    assert lower.tell(sight(mesh=LOWER, stance="looking")) == [], "a settled one may be heard in the first second"
+    assert lower.later(1.0) == [A]
+
+
+def test_it_waits_a_moment_for_a_settled_one_before_it_joins_one_as_new_as_itself() -> None:
+    node = Node()
+    assert node.tell(sight(mesh=LOWER, stance="looking")) == []
+    assert node.tell(sight(B, mesh=HIGHER)) == [B]
 
 
 def test_of_two_settled_ones_the_higher_goes_to_the_lower_but_never_one_that_is_kept_or_closed() -> None:
