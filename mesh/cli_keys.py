@@ -12,7 +12,7 @@ from mesh.client import MeshClientError
 
 FIRST = (
     "This is the first key. From now on clients on other machines are refused unless they send a key; programs on the "
-    "Macs of the mesh themselves go on without."
+    "Macs of the mesh themselves go on without where they ask localhost, not the mesh's name or an address."
 )
 
 

@@ -69,8 +69,11 @@ class KeyRing:
     def name_of(self, presented: str) -> str | None:
         return self._keys.name_of(presented)
 
-    def counts(self, name: str) -> bool:
-        return self._keys.counts(name)
+    def id_of(self, presented: str) -> str:
+        return self._keys.id_of(presented)
+
+    def counts(self, id_: str) -> bool:
+        return self._keys.counts(id_)
 
     def watch(self, changed: Callable[[], None]) -> None:
         """`changed` is called when any key was made or revoked, here or elsewhere."""

@@ -62,18 +62,23 @@ class Keys:
     def name_of(self, presented: str) -> str | None:
         """Whose key this is; None when it is none that counts. How long that takes tells nothing of a secret."""
         digest = _digest(presented)
-        found = self._live.get(presented[len(PREFIX) : len(PREFIX) + _ID])
+        found = self._live.get(self.id_of(presented))
         return found.name if found is not None and hmac.compare_digest(digest, found.digest) else None
 
-    def counts(self, name: str) -> bool:
-        """A key of that name does."""
-        return any(key.name == name for key in self._live.values())
+    @staticmethod
+    def id_of(presented: str) -> str:
+        """Of a key that counts: which it is. Of other texts anything."""
+        return presented[len(PREFIX) : len(PREFIX) + _ID]
+
+    def counts(self, id_: str) -> bool:
+        """This very key does: another may have its name, made elsewhere at the same time, or after it was revoked."""
+        return id_ in self._live
 
     def create(self, name: str, random: bytes, at: int) -> tuple[str, ClientKey]:
         """A new key, made of RANDOM_BYTES `random` ones, and what is kept of it. Raises MeshError key_exists,
         keys_full."""
         assert len(random) == RANDOM_BYTES
-        if self.counts(name):
+        if any(key.name == name for key in self._live.values()):
             hint = "choose another name, or revoke that one first"
             raise MeshError("key_exists", f"there is a key '{name}' already", hint=hint, status=409)
         if len(self._all) >= self._max:

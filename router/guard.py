@@ -51,7 +51,8 @@ class KeyBook(Protocol):
     @property
     def needed(self) -> bool: ...
     def name_of(self, presented: str) -> str | None: ...
-    def counts(self, name: str) -> bool: ...
+    def id_of(self, presented: str) -> str: ...
+    def counts(self, id_: str) -> bool: ...
 
 
 class NoKeys:
@@ -62,15 +63,20 @@ class NoKeys:
     def name_of(self, presented: str) -> str | None:  # noqa: ARG002 - as KeyBook has it
         return None
 
-    def counts(self, name: str) -> bool:  # noqa: ARG002 - as KeyBook has it
+    def id_of(self, presented: str) -> str:  # noqa: ARG002 - as KeyBook has it
+        return ""
+
+    def counts(self, id_: str) -> bool:  # noqa: ARG002 - as KeyBook has it
         return False
 
 
 class Passed(Struct, frozen=True):
-    """It may ask. `key`: the name of the one it brought. `fields` are for the answer: what the browser must read."""
+    """It may ask. `key`: the name of the one it brought, `key_id` which of that name. `fields` are for the answer: what
+    the browser must read."""
 
     key: str | None = None
     fields: Mapping[str, str] = {}
+    key_id: str = ""
 
 
 class Denied(Struct, frozen=True):
@@ -135,7 +141,7 @@ class Guard:
 
     def still(self, passed: Passed) -> bool:
         """Its key, if it brought one, was not revoked since."""
-        return passed.key is None or not self._keys.needed or self._keys.counts(passed.key)
+        return passed.key is None or not self._keys.needed or self._keys.counts(passed.key_id)
 
     # Host
 
@@ -173,8 +179,10 @@ class Guard:
     def _keyed(self, path: str, fields: Mapping[str, str], client: str, said: Mapping[str, str]) -> Verdict:
         presented = _presented(fields)
         name = self._keys.name_of(presented) if presented else None
-        if name is not None or path in OPEN_PATHS:
-            return Passed(name, said)
+        if name is not None:
+            return Passed(name, said, self._keys.id_of(presented))
+        if path in OPEN_PATHS:
+            return Passed(None, said)
         forwarded = next((field for field in FORWARDED if field in fields), None)
         if forwarded is None and _is_loopback(client):
             return Passed(None, said)
@@ -188,7 +196,10 @@ def _why_no_key(presented: str, forwarded: str | None, client: str) -> str:
     from_here = (
         f" (it came from this machine, but was forwarded: {forwarded})" if forwarded and _is_loopback(client) else ""
     )
-    return f"this request needs an API key{from_here}: Authorization: Bearer sk-mesh-...; {make}"
+    return (
+        f"this request needs an API key{from_here}: Authorization: Bearer sk-mesh-...; {make}"
+        "; a program on a Mac of the mesh needs none where it asks localhost"
+    )
 
 
 def _strange_host(host: str) -> Denied:

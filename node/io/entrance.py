@@ -39,7 +39,11 @@ class Entrance:
         if (full := self.crowd.full(address)) == "address":
             self.limited("address_connections")
             most = self.crowd.most(address)
-            return Fault(429, f"{most} connections from your address are open here; close some, or use them again")
+            return Fault(
+                429,
+                f"{most} connections from your address are open here (`connections-per-address`); close some, or use "
+                "them again",
+            )
         if full and not self._make_way():
             self.limited("connections")
             return Fault(503, "as many connections are open here as this node can hold; try again soon")

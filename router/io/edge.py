@@ -220,7 +220,10 @@ class Edge:
             case "address":
                 self._limited("address_streams")
                 most = self._crowd.most(client)
-                return Refusal(ErrorCode.RATE_LIMITED, f"{most} requests from your address are open here already")
+                return Refusal(
+                    ErrorCode.RATE_LIMITED,
+                    f"{most} requests from your address are open here already (`requests-per-address`)",
+                )
             case "all":
                 self._limited("streams")
                 return Refusal(ErrorCode.MESH_SATURATED, f"{self._crowd.count} requests are open here already")

@@ -13,6 +13,7 @@ from msgspec import structs
 
 from mesh.errors import MeshError
 from mesh.keys import KEYS_MAX, PREFIX, RANDOM_BYTES, ClientKey, Keys, well_formed
+from router.guard import Guard, Passed
 
 CHANCE = random.Random(7)
 
@@ -28,7 +29,7 @@ def test_no_key_is_needed_until_the_first_one_exists() -> None:
     assert keys.needed
     assert keys.name_of(text) == "laptop"
     assert keys.live == (key,)
-    assert (keys.counts("laptop"), keys.counts("phone")) == (True, False)
+    assert (keys.counts(key.id), keys.counts("0" * 12)) == (True, False)
 
 
 def test_a_key_is_long_random_and_not_kept() -> None:
@@ -60,11 +61,27 @@ def test_a_revoked_key_is_nobodys_and_the_last_one_revoked_opens_nothing() -> No
     text, key = keys.create("laptop", chance(), 100)
     assert keys.revoke("laptop", 200).revoked == 200
     assert keys.name_of(text) is None
-    assert not keys.counts("laptop")
+    assert not keys.counts(key.id)
     assert keys.live == ()
     assert keys.needed, "whoever revokes a stolen key does not mean to let everybody in"
     assert not keys.merge((key,)), "a node that was away brings nothing back"
     assert keys.name_of(text) is None
+
+
+def test_what_was_asked_with_a_revoked_key_ends_though_another_key_has_its_name() -> None:
+    here, away = Keys(), Keys()
+    text, _ = here.create("laptop", chance(), 100)
+    away.merge(here.all)
+    guard = Guard(away)
+    asked = guard.judge(
+        "POST", "/v1/chat/completions", {"host": "10.0.0.5", "authorization": f"Bearer {text}"}, "10.0.0.9"
+    )
+    assert isinstance(asked, Passed)
+    assert guard.still(asked)
+    here.revoke("laptop", 200)
+    here.create("laptop", chance(), 300)
+    assert away.merge(here.all), "one that was cut off hears of both at once"
+    assert not guard.still(asked)
 
 
 def test_a_name_may_be_used_again_and_a_revoked_key_stays_so() -> None:

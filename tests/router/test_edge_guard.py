@@ -35,8 +35,11 @@ class OneKey:
     def name_of(self, presented: str) -> str | None:
         return "phone" if presented == "sk-right" else None
 
-    def counts(self, name: str) -> bool:
-        return name == "phone" and self.valid
+    def id_of(self, presented: str) -> str:
+        return f"id of {presented}"
+
+    def counts(self, id_: str) -> bool:
+        return id_ == "id of sk-right" and self.valid
 
 
 @pytest.fixture
@@ -194,7 +197,7 @@ async def test_one_whose_key_is_revoked_while_its_body_comes_is_refused_after_it
 
 async def test_a_name_of_a_key_may_be_anything_people_write(rig: Rig, keys: OneKey) -> None:
     keys.name_of = lambda presented: "Brunos Büro ✓"  # type: ignore[method-assign]  # for this one test
-    keys.counts = lambda name: True  # type: ignore[method-assign]  # likewise
+    keys.counts = lambda id_: True  # type: ignore[method-assign]  # likewise
     assert (await send(rig, CHAT, json=message(), headers=AWAY | RIGHT))[0] == 200
     assert rig.facts[-1].key == "Brunos Büro ✓"
     async with aiohttp.ClientSession() as session:

@@ -83,7 +83,9 @@ async def test_one_address_too_many_open_requests_hears_429_and_may_come_again()
         await until(lambda: edge.open_requests == 3)
         status, answer, headers = await send(rig, PATH, json=message())
         assert (status, answer["error"]["code"]) == (429, "rate_limited")
-        assert answer["error"]["message"] == "3 requests from your address are open here already"
+        assert (
+            answer["error"]["message"] == "3 requests from your address are open here already (`requests-per-address`)"
+        )
         assert int(headers["retry-after"]) >= 1
         assert rig.limited == {"address_streams": 1}
         gate.set()

@@ -14,6 +14,7 @@ from router.guard import Denied, Guard, NoKeys, Passed, Preflight, Verdict, name
 LAN, SELF = "192.168.1.9", "127.0.0.1"
 CHAT = "/v1/chat/completions"
 NAMES = names_of("mini", "Brunos-Mac-mini.fritz.box") | {"mlx-mesh.local", "coordinator.local"}
+PHONES = Passed("phone", key_id="id of sk-right")
 
 
 class OneKey:
@@ -24,8 +25,11 @@ class OneKey:
     def name_of(self, presented: str) -> str | None:
         return "phone" if presented == "sk-right" else None
 
-    def counts(self, name: str) -> bool:
-        return name == "phone" and self.valid
+    def id_of(self, presented: str) -> str:
+        return f"id of {presented}"
+
+    def counts(self, id_: str) -> bool:
+        return id_ == "id of sk-right" and self.valid
 
 
 def judge(guard: Guard, client: str = LAN, method: str = "POST", path: str = CHAT, **fields: str) -> Verdict:
@@ -178,7 +182,7 @@ def test_a_preflight_is_answered_without_a_key_and_only_to_pages_that_may() -> N
 def test_this_machine_needs_no_key(client: str) -> None:
     assert judge(Guard(OneKey(), names=NAMES), client) == Passed()
     assert judge(Guard(OneKey(), names=NAMES), client, authorization="Bearer sk-wrong") == Passed()
-    assert judge(Guard(OneKey(), names=NAMES), client, authorization="Bearer sk-right") == Passed("phone")
+    assert judge(Guard(OneKey(), names=NAMES), client, authorization="Bearer sk-right") == PHONES
 
 
 @pytest.mark.parametrize("field", ["forwarded", "x_forwarded_for"])
@@ -187,7 +191,7 @@ def test_what_was_forwarded_to_this_machine_does(field: str) -> None:
     found = denied(judge(guard, SELF, **{field: "1.2.3.4"}))
     assert found.refusal.code is ErrorCode.INVALID_API_KEY
     assert field.replace("_", "-") in found.refusal.message
-    assert judge(guard, SELF, authorization="Bearer sk-right", **{field: "1.2.3.4"}) == Passed("phone")
+    assert judge(guard, SELF, authorization="Bearer sk-right", **{field: "1.2.3.4"}) == PHONES
 
 
 @pytest.mark.parametrize("client", [LAN, "100.64.1.2", "fe80::1%en0", "fd7a::1", "::ffff:10.0.0.1", "", "what"])
@@ -199,9 +203,9 @@ def test_others_do_once_one_exists(client: str) -> None:
     wrong = denied(judge(guard, client, authorization="Bearer sk-wrong")).refusal.message
     assert "revoked" in wrong
     assert "sk-wrong" not in wrong, "a key that was mistyped is still nearly one"
-    assert judge(guard, client, authorization="Bearer sk-right") == Passed("phone")
-    assert judge(guard, client, authorization="bearer  sk-right ") == Passed("phone")
-    assert judge(guard, client, x_api_key="sk-right") == Passed("phone")
+    assert judge(guard, client, authorization="Bearer sk-right") == PHONES
+    assert judge(guard, client, authorization="bearer  sk-right ") == PHONES
+    assert judge(guard, client, x_api_key="sk-right") == PHONES
     assert isinstance(judge(guard, client, authorization="Basic sk-right"), Denied)
 
 
