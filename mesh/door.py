@@ -222,6 +222,9 @@ class Door:
                           f"`mlx-stack mesh remove {before.name}` on a member sends it away")  # fmt: skip
         if before is None and len(self._waiting) >= self._settings.waiting_max:
             return Refuse("full", f"{len(self._waiting)} machines wait already; accept or remove them first")
+        near = sum(w.address == caller.address for w in self._waiting.values())
+        if before is None and caller.address and near >= self._settings.waiting_per_address:
+            return Refuse("full", f"{near} machines wait at {caller.address} already; accept or remove them first")
         self._waiting[caller.node] = Waiter(
             node=caller.node, name=caller.name, cert=caller.cert, check=caller.check, why=why, by=by,
             address=caller.address, port=caller.port, peer_port=caller.peer_port,

@@ -25,6 +25,9 @@ class JoinSettings(Struct, frozen=True, kw_only=True):
     hurries_max: int = 20  # "something has changed for you", from whoever says so
     sights_max: int = 256  # nodes of other meshes of this name
     waiting_max: int = 16  # nodes that ask to be let in; further ones are told that the list is full
+    waiting_per_address: int = 4
+    numbers_max: int = 40  # check numbers that callers may have made at once, each a try to meet one that is shown,
+    number_every_s: float = 60.0  # and one more so often; further callers are refused until then
     waiting_kept_s: float = 900.0  # after they asked last
     sent_away_s: float = 3600.0  # whom a person does not want
     told_every_s: float = (

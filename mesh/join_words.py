@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from mesh.doors import Newcomer, Waiter
@@ -10,13 +11,19 @@ from mesh.notes import SHOWN_MAX, listed
 from node.types import NodeId
 
 INVITE = "`mlx-stack mesh invite` here, then there `mlx-stack mesh enable --invite TOKEN`"
+_PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+
+
+def typed(name: str, node: NodeId) -> str:
+    """What to type for this node: a stranger chooses its name, and people copy the whole line into a shell."""
+    return name if _PLAIN.fullmatch(name) else node
 
 
 def of_waiter(waiter: Waiter) -> str:
     """Why a node that asks is not in, as a member shows it."""
     return (
         f"asks to be let in ({waiter.why}): if it shows the check number {waiter.check} too, "
-        f"`mlx-stack mesh accept {waiter.name}` on any node of the mesh"
+        f"`mlx-stack mesh accept {typed(waiter.name, waiter.node)}` on any node of the mesh"
     )
 
 
@@ -66,17 +73,17 @@ def newcomers_note(newcomers: Sequence[Newcomer], names: Mapping[NodeId, str], m
         return []
     shown = [f"{_named(x, names)} ({x.check}{', this node' if x.node == me else ''})" for x in newcomers[:SHOWN_MAX]]
     more = f" and {len(newcomers) - SHOWN_MAX} more" if len(newcomers) > SHOWN_MAX else ""
-    typed = " ".join(_named(x, names) for x in newcomers)
+    all_typed = " ".join(typed(_named(x, names), x.node) for x in newcomers)
     text = (
         f"joined by itself, and nobody has confirmed it yet: {', '.join(shown)}{more}. Does each of them show the same "
-        f"check number in its own `mlx-stack mesh status`? `mlx-stack mesh accept {typed}`; "
+        f"check number in its own `mlx-stack mesh status`? `mlx-stack mesh accept {all_typed}`; "
         f"`mlx-stack mesh remove NAME` puts one out"
     )
     return [text]
 
 
 def waiters_note(waiters: Iterable[Waiter]) -> list[str]:
-    return [f"{w.name} {of_waiter(w)}; `mlx-stack mesh remove {w.name}` sends it away" for w in waiters]
+    return [f"{w.name} {of_waiter(w)}; `mlx-stack mesh remove {typed(w.name, w.node)}` sends it away" for w in waiters]
 
 
 def others_note(sights: Iterable[Sight], name: str, mesh: str, stance: Stance) -> list[str]:

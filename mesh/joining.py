@@ -206,7 +206,9 @@ class Joining:
         sight = self._sights.get(node)
         if sight is not None and self._asks.get(sight.mesh, 0) > 0 and self._hurries < self._settings.hurries_max:
             self._hurries += 1
-            self._next[sight.mesh] = min(self._next.get(sight.mesh, now), now + self._settings.busy_s)
+            soon = now + self._settings.busy_s
+            self._next[sight.mesh] = min(self._next.get(sight.mesh, now), soon)
+            self._not_before = min(self._not_before, soon)  # whom it waits for may be gone by now
 
     # What it decides
 

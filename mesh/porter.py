@@ -199,6 +199,10 @@ class Porter:
             why = f"{known[0]} is a member, and confirmed" if known else f"no node '{name}' asks to be let in"
             raise MeshError("nobody_waits", f"{why}; waiting or new: {there}", status=404,
                             hint="a node asks by itself, within a minute of its start or of a change")  # fmt: skip
+        alike = [m.node for m in d.trust.members.values() if m.name.lower() == name.lower() and m.node != node]
+        if node in waiting and alike:
+            raise MeshError("ambiguous", f"a member is called {name}, too ({alike[0]})", status=409,
+                            hint=f"`mlx-stack mesh accept {node}` lets in the one that waits")  # fmt: skip
         if check and self.checks().get(node) != check:
             why = (
                 f"{name} shows the check number {self.checks().get(node)} here, not {check}: somebody may be in between"

@@ -143,8 +143,8 @@ def test_a_newcomer_is_shown_with_its_number_until_somebody_accepts_it() -> None
 def test_sixteen_may_wait_and_who_waits_with_anothers_id_is_told_so() -> None:
     door = founded()
     for i in range(16):
-        assert door.waits(caller(NodeId(f"{i:016x}"), b"%d" % i), "closed", ME, 0.0) is None
-    full = door.waits(caller(NodeId("f" * 16), b"f"), "closed", ME, 0.0)
+        assert door.waits(caller(NodeId(f"{i:016x}"), b"%d" % i, address=f"10.0.1.{i // 4}"), "closed", ME, 0.0) is None
+    full = door.waits(caller(NodeId("f" * 16), b"f", address="10.0.1.9"), "closed", ME, 0.0)
     taken = door.waits(caller(NodeId(f"{3:016x}"), b"thief"), "closed", ME, 0.0)
     assert full is not None
     assert full.code == "full"
@@ -152,6 +152,15 @@ def test_sixteen_may_wait_and_who_waits_with_anothers_id_is_told_so() -> None:
     assert taken.code == "id_taken"
     assert len(door.waiting(0.0)) == 16
     assert door.waiting(901.0) == [], "who does not ask any more is forgotten"
+
+
+def test_four_may_wait_at_one_address() -> None:
+    door = founded()
+    said = [door.waits(caller(NodeId(f"{i:016x}"), b"%d" % i), "closed", ME, 0.0) for i in range(5)]
+    assert said[:4] == [None] * 4
+    assert said[4] is not None
+    assert said[4].code == "full"
+    assert door.waits(caller(NodeId("f" * 16), b"f", address="10.0.1.9"), "closed", ME, 0.0) is None
 
 
 def test_who_was_sent_away_does_not_come_back_on_the_list_for_an_hour() -> None:

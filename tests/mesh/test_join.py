@@ -116,7 +116,7 @@ async def test_who_comes_when_the_window_is_closed_waits_is_let_in_by_hand_and_f
     async with founded(tmp_path, mesh_name=name) as one:
         await one.control.close_window()
         async with running(home) as two:
-            await until(one.control._trust.checks)
+            await until(lambda: one.control._trust.checks() and two.control._trust.checks())
             found = next(n for n in (await status(one))["nodes"] if n["name"] == "mac2")
             assert found["state"] == "waiting"
             assert "`mlx-stack mesh accept mac2`" in found["reason"]
