@@ -126,7 +126,12 @@ def test_a_refusal_is_one_line_and_nothing_on_stdout(admin: Any) -> None:
 def test_watching_ends_with_ctrl_c_and_exit_code_0(admin: Any) -> None:
     admin.answer("GET /v1/mesh/status", MESH)
     command = [sys.executable, "-m", "mesh.cli", "mesh", "status", "--watch", "--json"]
-    with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as watching:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background ignores it
+    try:
+        watched = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with watched as watching:
         assert watching.stdout is not None
         assert json.loads(watching.stdout.readline())["self"] == "a"
         limit = threading.Timer(20, watching.kill)
