@@ -48,13 +48,6 @@ def route_json(fact: RouteFact) -> dict[str, Any]:
     """ROUTE of DESIGN section 4, and behind its fields those that tell of a hand-over."""
     route: dict[str, Any] = msgspec.to_builtins(fact, enc_hook=_in_words)
     del route["error"]
-    return _without_key(route)
-
-
-def _without_key(route: dict[str, Any]) -> dict[str, Any]:
-    """Who brought no key has no field for one."""
-    if route.get("key") is None:
-        route.pop("key", None)
     return route
 
 
@@ -89,7 +82,7 @@ def _read(body: bytes) -> dict[str, Any]:
     del route["error"]
     if isinstance(route["decision"], list):
         route["decision"] = msgspec.to_builtins(msgspec.convert(route["decision"], Reasons).decision)
-    return _without_key(route)
+    return route
 
 
 class RouteStore(History[RouteFact]):

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.server
 ROUTE = {
     *("id", "client_request_id", "at", "edge", "node", "coordinator", "model", "served_model", "stream", "status"),
     *("outcome", "queue_ms", "ttft_ms", "total_ms", "prompt_tokens", "cached_tokens", "completion_tokens"),
-    *("attempts", "decision", "resumable", "lost"),
+    *("attempts", "decision", "key", "resumable", "lost"),
 }
 HELLO: Any = [{"role": "user", "content": "Hello"}]
 
