@@ -34,9 +34,9 @@ def main() -> None:
         instrumented = nullcontext()
     with instrumented:
         from bench.fuzz.judge import Judge  # noqa: PLC0415 - what is imported before is not seen by atheris
-        from bench.fuzz.loop import by_mutation, corpus_of  # noqa: PLC0415
-        from bench.fuzz.mutate import Mutator  # noqa: PLC0415
-        from bench.fuzz.targets import TARGETS  # noqa: PLC0415
+        from bench.fuzz.loop import by_mutation, corpus_of  # noqa: PLC0415 - as above
+        from bench.fuzz.mutate import Mutator  # noqa: PLC0415 - as above
+        from bench.fuzz.targets import TARGETS  # noqa: PLC0415 - as above
     target = TARGETS[args.target]
     process = psutil.Process()
     with target.opened() as run:

@@ -112,10 +112,10 @@ class HandedOver(asyncio.Protocol):
     def __init__(self, other: asyncio.Protocol, gone: Callable[[], None]) -> None:
         self._other, self._gone = other, gone
         # The event loop looks these up on the instance: nothing is called in between.
-        self.data_received = other.data_received  # type: ignore[method-assign]
-        self.eof_received = other.eof_received  # type: ignore[method-assign]
-        self.pause_writing = other.pause_writing  # type: ignore[method-assign]
-        self.resume_writing = other.resume_writing  # type: ignore[method-assign]
+        self.data_received = other.data_received  # type: ignore[method-assign]  # see above
+        self.eof_received = other.eof_received  # type: ignore[method-assign]  # see above
+        self.pause_writing = other.pause_writing  # type: ignore[method-assign]  # see above
+        self.resume_writing = other.resume_writing  # type: ignore[method-assign]  # see above
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._gone()

@@ -189,7 +189,7 @@ class Generator(server.ResponseGenerator):  # type: ignore[misc]  # mlx_lm has n
         finished = partial(server.GenerationContext, has_tool_calling=tokenizer.has_tool_calling, **parts)
         tokenized = seam.joined(tokenized, args, stops.matcher(), finished)
         if self.model_provider.draft_model is None:  # which draws too, no one knows how often
-            mlx_resume.reseed(args, server._make_sampler(args, tokenizer), len(seam.tokens), len(tokenizer))  # noqa: SLF001
+            mlx_resume.reseed(args, server._make_sampler(args, tokenizer), len(seam.tokens), len(tokenizer))  # noqa: SLF001 - its own
         return tokenized
 
     def _make_state_machine(self, model_key: Any, tokenizer: Any, stop_words: Any) -> Any:

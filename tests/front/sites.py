@@ -89,7 +89,7 @@ class Site:
                 writer.write(piece)
                 await writer.drain()
                 if len(pieces) > 1:
-                    await asyncio.sleep(0)
+                    await asyncio.sleep(0)  # so that pieces are read apart
             answer = await reader.read()
         writer.close()
         return answer

@@ -10,6 +10,7 @@ import heapq
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from random import Random
 
 from mesh.checks import Seen
@@ -81,7 +82,7 @@ class Node:
         for effect in self.joining.step(event, now):
             match effect:
                 case Ask(sight):
-                    self.world.later(lambda sight=sight: self.world.nodes[sight.node].asked(self, sight))  # type: ignore[misc]
+                    self.world.later(partial(self.world.nodes[sight.node].asked, self, sight))
                 case Settle():
                     pass
         due = self.joining.deadline
@@ -112,7 +113,7 @@ class Node:
         sight = Sight(node=self.id, name=self.name, mesh=self.home.mesh, stance=self.joining.stance)
         for other in list(self.world.nodes.values()):
             if other is not self and self.world.rng.random() >= self.world.loss:
-                self.world.later(lambda other=other: other.tell(sight))  # type: ignore[misc]
+                self.world.later(partial(other.tell, sight))
         self.world.at(self.world.now + SAY_EVERY_S, self.say)
 
     def asked(self, caller: Node, sight: Sight) -> None:

@@ -117,7 +117,7 @@ async def world(*ids: NodeId, **settings: Any) -> AsyncIterator[list[Node]]:
             for node in nodes:
                 await node.listen()
             try:
-                await asyncio.sleep(0)
+                await asyncio.sleep(0)  # their tasks have begun
                 yield nodes
             finally:
                 for node in nodes:

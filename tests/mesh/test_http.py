@@ -85,6 +85,7 @@ async def test_little_waits_in_the_system_for_a_client_that_does_not_read() -> N
         ours, _ = listening.accept()
         with ours:
             ours.setblocking(False)
+            # Time can only add to what is taken, so a slow machine fails nothing.
             taken, end = 0, asyncio.get_running_loop().time() + 0.5
             while asyncio.get_running_loop().time() < end:
                 try:

@@ -27,7 +27,7 @@ async def test_the_newest_content_is_what_stays_and_nobody_waits(
     for term in range(5):
         writer.write(tmp_path / "term", b"%d" % term)
     writer.write(tmp_path / "peers", b"p")
-    await asyncio.sleep(0)
+    await asyncio.sleep(0)  # a turn of the loop: had it written here, the file would be there
     assert not (tmp_path / "term").exists()
     disk.set()
     await writer.flush()

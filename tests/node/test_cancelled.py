@@ -40,7 +40,7 @@ class Engine:
                 for block in (*[data("x")] * 6, usage(5, 0, 6), DONE):
                     writer.write(b"%x\r\n" % len(block) + block + b"\r\n")
                     await writer.drain()
-                    await asyncio.sleep(0)
+                    await asyncio.sleep(0)  # so that blocks come apart
                 writer.write(b"0\r\n\r\n")
                 self.whole += 1
         except (asyncio.IncompleteReadError, ConnectionError):
@@ -78,7 +78,7 @@ async def test_requests_cancelled_at_random_moments_leave_nothing() -> None:
     async def given_up(n: int) -> None:
         asking = asyncio.ensure_future(one(n))
         for _ in range(rng.randrange(60)):
-            await asyncio.sleep(0)
+            await asyncio.sleep(0)  # given up after so many turns of the loop, wherever it is then
         asking.cancel()
         try:
             await asking

@@ -362,7 +362,7 @@ async def test_each_part_of_a_body_is_counted_once() -> None:
         for number in range(1, parts + 1):
             incoming.feed(Part(b"ab"))
             for _ in range(3):
-                await asyncio.sleep(0)
+                await asyncio.sleep(0)  # the reader's turns
             assert bodies.held_bytes == 2 * number
         incoming.end()
     assert reading.result() == b"ab" * parts

@@ -24,7 +24,7 @@ RIGHT = {"authorization": "Bearer sk-right"}
 async def endless(_: Call) -> AsyncGenerator[bytes, None]:
     while True:
         yield chunk("more ")
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0.01)  # the pace of a model, waited for by nobody
 
 
 class OneKey:

@@ -98,7 +98,7 @@ class Wire(asyncio.Transport):
 
 async def _turns(count: int) -> None:
     for _ in range(count):
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # a turn of the loop, no time: what a piece sets going has had its turns
 
 
 class _Application:

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from random import Random
 from typing import cast
 
@@ -173,7 +174,7 @@ def _read(blocks: Sequence[bytes]) -> None:
     want(keep.held_bytes == 0, "something stays")
     _may(SeamError, lambda: continuation(again))
     for place in (0, len(chunks) // 2, len(chunks)):
-        _may(SeamError, lambda place=place: _joined(chunks[:place], chunks))  # type: ignore[misc]  # mypy#15459
+        _may(SeamError, partial(_joined, chunks[:place], chunks))
     _may(NodeError, lambda: _assembled(chunks))
 
 
